@@ -1,0 +1,38 @@
+# make setup installs, make demo runs the main job, make test runs every check. Nothing is installed outside .venv.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# A machine with an accelerator takes its own build of torch: make setup TORCH='torch==2.13.0 --index-url ...'
+TORCH ?= torch==2.13.0
+THREADS ?= $(shell nproc 2>/dev/null || echo 2)
+
+.PHONY: setup demo test lint clean
+
+setup: $(VENV)/.setup
+
+$(VENV)/.setup: pyproject.toml constraints.txt requirements-offline.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) $(TORCH)
+	$(PIP) --editable .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-offline.txt
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.setup
+	$(PIP) --editable '.[dev]'
+	touch $@
+
+demo: setup
+	$(BIN)/allrec quickstart --out runs/demo
+
+test: $(VENV)/.dev lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf $(VENV) runs .mypy_cache .ruff_cache .import_linter_cache

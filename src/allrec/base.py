@@ -1,0 +1,58 @@
+"""What every part may lean on: the configuration base class, the error a user can mend, a data set's wording."""
+
+from difflib import get_close_matches
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+
+class InputError(ValueError):
+    """Something the user can mend: what was got, what was expected, what to do. The program exits with code 2."""
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """A half sentence that names the known words, the one nearest to ``word`` first.
+
+    Example:
+        >>> nearest("sead", ["seed", "epochs"])
+        "did you mean 'seed'? known: epochs, seed"
+    """
+    matches = get_close_matches(word, known, n=1, cutoff=0.5)
+    listing = "known: " + ", ".join(sorted(known))
+    return f"did you mean {matches[0]!r}? {listing}" if matches else listing
+
+
+class Config(BaseModel):
+    """Base of every configuration class: typed, frozen, and closed to unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise InputError(_sentence(type(self).__name__, error)) from None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown_keys(cls, values: Any) -> Any:
+        if isinstance(values, dict):
+            for key in values:
+                if key not in cls.model_fields:
+                    raise InputError(f"unknown key {key!r} in {cls.__name__}: {nearest(str(key), list(cls.model_fields))}")
+        return values
+
+
+def _sentence(name: str, error: ValidationError) -> str:
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{name}{'.' + place if place else ''}: {message} (got {first['input']!r})" if place else message
+
+
+class Wording(Config):
+    """How the prompt speaks of a data set's items: "this user has bought ..., recommend one item to buy"."""
+
+    noun: str = Field("item", min_length=1, description="What an item is called.")
+    verb: str = Field("buy", min_length=1, description="What a user does with an item.")
+    past: str = Field("bought", min_length=1, description="The verb's past participle.")

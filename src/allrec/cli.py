@@ -1,0 +1,126 @@
+"""The program: ``allrec prepare``, ``train``, ``evaluate``, ``recommend`` and ``quickstart``."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from allrec.base import InputError
+
+app = typer.Typer(
+    name="allrec",
+    help="An all-round recommender: what people who act alike choose, and what a language model knows of things.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Sets = Annotated[list[str] | None, typer.Option("--set", help="Change a key of the recipe, such as seed=1; may be repeated.")]
+Llm = Annotated[str | None, typer.Option(help="A causal language model: name, path, or embedded-small. The recipe's if left out.")]
+Run = Annotated[Path, typer.Argument(help="A run folder, written by train.", metavar="RUN")]
+
+
+def main() -> None:
+    """Runs the program; a mistake that the user can mend ends it with one sentence and exit code 2."""
+    # Set before torch is imported: tokenizers would warn of every fork.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        app()
+    except InputError as error:
+        sys.stderr.write(f"allrec: {error}\n")
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        sys.stderr.write("allrec: stopped. Nothing that was finished is lost; go on with --resume.\n")
+        raise SystemExit(130) from None
+
+
+@app.command()
+def quickstart(
+    out: Annotated[Path, typer.Option(help="Folder to write; it may be there from an earlier quickstart.")] = Path("runs/demo"),
+    users: Annotated[int, typer.Option(min=50, help="Users of the simulated marketplace.")] = 2000,
+    seed: Annotated[int, typer.Option(min=0, help="Fixes everything.")] = 0,
+) -> None:
+    """Simulate a marketplace, prepare it, train on it, and show scores and recommendations. No network is needed."""
+    from allrec.terminal import run_quickstart
+
+    run_quickstart(out, users, seed)
+
+
+@app.command()
+def prepare(
+    source: Annotated[Path, typer.Argument(help="A table of interactions, or a folder with interactions.* and items.*.")],
+    out: Annotated[Path, typer.Option(help="The data set folder to write.")],
+    items: Annotated[Path | None, typer.Option(help="The table of items, where it does not lie beside the interactions.")] = None,
+    format: Annotated[str | None, typer.Option(help="The source's format; guessed if left out.")] = None,
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", help="Any option of preparation, such as min_rating=3; may be repeated.")
+    ] = None,
+    column: Annotated[
+        list[str] | None, typer.Option(help="Where a column's name does not tell: user_id=customer; may be repeated.")
+    ] = None,
+    item_column: Annotated[list[str] | None, typer.Option(help="The same for the table of items: title=name.")] = None,
+) -> None:
+    """Clean, index and split interactions and items into a data set folder."""
+    from allrec.terminal import run_prepare
+
+    run_prepare(source, out, items, format, sets or [], column or [], item_column or [])
+
+
+@app.command()
+def train(
+    dataset: Annotated[Path, typer.Argument(help="A data set folder, written by prepare.")],
+    run: Annotated[Path, typer.Option(help="The run folder to write.")],
+    recipe: Annotated[str, typer.Option(help="A recipe's name, or a TOML file.")] = "a-llmrec",
+    llm: Llm = None,
+    sets: Sets = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where the run stopped.")] = False,
+) -> None:
+    """Train a recipe's stages and evaluate them on validation and test."""
+    from allrec.terminal import run_train
+
+    run_train(dataset, run, recipe, llm, sets or [], resume)
+
+
+@app.command()
+def evaluate(
+    run: Run,
+    dataset: Annotated[Path, typer.Argument(help="The data set that the run was trained on.")],
+    protocol: Annotated[list[str] | None, typer.Option(help="paper, sampled-99, full or full-repeat; may be repeated.")] = None,
+) -> None:
+    """Evaluate a run again, under other protocols."""
+    from allrec.terminal import run_evaluate
+
+    run_evaluate(run, dataset, protocol or [])
+
+
+@app.command()
+def recommend(
+    run: Run,
+    user: Annotated[str | None, typer.Option(help="A known user's id.")] = None,
+    history: Annotated[str | None, typer.Option(help="Item ids, oldest first, with commas, in place of a user.")] = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="How many.")] = 10,
+    candidates: Annotated[str | None, typer.Option(help="Rank these item ids alone, with commas.")] = None,
+    with_history: Annotated[bool, typer.Option("--with-history", help="Items of the history may come again.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Recommend items to a user, or rank given ones."""
+    from allrec.recommender import AllRec
+    from allrec.terminal import show_recommendations
+
+    system = AllRec.from_pretrained(run)
+    told = None if history is None else [part for part in history.split(",") if part]
+    if candidates is not None:
+        found = system.rank([part for part in candidates.split(",") if part], user=user, history=told)[:k]
+    else:
+        found = system.recommend(user=user, history=told, k=k, with_history=with_history)
+    if as_json:
+        sys.stdout.write(json.dumps([vars(item) for item in found], ensure_ascii=False) + "\n")
+    else:
+        show_recommendations(system, user, told, found)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""A recipe: the parts' own configuration classes put together, read from TOML, changed on the command line."""
+
+import tomllib
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from allrec.base import Config, InputError, nearest
+from allrec.models.language_model import LanguageModelConfig
+from allrec.models.prompt import PromptConfig
+from allrec.models.text_encoder import TextEncoderConfig
+from allrec.training.backbone import BackboneConfig
+from allrec.training.stages import AlignmentStageConfig, SoftTokensStageConfig
+
+
+class EvaluationConfig(Config):
+    """What ``train`` measures at its end."""
+
+    protocols: tuple[Literal["paper", "sampled-99", "full", "full-repeat"], ...] = Field(
+        ("paper", "full"), description="Candidates: lists stored with the data set, or the whole catalogue."
+    )
+    splits: tuple[Literal["valid", "test"], ...] = Field(("valid", "test"), description="Which targets.")
+    llm_users: int = Field(0, ge=0, description="Test users whom language-model scorers score, a fixed sample; 0 is all.")
+    llm_valid_users: int = Field(1000, ge=0, description="The same for validation; 0 is all.")
+    llm_tokens_per_batch: int = Field(16384, ge=1, description="Tokens read at once when candidates are scored.")
+    normalize: Literal["sum", "mean"] = Field("sum", description="Log-likelihood of a title: its sum over tokens, or mean.")
+    bootstrap_seed: int = Field(0, ge=0, description="Seed of intervals, paired tests and samples of users.")
+
+
+class LanguageModelChoice(Config):
+    """The language model that a recipe is written for, and the embedded one that stands in for it."""
+
+    published: LanguageModelConfig = LanguageModelConfig(name="facebook/opt-6.7b")
+    stand_in: Literal["embedded-small", "embedded-large"] = Field("embedded-small", description="Used where none is asked for.")
+    chosen: LanguageModelConfig | None = Field(None, description="The one that was used; written when a run begins.")
+
+
+class Recipe(Config):
+    """All that decides what a run does, beside the data."""
+
+    name: str = Field("custom", min_length=1, description="How tables call it.")
+    seed: int = Field(0, ge=0, description="Fixes every random choice.")
+    cold_below: int = Field(1, ge=0, description="Items with fewer training interactions enter by their text.")
+    backbone: BackboneConfig = BackboneConfig()
+    text: TextEncoderConfig = TextEncoderConfig()
+    alignment: AlignmentStageConfig = AlignmentStageConfig()
+    llm: LanguageModelChoice = LanguageModelChoice()
+    prompt: PromptConfig = PromptConfig()
+    soft_tokens: SoftTokensStageConfig = SoftTokensStageConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+
+def recipe_names() -> list[str]:
+    """The recipes that come with the package."""
+    return sorted(entry.name.removesuffix(".toml") for entry in files("allrec.recipes").iterdir() if entry.name.endswith(".toml"))
+
+
+def load_recipe(name: str, overrides: tuple[str, ...] = ()) -> Recipe:
+    """Reads a recipe that comes with the package, or a TOML file.
+
+    Args:
+        name: a recipe's name or a path.
+        overrides: ``key=value`` with dots between keys; values as in TOML, and a bare word is a string.
+
+    Raises:
+        InputError: no such recipe, no TOML, an unknown key or a value of the wrong kind.
+    """
+    values = _read(name)
+    for override in overrides:
+        _apply(values, override)
+    return Recipe(**values)
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The complete recipe as TOML; ``load_recipe`` reads it back."""
+    return "\n".join(_toml(recipe.model_dump(mode="json", exclude_none=True))) + "\n"
+
+
+def _read(name: str) -> dict[str, Any]:
+    path = Path(name)
+    if path.suffix == ".toml" or path.is_file():
+        if not path.is_file():
+            raise InputError(f"no such recipe file: {path}. Recipes by name: {', '.join(recipe_names())}")
+        text = path.read_text(encoding="utf-8")
+    elif name in recipe_names():
+        text = files("allrec.recipes").joinpath(f"{name}.toml").read_text(encoding="utf-8")
+    else:
+        raise InputError(f"unknown recipe {name!r}: {nearest(name, recipe_names())}. A path to a .toml file does too.")
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"the recipe {name} is no TOML: {error}") from None
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise InputError(f"got --set {override!r}, expected key=value such as backbone.loop.epochs=20")
+    *parents, last = key.strip().split(".")
+    for parent in parents:
+        inner = values.setdefault(parent, {})
+        if not isinstance(inner, dict):
+            raise InputError(f"--set {override!r}: {parent!r} is a value, not a table, so it has no key {last!r}")
+        values = inner
+    values[last] = _value(text.strip())
+
+
+def _value(text: str) -> Any:
+    if text == "none":
+        return None
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _toml(table: dict[str, Any], prefix: str = "") -> list[str]:
+    plain = {key: value for key, value in table.items() if not isinstance(value, dict)}
+    lines = [f"{key} = {_literal(value)}" for key, value in plain.items()]
+    for key, value in table.items():
+        if isinstance(value, dict):
+            lines += ["", f"[{prefix}{key}]", *_toml(value, f"{prefix}{key}.")]
+    return lines
+
+
+def _literal(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+        return f'"{escaped}"'
+    if isinstance(value, list):
+        return f"[{', '.join(_literal(item) for item in value)}]"
+    return repr(value)

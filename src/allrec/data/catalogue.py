@@ -1,0 +1,100 @@
+"""What serving must know of a data set: its items, how often each was seen, and the known users' histories."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from jaxtyping import Int
+from numpy import ndarray
+
+from allrec.artifacts import atomic_path
+from allrec.base import InputError, Wording, nearest
+from allrec.data.dataset import Dataset
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """Items with ids, titles, texts and training counts; users with ids and whole histories, oldest first."""
+
+    item_ids: list[str]
+    titles: list[str | None]
+    texts: list[str | None]
+    train_counts: Int[ndarray, "items"]
+    user_ids: list[str]
+    offsets: Int[ndarray, "users+1"]
+    items: Int[ndarray, "interactions"]
+    wording: Wording
+    _item_of: dict[str, int] = field(init=False, repr=False, compare=False)
+    _user_of: dict[str, int] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_item_of", {item_id: item for item, item_id in enumerate(self.item_ids)})
+        object.__setattr__(self, "_user_of", {user_id: user for user, user_id in enumerate(self.user_ids)})
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> "Catalogue":
+        """The catalogue of a data set, with every interaction in the histories and only training ones counted."""
+        return cls(
+            dataset.item_ids, dataset.titles, dataset.texts, dataset.train_counts(),
+            dataset.user_ids, dataset.offsets, dataset.items, dataset.wording,
+        )  # fmt: skip
+
+    @property
+    def num_items(self) -> int:
+        """How many items there are."""
+        return len(self.item_ids)
+
+    def item(self, item_id: str) -> int:
+        """Position of an item.
+
+        Raises:
+            InputError: there is no such item.
+        """
+        return _look_up(self._item_of, item_id, "item")
+
+    def user(self, user_id: str) -> int:
+        """Position of a user.
+
+        Raises:
+            InputError: there is no such user.
+        """
+        return _look_up(self._user_of, user_id, "user")
+
+    def history(self, user: int) -> Int[ndarray, "length"]:
+        """All that a known user interacted with, oldest first."""
+        return self.items[self.offsets[user] : self.offsets[user + 1]]
+
+    def save(self, folder: Path) -> None:
+        """Writes ``items.parquet`` and ``users.parquet``, each whole or not at all."""
+        columns = {"item_id": self.item_ids, "title": self.titles, "text": self.texts}
+        schema = dict.fromkeys(columns, pl.String)
+        items = pl.DataFrame(columns, schema=schema).with_columns(pl.Series("num_train", self.train_counts))
+        lengths = np.diff(self.offsets)
+        histories = pl.DataFrame({"user": np.repeat(np.arange(len(lengths)), lengths), "history": self.items})
+        grouped = histories.group_by("user", maintain_order=True).agg("history")
+        users = pl.DataFrame({"user": np.arange(len(lengths)), "user_id": self.user_ids})
+        users = users.join(grouped, on="user", how="left", maintain_order="left").drop("user")
+        for name, table in (("items", items), ("users", users)):
+            with atomic_path(folder / f"{name}.parquet") as temporary:
+                table.write_parquet(temporary)
+
+    @classmethod
+    def load(cls, folder: Path, wording: Wording) -> "Catalogue":
+        """Reads what ``save`` wrote."""
+        items, users = pl.read_parquet(folder / "items.parquet"), pl.read_parquet(folder / "users.parquet")
+        history = users["history"].fill_null([])
+        lengths = history.list.len().to_numpy()
+        values = history.explode(empty_as_null=False).to_numpy().astype(np.int32)
+        return cls(
+            items["item_id"].to_list(), items["title"].to_list(), items["text"].to_list(), items["num_train"].to_numpy(),
+            users["user_id"].to_list(), np.concatenate([[0], np.cumsum(lengths)]), values, wording,
+        )  # fmt: skip
+
+
+def _look_up(positions: dict[str, int], key: str, kind: str) -> int:
+    if key not in positions:
+        known = nearest(key, list(positions)[:1000]).partition(" known:")[0] if positions else ""
+        hint = known if known.startswith("did you mean") else f"there are {len(positions)} {kind}s"
+        raise InputError(f"unknown {kind} {key!r}: {hint}. Ids are those of the data set.")
+    return positions[key]

@@ -1,0 +1,187 @@
+"""A data set as everybody above reads it: NumPy arrays and lists, loaded from its folder with checksums verified."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from allrec.artifacts import check_sha256, read_json, sha256_text
+from allrec.base import InputError, Wording
+from allrec.data.candidates import NUM_NEGATIVES
+
+FORMAT_VERSION = 1
+MANIFEST = "dataset.json"
+FILES = ("interactions.parquet", "items.parquet", "rejected.jsonl", "splits.parquet", "users.parquet")
+SPLITS = ("valid", "test")
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What is to be predicted, one row an evaluated user.
+
+    Attributes:
+        users: int32 [rows], ascending.
+        positions: int64 [rows], the target's place in the user's sequence; the history is everything before it.
+        items: int32 [rows], the targets.
+        candidates: protocol -> int32 [rows, candidates], the target once, shuffled, -1 at the end of short rows.
+    """
+
+    users: np.ndarray
+    positions: np.ndarray
+    items: np.ndarray
+    candidates: dict[str, np.ndarray]
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Interactions, items, a split and its candidates. Users and items are 0-based positions.
+
+    Attributes:
+        name: the data set's name.
+        path: its folder.
+        user_ids: the source's id of every user.
+        item_ids: the source's id of every item.
+        titles: cleaned titles; None where an item has none.
+        texts: what a text encoder reads, title and description joined; None where an item has neither.
+        offsets: int64 [users + 1], where every user's interactions begin in ``items``.
+        items: int32 [interactions], oldest first within a user.
+        train_lengths: int64 [users], the first so many interactions of a user are training data.
+        targets: "valid" and "test".
+        wording: how a prompt speaks of the items.
+        sha256: of the files' hashes; equal data sets have equal ones.
+        counts: users, items, interactions, evaluated users and more, as in dataset.json.
+    """
+
+    name: str
+    path: Path
+    user_ids: list[str]
+    item_ids: list[str]
+    titles: list[str | None]
+    texts: list[str | None]
+    offsets: np.ndarray
+    items: np.ndarray
+    train_lengths: np.ndarray
+    targets: dict[str, Targets]
+    wording: Wording
+    sha256: str
+    counts: dict[str, int]
+
+    @property
+    def num_users(self) -> int:
+        """How many users there are, those too short to be evaluated included."""
+        return len(self.user_ids)
+
+    @property
+    def num_items(self) -> int:
+        """How many items the catalogue has, those that nobody touched included."""
+        return len(self.item_ids)
+
+    @property
+    def num_interactions(self) -> int:
+        """How many interactions there are, repeats included."""
+        return len(self.items)
+
+    def history(self, user: int) -> np.ndarray:
+        """All items of a user, int32, oldest first, of every split."""
+        return self.items[self.offsets[user] : self.offsets[user + 1]]
+
+    def train_history(self, user: int) -> np.ndarray:
+        """The training items of a user, int32, oldest first."""
+        return self.history(user)[: self.train_lengths[user]]
+
+    def train_csr(self) -> tuple[np.ndarray, np.ndarray]:
+        """Training interactions: offsets int64 [users + 1] and items int32 [training interactions]."""
+        offsets = np.concatenate([[0], np.cumsum(self.train_lengths)])
+        places = np.arange(offsets[-1]) + np.repeat(self.offsets[:-1] - offsets[:-1], self.train_lengths)
+        return offsets, self.items[places]
+
+    def train_counts(self) -> np.ndarray:
+        """How often every item occurs in training, int64 [items]."""
+        return np.bincount(self.train_csr()[1], minlength=self.num_items)
+
+
+def load_dataset(path: Path | str) -> Dataset:
+    """Loads a data set folder that ``prepare`` wrote.
+
+    Args:
+        path: the folder.
+
+    Raises:
+        InputError: no data set there, one of another format version, or a damaged file.
+    """
+    path = Path(path)
+    manifest = read_manifest(path)
+    for name, sha256 in manifest["files"].items():
+        check_sha256(path / name, sha256)
+    items = pl.read_parquet(path / "items.parquet", columns=["item_id", "title", "text"], glob=False)
+    users = pl.read_parquet(path / "users.parquet", glob=False)
+    interactions = pl.read_parquet(path / "interactions.parquet", columns=["user", "item"], glob=False)
+    lengths = np.bincount(interactions["user"].to_numpy(), minlength=len(users))
+    return Dataset(
+        name=manifest["name"],
+        path=path,
+        user_ids=users["user_id"].to_list(),
+        item_ids=items["item_id"].to_list(),
+        titles=items["title"].to_list(),
+        texts=items["text"].to_list(),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        items=to_array(interactions["item"]),
+        train_lengths=to_array(users["num_train"]),
+        targets={split: read_targets(path / "splits.parquet", split) for split in SPLITS},
+        wording=Wording(**manifest["wording"]),
+        sha256=combine_hashes(manifest["files"]),
+        counts=manifest["counts"],
+    )
+
+
+def is_dataset(path: Path) -> bool:
+    """Whether a folder is a data set, of any version, whole or damaged."""
+    return (path / MANIFEST).is_file() and (path / "interactions.parquet").is_file()
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Reads ``dataset.json``.
+
+    Raises:
+        InputError: the folder is no data set, or one of another format version.
+    """
+    if not (path / MANIFEST).is_file():
+        raise InputError(
+            f"{path} is no data set folder: it holds no {MANIFEST}. Make one: allrec prepare SOURCE --out {path}"
+        )
+    manifest = read_json(path / MANIFEST)
+    version = manifest.get("format") if isinstance(manifest, dict) else None
+    if version != FORMAT_VERSION:
+        raise InputError(
+            f"{path} has format version {version}, expected {FORMAT_VERSION}. Prepare it again from its source."
+        )
+    missing = {"name", "files", "wording", "counts"} - set(manifest)
+    if missing or set(manifest["files"]) != set(FILES):
+        raise InputError(f"{path / MANIFEST} is damaged: it does not name what a data set has. Prepare it again.")
+    return dict(manifest)
+
+
+def read_targets(path: Path, split: str) -> Targets:
+    """Reads the targets of one split from ``splits.parquet``."""
+    rows = pl.scan_parquet(path, glob=False).filter(pl.col("split") == split).collect()
+    candidates = {
+        protocol: to_array(rows[protocol].explode(empty_as_null=False)).reshape(len(rows), 1 + num_negatives)
+        for protocol, num_negatives in NUM_NEGATIVES.items()
+    }
+    return Targets(to_array(rows["user"]), to_array(rows["position"]), to_array(rows["item"]), candidates)
+
+
+def to_array(column: pl.Series) -> np.ndarray:
+    """A column as an array of its own, which tensors may share without a warning."""
+    return column.to_numpy(writable=True)
+
+
+def combine_hashes(files: Mapping[str, str]) -> str:
+    """One SHA-256 for a whole data set, of its files' names and hashes, sorted by name."""
+    return sha256_text("\n".join(f"{name} {sha256}" for name, sha256 in sorted(files.items())))

@@ -1,0 +1,183 @@
+"""Reads interactions: types them, rejects rows by reason, numbers users and items, and puts every user's in order."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import polars as pl
+
+from allrec.base import InputError
+from allrec.data.sources.files import ROW
+
+MAX_ID_CHARS = 1_000
+VALUE_TYPES = {"rating": pl.Float32, "position": pl.Int64}
+RAW_PARTS = ("timestamp", "rating", "position")
+DATE_FORMATS = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M", "%Y-%m-%d")
+MILLISECONDS = 1_000
+# Numbers beyond these are milliseconds, microseconds, nanoseconds: as seconds they would lie after the year 5000.
+UNIT_BOUNDS = ((1e11, 1e3), (1e14, 1.0), (1e17, 1e-3), (float("inf"), 1e-6))
+NUMERIC_SAMPLE = 1_000
+
+
+class Coded(NamedTuple):
+    """Accepted interactions as numbers.
+
+    Attributes:
+        frame: source_row, user, item (first seen first), and time (ms), position, rating where the source has them.
+        user_ids: the string id of every user number.
+        item_ids: the string id of every item number.
+    """
+
+    frame: pl.DataFrame
+    user_ids: pl.Series
+    item_ids: pl.Series
+
+
+def parse(raw: pl.LazyFrame, min_rating: float | None = None) -> pl.LazyFrame:
+    """Types a source's interactions and gives every row that cannot be used a reason.
+
+    Args:
+        raw: source_row, user_id, item_id, and where known timestamp, rating, position, of any type.
+        min_rating: rows rated lower are rejected.
+
+    Returns:
+        source_row, user_id, item_id, reason (None: accepted), time (ms), rating, position, and the raw values of the
+        rejected rows as ``raw_*``.
+    """
+    schema = raw.collect_schema()
+    present = [part for part in RAW_PARTS if part in schema]
+    ids = [pl.col(name).cast(pl.String).str.strip_chars() for name in ("user_id", "item_id")]
+    typed = []
+    if "timestamp" in schema:
+        typed.append(milliseconds(raw, schema["timestamp"]).alias("time"))
+    if "rating" in schema:
+        typed.append(number("rating").alias("rating_value"))
+    if "position" in schema:
+        typed.append(number("position").alias("position_value"))
+    kept = [
+        pl.when(pl.col("reason").is_not_null()).then(pl.col(part).cast(pl.String)).alias(f"raw_{part}")
+        for part in present
+    ]
+    values = [pl.col(f"{part}_value").cast(kind).alias(part) for part, kind in VALUE_TYPES.items() if part in schema]
+    return (
+        raw.with_columns(*ids, *typed)
+        .with_columns(reason_for(present, min_rating).alias("reason"))
+        .select(ROW, "user_id", "item_id", "reason", *(["time"] if "timestamp" in schema else []), *values, *kept)
+    )
+
+
+def number(part: str) -> pl.Expr:
+    """A column as finite numbers; None where it holds none."""
+    value = pl.col(part).cast(pl.String).str.strip_chars().cast(pl.Float64, strict=False)
+    return pl.when(value.is_finite()).then(value)
+
+
+def milliseconds(raw: pl.LazyFrame, kind: pl.DataType) -> pl.Expr:
+    """The time in milliseconds since 1970, UTC: of numbers in s, ms, µs or ns, of ISO dates, of dates and times."""
+    column = pl.col("timestamp")
+    if kind.is_temporal():
+        return column.cast(pl.Datetime("ms")).dt.timestamp("ms")
+    if kind.is_numeric() or is_mostly_numeric(raw):
+        value = number("timestamp")
+        scaled = [pl.when(value < bound).then(value * factor) for bound, factor in UNIT_BOUNDS]
+        return pl.when(value >= 0).then(pl.coalesce(scaled)).round().cast(pl.Int64, strict=False)
+    text = column.str.strip_chars().str.replace("T", " ", literal=True).str.replace(r"(Z|\+00:?00)$", "")
+    times = [text.str.to_datetime(form, strict=False, time_unit="ms") for form in DATE_FORMATS]
+    return pl.coalesce(times).dt.timestamp("ms")
+
+
+def is_mostly_numeric(raw: pl.LazyFrame) -> bool:
+    """Whether the first timestamps are numbers rather than dates."""
+    sample = raw.head(NUMERIC_SAMPLE).select(
+        read=number("timestamp").is_not_null().sum(), given=pl.col("timestamp").is_not_null().sum()
+    )
+    read, given = sample.collect().row(0)
+    return bool(2 * read >= given)
+
+
+def reason_for(present: list[str], min_rating: float | None) -> pl.Expr:
+    """Why a row is rejected, the first reason that holds; None where it is accepted."""
+    names = ("user id", "item id")
+    reasons = [(is_missing(name), f"missing {name}") for name in names]
+    reasons += [(is_bad_id(name), f"bad {name}") for name in names]
+    if "timestamp" in present:
+        reasons.append((pl.col("time").is_null(), "bad timestamp"))
+    if "position" in present:
+        value = pl.col("position_value")
+        reasons.append((value.is_null() | (value != value.round()), "bad position"))
+    if "rating" in present:
+        unread = pl.col("rating_value").is_null()
+        is_given = pl.col("rating").cast(pl.String).str.strip_chars().str.len_chars() > 0
+        reasons.append((unread & is_given, "bad rating"))
+        if min_rating is not None:
+            reasons += [(unread, "missing rating"), (pl.col("rating_value") < min_rating, "below minimum rating")]
+    return pl.coalesce(pl.when(condition).then(pl.lit(reason)) for condition, reason in reasons)
+
+
+def is_missing(name: str) -> pl.Expr:
+    """Whether an id is absent or blank."""
+    column = pl.col(name.replace(" ", "_"))
+    return column.is_null() | (column.str.len_chars() == 0)
+
+
+def is_bad_id(name: str) -> pl.Expr:
+    """Whether an id holds control characters or is no id by its length."""
+    column = pl.col(name.replace(" ", "_"))
+    return column.str.contains(r"[\x00-\x1f\x7f]") | (column.str.len_chars() > MAX_ID_CHARS)
+
+
+def number_ids(parsed: pl.LazyFrame, name: str) -> pl.DataFrame:
+    """Ids of the accepted rows in order of first appearance, with their numbers."""
+    first = parsed.group_by(name).agg(pl.col(ROW).min()).sort(ROW).collect(engine="streaming")
+    number_name = name.removesuffix("_id")
+    return first.select(pl.int_range(pl.len(), dtype=pl.Int32).alias(number_name), name)
+
+
+def code(parsed_path: Path) -> Coded:
+    """Exchanges the ids of accepted interactions for numbers, in the source's order."""
+    accepted = pl.scan_parquet(parsed_path, glob=False).filter(pl.col("reason").is_null())
+    users, items = number_ids(accepted, "user_id"), number_ids(accepted, "item_id")
+    known = [name for name in ("time", "position", "rating") if name in accepted.collect_schema()]
+    frame = (
+        accepted.join(users.lazy(), on="user_id")
+        .join(items.lazy(), on="item_id")
+        .select(ROW, "user", "item", *known)
+        .sort(ROW)
+        .collect(engine="streaming")
+    )
+    return Coded(frame, users["user_id"], items["item_id"])
+
+
+def put_in_order(frame: pl.DataFrame) -> pl.DataFrame:
+    """Sorts by user, then time, position, and the source's own order among ties; adds ``order`` within the user."""
+    keys = [name for name in ("time", "position") if name in frame.columns]
+    ordered = frame.sort("user", *keys, ROW)
+    return ordered.with_columns(pl.int_range(pl.len(), dtype=pl.Int32).over("user").alias("order"))
+
+
+def count_reasons(rejected: pl.LazyFrame) -> dict[str, int]:
+    """Number of rejected rows by reason, sorted by reason."""
+    counted = rejected.group_by("reason").agg(pl.len().alias("rows")).sort("reason").collect(engine="streaming")
+    return {reason: int(rows) for reason, rows in counted.iter_rows()}
+
+
+def refuse_missing_rating(raw: pl.LazyFrame, min_rating: float | None, path: Path) -> None:
+    """Refuses a minimum rating of a source without ratings.
+
+    Raises:
+        InputError: how to name the column.
+    """
+    if min_rating is not None and "rating" not in raw.collect_schema():
+        raise InputError(
+            f"{path}: min_rating is {min_rating:g}, but there is no rating column. Name it: --column rating=COLUMN."
+        )
+
+
+def refuse_nothing_left(num_kept: int, reasons: dict[str, int], path: Path) -> None:
+    """Refuses a source of which no interaction is left.
+
+    Raises:
+        InputError: how many rows were rejected for what.
+    """
+    if num_kept == 0:
+        listing = ", ".join(f"{rows} {reason}" for reason, rows in reasons.items()) or "it has no rows"
+        raise InputError(f"{path}: no interaction is left ({listing}). Loosen the filters, or name the right columns.")

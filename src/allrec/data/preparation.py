@@ -1,0 +1,243 @@
+"""``prepare``: a source becomes a data set folder, whole or not at all."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+
+from allrec.artifacts import sha256_file, write_json
+from allrec.base import InputError
+from allrec.data.candidates import NUM_NEGATIVES, Touched, draw_candidates
+from allrec.data.config import PrepareConfig
+from allrec.data.dataset import FILES, FORMAT_VERSION, MANIFEST, SPLITS, Dataset, is_dataset, load_dataset
+from allrec.data.filters import REASONS, count_filter, refuse_unused_minimum
+from allrec.data.interactions import (
+    Coded,
+    code,
+    count_reasons,
+    parse,
+    put_in_order,
+    refuse_missing_rating,
+    refuse_nothing_left,
+)
+from allrec.data.items import Catalogue, build_catalogue, read_items
+from allrec.data.sources.diagnosis import diagnosing
+from allrec.data.sources.files import ROW
+from allrec.data.sources.registry import open_source
+from allrec.data.sources.source import Source, SourceOptions
+from allrec.data.split import Split, leave_last_out, split_at_times
+from allrec.data.staging import staging
+
+PARSED = ".parsed.parquet"
+ROW_GROUP = 1 << 17
+
+
+class Kept(NamedTuple):
+    """What is left after all filters.
+
+    Attributes:
+        frame: user, item, order, source_row and where known time, rating; sorted by user and order.
+        user_ids: the string id of every user number.
+        item_ids: the string id of every item number, first seen first.
+        filtered: source_row and reason of the rows that the count filter rejected.
+    """
+
+    frame: pl.DataFrame
+    user_ids: pl.Series
+    item_ids: pl.Series
+    filtered: pl.DataFrame
+
+
+def prepare(
+    source: Path | str,
+    out: Path | str,
+    *,
+    items: Path | str | None = None,
+    config: PrepareConfig | None = None,
+    progress: Callable[[str], None] = lambda step: None,
+) -> Dataset:
+    """Turns own tables or a published format into a data set folder.
+
+    Args:
+        source: a table of interactions, or a folder (see ``data/sources`` for the formats).
+        out: the data set folder; a data set that is there already is replaced, anything else is left alone.
+        items: the table of items, where it does not lie beside the interactions.
+        config: every option.
+        progress: told in a few words what begins.
+
+    Returns:
+        The data set, loaded from its folder.
+
+    Raises:
+        InputError: what is wrong with the source or the options, where, and what to do; nothing is then written.
+    """
+    config = config or PrepareConfig()
+    refuse_unused_minimum(config)
+    source, out = Path(source), Path(out)
+    options = SourceOptions(Path(items) if items else None, config.columns, config.item_columns)
+    with staging(out, is_dataset, "data set") as folder:
+        opened = open_source(source, options, config.format)
+        write_dataset(folder, source, opened, config, progress)
+    return load_dataset(out)
+
+
+def write_dataset(
+    folder: Path, path: Path, source: Source, config: PrepareConfig, progress: Callable[[str], None]
+) -> None:
+    """Reads a source and writes every file of a data set into ``folder``."""
+    progress("reading interactions")
+    with diagnosing(source.files):
+        refuse_missing_rating(source.interactions, config.min_rating, path)
+        # One pass leaves low ratings out of its counts alone, and so meets them again in keep().
+        minimum = None if config.count_filter == "one-pass" else config.min_rating
+        parse(source.interactions, minimum).sink_parquet(folder / PARSED)
+    kept = keep(code(folder / PARSED), config)
+    progress("reading items")
+    catalogue = read_catalogue(source, kept, config)
+    kept = renumber_items(kept, catalogue)
+    progress("splitting and drawing candidates")
+    reasons = write_rejected(folder, kept, catalogue)
+    refuse_nothing_left(len(kept.frame), reasons, path)
+    split = make_split(kept, config)
+    splits = draw_splits(kept, split, len(catalogue.frame), config.seed)
+    progress("writing the data set")
+    write_tables(folder, kept, catalogue, split, splits)
+    (folder / PARSED).unlink()
+    counts = count(kept, catalogue, split, reasons)
+    write_manifest(folder, path, source, config, counts, reasons)
+
+
+def keep(coded: Coded, config: PrepareConfig) -> Kept:
+    """Applies the count filter, numbers the users that are left, and puts every user's interactions in order."""
+    frame = coded.frame
+    minimum = config.min_rating
+    is_counted = None if minimum is None else (frame["rating"] >= minimum).fill_null(False).to_numpy()
+    reasons = count_filter(frame["user"].to_numpy(), frame["item"].to_numpy(), config, is_counted)
+    filtered = frame.select(ROW).with_columns(pl.Series("reason", reasons)).filter(pl.col("reason") > 0)
+    named = filtered.with_columns(pl.col("reason").replace_strict(dict(enumerate(REASONS)), return_dtype=pl.String))
+    frame = frame.filter(pl.Series(reasons == 0))
+    users, user_numbers = np.unique(frame["user"].to_numpy(), return_inverse=True)
+    items, item_numbers = np.unique(frame["item"].to_numpy(), return_inverse=True)
+    frame = frame.with_columns(
+        pl.Series("user", user_numbers.astype(np.int32)), pl.Series("item", item_numbers.astype(np.int32))
+    )
+    return Kept(put_in_order(frame), coded.user_ids.gather(users), coded.item_ids.gather(items), named)
+
+
+def read_catalogue(source: Source, kept: Kept, config: PrepareConfig) -> Catalogue:
+    """Reads the items that the options ask for."""
+    is_narrow = config.count_filter != "none" or source.format.startswith("amazon")
+    choice = config.items or ("interacted" if is_narrow else "all")
+    place = str(source.files[-1])
+    with diagnosing(source.files[-1:]):
+        items = read_items(source.items, kept.item_ids if choice == "interacted" else None, config)
+    return build_catalogue(items, kept.item_ids, config, place)
+
+
+def renumber_items(kept: Kept, catalogue: Catalogue) -> Kept:
+    """Exchanges item numbers for positions in the catalogue."""
+    numbered = catalogue.frame.select("item_id").with_row_index("place")
+    places = kept.item_ids.alias("item_id").to_frame().join(numbered, on="item_id", how="left", maintain_order="left")
+    item = places["place"].cast(pl.Int32).gather(kept.frame["item"])
+    return kept._replace(frame=kept.frame.with_columns(item.alias("item")), item_ids=catalogue.frame["item_id"])
+
+
+def write_rejected(folder: Path, kept: Kept, catalogue: Catalogue) -> dict[str, int]:
+    """Writes every rejected row with its reason, in the source's order, and counts them by reason."""
+    parsed = pl.scan_parquet(folder / PARSED, glob=False).drop("time", "rating", "position", strict=False)
+    filtered = parsed.drop("reason").join(kept.filtered.lazy(), on=ROW).select(*parsed.collect_schema().names())
+    interactions = pl.concat([parsed.filter(pl.col("reason").is_not_null()), filtered]).sort(ROW)
+    items = catalogue.rejected.lazy().with_columns(pl.lit("items").alias("table"))
+    named = interactions.with_columns(pl.lit("interactions").alias("table"))
+    rejected = pl.concat([named, items], how="diagonal").rename({ROW: "row"})
+    first = pl.col("table", "row", "reason")
+    rejected.select(first, pl.exclude("table", "row", "reason")).sink_ndjson(folder / "rejected.jsonl")
+    return count_reasons(rejected.select("reason"))
+
+
+def make_split(kept: Kept, config: PrepareConfig) -> Split:
+    """Cuts every user's sequence as the options say.
+
+    Raises:
+        InputError: a split at global times of a source without times.
+    """
+    users = kept.frame["user"].to_numpy()
+    if config.valid_from is None or config.test_from is None or config.split == "leave-last-out":
+        return leave_last_out(np.bincount(users, minlength=len(kept.user_ids)))
+    if "time" not in kept.frame.columns:
+        raise InputError("split global-time needs a timestamp column, and the source has none. Use leave-last-out.")
+    times = kept.frame["time"].to_numpy()
+    return split_at_times(users, times, len(kept.user_ids), config.valid_from, config.test_from)
+
+
+def draw_splits(kept: Kept, split: Split, num_items: int, seed: int) -> pl.DataFrame:
+    """The table of targets: split, user, position, item, and a list of candidates a protocol."""
+    users, items = kept.frame["user"].to_numpy(), kept.frame["item"].to_numpy()
+    touched = Touched(users, items, len(kept.user_ids), num_items)
+    starts = np.searchsorted(users, np.arange(len(kept.user_ids)))
+    tables = []
+    for number, name in enumerate(SPLITS):
+        target_users, positions = split.targets[name]
+        targets = items[starts[target_users] + positions]
+        table = pl.DataFrame({"user": target_users, "position": positions, "item": targets})
+        for protocol, num_negatives in NUM_NEGATIVES.items():
+            rng = np.random.default_rng([seed, number, num_negatives])
+            drawn = draw_candidates(target_users, targets, touched, num_negatives, rng)
+            table = table.with_columns(pl.Series(protocol, drawn).cast(pl.List(pl.Int32)))
+        tables.append(table.select(pl.lit(name).alias("split"), pl.all()))
+    return pl.concat(tables)
+
+
+def write_tables(folder: Path, kept: Kept, catalogue: Catalogue, split: Split, splits: pl.DataFrame) -> None:
+    """Writes the Parquet files."""
+    frame = kept.frame
+    columns = [pl.col("user"), pl.col("item"), pl.col("order")]
+    if "time" in frame.columns:
+        columns.append((pl.col("time") // 1_000).alias("timestamp"))
+    if "rating" in frame.columns:
+        columns.append(pl.col("rating"))
+    users = pl.DataFrame({"user_id": kept.user_ids, "num_train": split.train_lengths})
+    tables = {"interactions": frame.select(columns), "items": catalogue.frame, "users": users, "splits": splits}
+    for name, table in tables.items():
+        table.write_parquet(folder / f"{name}.parquet", row_group_size=ROW_GROUP)
+
+
+def count(kept: Kept, catalogue: Catalogue, split: Split, reasons: dict[str, int]) -> dict[str, int]:
+    """The counts of dataset.json."""
+    valid, test = (split.targets[name][0] for name in SPLITS)
+    return {
+        "users": len(kept.user_ids),
+        "items": len(catalogue.frame),
+        "interactions": len(kept.frame),
+        "train_interactions": int(split.train_lengths.sum()),
+        "evaluated_users": len(np.union1d(valid, test)),
+        "evaluated_valid": len(valid),
+        "evaluated_test": len(test),
+        "interacted_items": kept.frame["item"].n_unique(),
+        **catalogue.counts,
+        "rejected_rows": sum(reasons.values()),
+    }
+
+
+def write_manifest(
+    folder: Path, path: Path, source: Source, config: PrepareConfig, counts: dict[str, int], reasons: dict[str, int]
+) -> None:
+    """Writes dataset.json."""
+    name = config.name or path.absolute().name.split(".")[0]
+    manifest = {
+        "format": FORMAT_VERSION,
+        "name": name,
+        "counts": counts,
+        "rejected": reasons,
+        "source": {
+            "path": str(path),
+            "format": source.format,
+            "files": {file.name: sha256_file(file) for file in source.files},
+        },
+        "config": config.model_dump(mode="json"),
+        "wording": (config.wording or source.wording).model_dump(),
+        "files": {file: sha256_file(folder / file) for file in FILES},
+    }
+    write_json(folder / MANIFEST, manifest)

@@ -1,0 +1,1 @@
+"""One file a published format; each yields lazy frames of interactions and of items."""

@@ -1,0 +1,105 @@
+"""Turns a reader's failure into one sentence that names the file and the line."""
+
+import csv
+import json
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import polars as pl
+
+from allrec.base import InputError
+from allrec.data.sources.files import JSON_SUFFIXES, SEPARATORS, not_utf8, open_binary, table_suffix
+
+TEXT_SUFFIXES = (*SEPARATORS, *JSON_SUFFIXES, ".inter", ".item", ".data")
+
+
+@contextmanager
+def diagnosing(files: Sequence[Path]) -> Iterator[None]:
+    """Runs a block that reads ``files``; where reading fails, looks for the line at fault.
+
+    Raises:
+        InputError: the file, the line, what was expected there, what to do.
+    """
+    try:
+        yield
+    except (pl.exceptions.PolarsError, OSError) as error:
+        for path in files:
+            find_defect(path)
+        if isinstance(error, pl.exceptions.PolarsError):
+            names = ", ".join(str(path) for path in files)
+            reason = str(error).splitlines()[0]
+            raise InputError(f"{names} cannot be read as a table: {reason}. Mend or convert the file.") from error
+        raise
+
+
+def find_defect(path: Path) -> None:
+    """Reads a text file line by line and refuses the first line that is wrong; silent when none is.
+
+    Raises:
+        InputError: bytes that are not UTF-8, a line that is no JSON object, a row with too many fields, cut-off gzip.
+    """
+    suffix = table_suffix(path)
+    if suffix not in TEXT_SUFFIXES or not path.is_file():
+        return
+    try:
+        with open_binary(path) as file:
+            lines = decode_lines(path, file)
+            if suffix in JSON_SUFFIXES:
+                check_json(path, lines)
+            else:
+                check_fields(path, lines, SEPARATORS.get(suffix, "\t"), suffix == ".csv")
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{path} is damaged or cut off: {error}. Fetch it again.") from None
+
+
+def decode_lines(path: Path, file: Iterable[bytes]) -> Iterator[str]:
+    """Decodes line after line.
+
+    Raises:
+        InputError: a line is not UTF-8.
+    """
+    for number, line in enumerate(file, start=1):
+        try:
+            yield line.decode("utf-8")
+        except UnicodeDecodeError:
+            raise not_utf8(path, number) from None
+
+
+def check_json(path: Path, lines: Iterable[str]) -> None:
+    """Refuses the first line that is no JSON object.
+
+    Raises:
+        InputError: the line and what is wrong with it.
+    """
+    for number, line in enumerate(lines, start=1):
+        try:
+            value = json.loads(line) if line.strip() else {}
+        except ValueError as error:
+            raise InputError(
+                f"{path}, line {number}: not JSON ({error}), expected an object a line. Mend it."
+            ) from None
+        if not isinstance(value, dict):
+            raise InputError(f"{path}, line {number}: got JSON but no object, expected an object a line. Mend it.")
+
+
+def check_fields(path: Path, lines: Iterable[str], separator: str, is_quoted: bool) -> None:
+    """Refuses the first row with more fields than the header, or a quote that is never closed.
+
+    Raises:
+        InputError: the line and the number of fields.
+    """
+    reader = csv.reader(lines, delimiter=separator, quotechar='"' if is_quoted else None, strict=True)
+    num_expected, line = 0, 1
+    try:
+        for row in reader:
+            num_expected = num_expected or len(row)
+            if len(row) > num_expected:
+                raise InputError(
+                    f"{path}, line {line}: {len(row)} fields, expected {num_expected} as in the first line. "
+                    f"Put quotes around fields that hold the separator."
+                )
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise InputError(f"{path}, line {line}: {error}, expected every opened quote to be closed. Mend it.") from None

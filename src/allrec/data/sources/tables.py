@@ -1,0 +1,41 @@
+"""Own tables: a file, or a folder with ``interactions.*`` and ``items.*``."""
+
+from pathlib import Path
+
+from allrec.base import InputError, Wording
+from allrec.data.sources.files import NUM_SAMPLE_ROWS, TABLE_SUFFIXES, find_table, scan_table, table_suffix
+from allrec.data.sources.source import BOUGHT, MOVIE, Source, SourceOptions, as_interactions, as_items
+
+FORMATS = ("tables",)
+
+
+def matches(path: Path) -> str | None:
+    """The format's name where ``path`` is a table or a folder of tables."""
+    if path.is_dir():
+        return "tables" if find_table(path, "interactions") else None
+    return "tables" if table_suffix(path) in TABLE_SUFFIXES else None
+
+
+def read(path: Path, options: SourceOptions, name: str = "tables") -> Source:
+    """Reads own tables; items from ``options.items_path``, else from ``items.*`` in the same folder.
+
+    Raises:
+        InputError: the folder has no ``interactions.*``, or a column is missing.
+    """
+    interactions_path = find_table(path, "interactions") if path.is_dir() else path
+    if interactions_path is None:
+        raise InputError(f"{path} holds no interactions.* (csv, tsv, jsonl or parquet). Give the file, or rename it.")
+    items_path = options.items_path or (find_table(path, "items") if path.is_dir() else None)
+    interactions = scan_table(interactions_path, num_sample_rows=NUM_SAMPLE_ROWS)
+    return Source(
+        format=name,
+        interactions=as_interactions(interactions, interactions_path, options.columns),
+        items=as_items(scan_table(items_path), items_path, options.item_columns) if items_path else None,
+        files=tuple(file for file in (interactions_path, items_path) if file),
+        wording=guess_wording(path),
+    )
+
+
+def guess_wording(path: Path) -> Wording:
+    """Films are watched; everything else is bought until the user says otherwise."""
+    return MOVIE if path.name.lower().startswith(("movielens", "ml-")) else BOUGHT

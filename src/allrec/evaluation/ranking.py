@@ -1,0 +1,106 @@
+"""From scores to ranks. Ranks are 0-based and ties count against the target."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+# Scores held at one time when ranking over the whole catalogue: 16 MiB of float32.
+MAX_SCORES = 1 << 22
+
+ScoreRows = Callable[[slice], Tensor]
+
+
+class Excluded(NamedTuple):
+    """Items that a row may not be given: ``items[starts[row]:ends[row]]``, the target itself excepted.
+
+    For protocol ``full`` these are the slices of the users' histories before their targets.
+    """
+
+    starts: Int[np.ndarray, "rows"]
+    ends: Int[np.ndarray, "rows"]
+    items: Int[np.ndarray, "interactions"]
+
+
+def candidate_ranks(
+    scores: Float[np.ndarray, "rows candidates"],
+    candidates: Int[np.ndarray, "rows candidates"],
+    targets: Int[np.ndarray, "rows"],
+) -> Int[np.ndarray, "rows"]:
+    """Rank of each row's target among its candidates: the number of others that score at least as much.
+
+    Args:
+        scores: larger is better, in any unit; infinities are legal. The scores of padding are not looked at.
+        candidates: item ids, -1 pads.
+        targets: the one candidate of each row that counts.
+
+    Raises:
+        ValueError: a score is not a number, or a row does not hold its target once.
+    """
+    is_target = (candidates == targets[:, None]) & (candidates >= 0)
+    counts = is_target.sum(axis=1)
+    if (counts != 1).any():
+        row = int(np.flatnonzero(counts != 1)[0])
+        raise ValueError(f"row {row} holds its target {targets[row]} {counts[row]} times, expected once")
+    is_other = (candidates >= 0) & ~is_target
+    if (nans := np.isnan(scores) & (candidates >= 0)).any():
+        row, column = np.argwhere(nans)[0]
+        raise ValueError(f"row {row} scores item {candidates[row, column]} with nan, expected a number")
+    target_scores = scores[is_target][:, None]
+    return np.asarray(np.count_nonzero((scores >= target_scores) & is_other, axis=1))
+
+
+def catalogue_ranks(
+    score_rows: ScoreRows, targets: Int[np.ndarray, "rows"], num_items: int, excluded: Excluded | None = None
+) -> Int[np.ndarray, "rows"]:
+    """Rank of each row's target among the whole catalogue, in chunks of rows, so that memory stays bounded.
+
+    Args:
+        score_rows: scores [chunk, items] of a slice of the rows, larger is better.
+        targets: the item of each row that counts.
+        num_items: size of the catalogue.
+        excluded: items taken out of a row's candidates (protocol ``full``); None takes out none (``full-repeat``).
+
+    Raises:
+        ValueError: a score is not a number.
+    """
+    ranks = np.empty(len(targets), dtype=np.int64)
+    chunk = max(1, MAX_SCORES // num_items)
+    for start in range(0, len(targets), chunk):
+        rows = slice(start, min(start + chunk, len(targets)))
+        scores = score_rows(rows)
+        _refuse_nan(scores, start)
+        if excluded is not None:
+            scores = _without(scores, targets[rows], excluded, rows)
+        target_ids = torch.as_tensor(targets[rows], dtype=torch.int64, device=scores.device)
+        target_scores = scores.gather(1, target_ids[:, None])
+        # The target itself is counted by >=, hence - 1.
+        ranks[rows] = ((scores >= target_scores).sum(dim=1) - 1).cpu().numpy()
+    return ranks
+
+
+def dot_product_scores(users: Float[Tensor, "rows dim"], items: Float[Tensor, "items dim"]) -> ScoreRows:
+    """Scores of a backbone: the dot product of user representation and item embedding."""
+    return lambda rows: users[rows] @ items.T
+
+
+def _without(
+    scores: Float[Tensor, "chunk items"], targets: Int[np.ndarray, "chunk"], excluded: Excluded, rows: slice
+) -> Float[Tensor, "chunk items"]:
+    starts, lengths = excluded.starts[rows], excluded.ends[rows] - excluded.starts[rows]
+    row_ids = np.repeat(np.arange(len(starts)), lengths)
+    places = np.arange(lengths.sum()) + np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
+    item_ids = excluded.items[places]
+    is_other = item_ids != targets[row_ids]
+    index = (torch.as_tensor(row_ids[is_other]), torch.as_tensor(item_ids[is_other], dtype=torch.int64))
+    # Nothing compares with nan, so an excluded item never stands before the target, whatever the target scores.
+    return scores.clone().index_put_(tuple(part.to(scores.device) for part in index), scores.new_tensor(torch.nan))
+
+
+def _refuse_nan(scores: Float[Tensor, "chunk items"], start: int) -> None:
+    if scores.isnan().any():
+        row, item = scores.isnan().nonzero()[0].tolist()
+        raise ValueError(f"row {start + row} scores item {item} with nan, expected a number")

@@ -1,0 +1,65 @@
+"""Which users a row of scores speaks of: segments of the evaluated users by their target."""
+
+import numpy as np
+from jaxtyping import Bool, Int
+from numpy import ndarray
+
+from allrec.data import Dataset, Targets
+
+EXTREME_SHARE = 0.35
+"""Share of items that the paper calls warm (the most seen) and cold (the least seen)."""
+RARE = 5
+"""Most training interactions of a target in segment ``cold5``."""
+
+
+def segments(dataset: Dataset, targets: Targets) -> dict[str, Bool[ndarray, "rows"]]:
+    """A mask over the rows of ``targets`` for each segment; one may be empty.
+
+    ``warm`` and ``cold`` hold the targets in the top and bottom 35% of items by training interactions, ties by position;
+    ``cold5`` and ``warm5`` those seen at most, and more than, 5 times; ``unseen`` never; ``head``, ``torso`` and ``tail``
+    share the training interactions in thirds, most popular items first; ``repeat`` already stand in the history.
+
+    Source: arXiv:2404.11343, section 5.2 (warm and cold).
+    """
+    counts = dataset.train_counts()
+    seen, place = counts[targets.items], _places(counts)[targets.items]
+    extreme = int(EXTREME_SHARE * len(counts))
+    third = _thirds(counts)[targets.items]
+    is_repeat = repeats(dataset, targets)
+    return {
+        "all": np.ones(len(targets.items), bool),
+        "warm": place < extreme,
+        "cold": place >= len(counts) - extreme,
+        "cold5": seen <= RARE,
+        "warm5": seen > RARE,
+        "unseen": seen == 0,
+        "head": third == 0,
+        "torso": third == 1,
+        "tail": third == 2,
+        "repeat": is_repeat,
+        "new": ~is_repeat,
+    }
+
+
+def repeats(dataset: Dataset, targets: Targets) -> Bool[ndarray, "rows"]:
+    """Whether the target already stands in the history before it."""
+    starts = dataset.offsets[targets.users]
+    rows = np.repeat(np.arange(len(starts)), targets.positions)
+    first = np.cumsum(targets.positions) - targets.positions
+    places = np.arange(targets.positions.sum()) - first[rows] + starts[rows]
+    is_same = dataset.items[places] == targets.items[rows]
+    return np.bincount(rows[is_same], minlength=len(starts)) > 0
+
+
+def _places(counts: Int[ndarray, "items"]) -> Int[ndarray, "items"]:
+    places = np.empty(len(counts), np.int64)
+    places[np.argsort(-counts, kind="stable")] = np.arange(len(counts))
+    return places
+
+
+def _thirds(counts: Int[ndarray, "items"]) -> Int[ndarray, "items"]:
+    order = np.argsort(-counts, kind="stable")
+    before = np.cumsum(counts[order]) - counts[order]
+    thirds = np.empty(len(counts), np.int64)
+    thirds[order] = np.minimum(3 * before // max(1, counts.sum()), 2)
+    return thirds

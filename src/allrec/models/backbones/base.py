@@ -1,0 +1,72 @@
+"""What every collaborative backbone offers, whatever is inside."""
+
+from typing import Protocol, TypeVar, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+@runtime_checkable
+class Backbone(Protocol):
+    """Turns a history into a user representation x_u and has an embedding E_i of every item; x_u · E_i scores.
+
+    Attributes:
+        num_items: size of the catalogue.
+        dim: width of user representations and item embeddings.
+        max_length: how many of the latest items of a history count.
+    """
+
+    num_items: int
+    dim: int
+    max_length: int
+
+    def item_embeddings(self) -> Float[Tensor, "items dim"]:
+        """E of every item, in the catalogue's order."""
+        ...
+
+    def encode(self, histories: Int[Tensor, "batch length"]) -> Float[Tensor, "batch dim"]:
+        """x_u of every history.
+
+        Args:
+            histories: item ids, oldest first, padded with -1 on the right; of any length, the latest ``max_length``
+                count. An empty history gives zeros.
+
+        Raises:
+            ValueError: an id outside the catalogue, or padding before an item.
+        """
+        ...
+
+
+def freeze(module: Module) -> Module:
+    """The module itself, in eval mode and without gradients. Keep it outside whatever is trained."""
+    return module.eval().requires_grad_(False)
+
+
+def check_histories(histories: Int[Tensor, "batch length"], num_items: int) -> None:
+    """Refuses histories that are not item ids padded with -1 on the right.
+
+    Raises:
+        ValueError: says which row is wrong.
+    """
+    is_outside = (histories < -1) | (histories >= num_items)
+    if is_outside.any():
+        row, column = is_outside.nonzero()[0].tolist()
+        raise ValueError(
+            f"row {row} holds item {histories[row, column].item()}, expected 0 to {num_items - 1}, or -1 for padding"
+        )
+    is_item = histories >= 0
+    is_gap = is_item[:, 1:] & ~is_item[:, :-1]
+    if is_gap.any():
+        raise ValueError(f"row {is_gap.nonzero()[0, 0].item()} has padding before an item, expected it on the right")
+
+
+def latest(histories: Int[Tensor, "batch length"], max_length: int) -> Int[Tensor, "batch shorter"]:
+    """The latest ``max_length`` items of every history, padded on the right again."""
+    lengths = (histories >= 0).sum(dim=1)
+    width = min(max_length, histories.shape[1])
+    places = (lengths - max_length).clamp(min=0)[:, None] + torch.arange(width, device=histories.device)
+    is_item = places < lengths[:, None]
+    return histories.gather(1, places.clamp(max=max(0, histories.shape[1] - 1))).masked_fill(~is_item, -1)

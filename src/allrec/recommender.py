@@ -1,0 +1,220 @@
+"""The whole system as one object: train it, load it, rank and recommend with it."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+from numpy import ndarray
+from torch import Tensor
+
+from allrec.artifacts import write_json
+from allrec.base import InputError
+from allrec.config import Recipe, load_recipe
+from allrec.data import Dataset, load_dataset
+from allrec.evaluation.evaluate import Plan, evaluate
+from allrec.pipeline import Observer, ignore, load_scoring, train_stages
+from allrec.run_folder import METRICS, RunFolder
+from allrec.scoring import Scoring
+from allrec.setup import choose_language_model, default_cache, describe, load_language_model, metrics_of, plan_of
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """One recommended item.
+
+    Attributes:
+        item_id: the data set's own id.
+        title: None where the item has none.
+        score: log-likelihood of the title (sum or mean over its tokens, as the recipe says), or None where the language
+            model did not read the item; larger is better.
+        cf: x_u · E_i, the backbone's logit.
+        is_cold: whether the item entered by its text.
+    """
+
+    item_id: str
+    title: str | None
+    score: float | None
+    cf: float
+    is_cold: bool
+
+
+class AllRec:
+    """A trained recommender. Make one with ``train`` or ``from_pretrained``.
+
+    Args:
+        scoring: the frozen parts.
+        run: the folder they lie in.
+    """
+
+    def __init__(self, scoring: Scoring, run: RunFolder) -> None:
+        self.scoring, self.run = scoring, run
+
+    @classmethod
+    def train(
+        cls,
+        dataset: Dataset | Path | str,
+        *,
+        run: Path | str,
+        recipe: Recipe | str = "a-llmrec",
+        llm: str | None = None,
+        resume: bool = False,
+        cache: Path | None = None,
+        device: str | None = None,
+        observer: Observer = ignore,
+    ) -> "AllRec":
+        """Trains every stage of a recipe and evaluates it on validation and test.
+
+        Args:
+            dataset: a data set or its folder.
+            run: folder to write; new, or with ``resume`` a run's that was stopped.
+            recipe: a recipe, its name, or a TOML file.
+            llm: any causal language model by name or path, or an embedded one; the recipe's choice where None.
+            resume: go on where the run stopped; it ends in the same bytes.
+            cache: folder of cached text embeddings.
+            device: "cpu", "cuda", ...; the accelerator where there is one.
+            observer: told of progress.
+
+        Raises:
+            InputError: what is wrong with the data, the recipe or the folder, and what to do.
+        """
+        dataset = dataset if isinstance(dataset, Dataset) else load_dataset(dataset)
+        recipe = load_recipe(recipe) if isinstance(recipe, str) else recipe
+        recipe = choose_language_model(recipe, llm)
+        model = load_language_model(recipe, device)
+        folder = RunFolder.create(run, recipe, describe(dataset), model.fingerprint, resume)
+        scoring = train_stages(folder, dataset, model, cache or default_cache(), observer)
+        system = cls(scoring, folder)
+        system.evaluate(dataset, observer=observer)
+        return system
+
+    @classmethod
+    def from_pretrained(cls, path: Path | str, *, device: str | None = None) -> "AllRec":
+        """Loads a run; the language model's own weights come from where the recipe says.
+
+        Raises:
+            InputError: no run there, a stage that is not done, a damaged file, or another language model than it had.
+        """
+        run = RunFolder.open(path)
+        model = load_language_model(run.recipe(), device)
+        if model.fingerprint != run.manifest["llm"]:
+            raise InputError(f"{path} was trained with {run.manifest['llm']}, got {model.fingerprint}. Give the same weights.")
+        run.folder("language_model")
+        return cls(load_scoring(run, model), run)
+
+    def save_pretrained(self, path: Path | str) -> None:
+        """Copies the run folder: all that serving needs but the language model's own weights."""
+        if Path(path).exists() and any(Path(path).iterdir()):
+            raise InputError(f"{path} is not empty. Give a new folder.")
+        shutil.copytree(self.run.path, path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.part"))
+
+    def push_to_hub(self, name: str, *, private: bool = True) -> str:
+        """Uploads the run folder to the Hugging Face hub and returns its address; needs a login there."""
+        from huggingface_hub import HfApi
+
+        hub = HfApi()
+        hub.create_repo(name, private=private, exist_ok=True)
+        return str(hub.upload_folder(repo_id=name, folder_path=str(self.run.path)))
+
+    def evaluate(
+        self, dataset: Dataset | Path | str, *, plan: Plan | None = None, observer: Observer = ignore
+    ) -> dict[str, Any]:
+        """Scores the system and writes ``metrics.json``.
+
+        Args:
+            dataset: the data set of the run.
+            plan: what to score; the recipe's choice where None.
+            observer: told of progress.
+
+        Returns:
+            What ``metrics.json`` holds.
+
+        Raises:
+            InputError: another data set than the run's, or one with nobody to evaluate.
+        """
+        dataset = dataset if isinstance(dataset, Dataset) else load_dataset(dataset)
+        self.run.check_dataset(dataset.sha256, dataset.name)
+        with self.run.stage("evaluate") as folder:
+            plan = plan or plan_of(self.run.recipe(), folder, lambda share: observer("evaluate", share, {}))
+            rankings = evaluate(self.scoring, dataset, plan)
+        metrics = metrics_of(self.run, dataset, rankings)
+        write_json(self.run.path / METRICS, metrics)
+        return metrics
+
+    def rank(
+        self, candidates: Sequence[str], *, user: str | None = None, history: Sequence[str] | None = None
+    ) -> list[Recommendation]:
+        """Ranks given items for a known user or a bare history, best first.
+
+        Args:
+            candidates: item ids, each once.
+            user: a known user's id.
+            history: item ids, oldest first, in place of a user.
+
+        Raises:
+            InputError: an unknown id, an item given twice, or candidates that outgrow the model's prompt.
+        """
+        if not candidates:
+            raise InputError("no candidates were given, expected at least one item id.")
+        items = np.array([self.scoring.catalogue.item(item_id) for item_id in candidates])
+        if len(np.unique(items)) < len(items):
+            raise InputError("a candidate stands in the list twice; give each item once.")
+        told = self.history_of(user, history)
+        return self._ranked(self.scoring.represent([told]), told, items)
+
+    def recommend(
+        self,
+        *,
+        user: str | None = None,
+        history: Sequence[str] | None = None,
+        k: int = 10,
+        with_history: bool = False,
+        num_ranked: int = 20,
+    ) -> list[Recommendation]:
+        """The k best items of the whole catalogue for a known user or a bare history.
+
+        The backbone takes the candidates; the language model orders the best of them; the rest follow as the backbone
+        has them. A user without a history gets the most popular items.
+
+        Args:
+            user: a known user's id.
+            history: item ids, oldest first, in place of a user.
+            k: how many.
+            with_history: whether items of the history may be recommended again.
+            num_ranked: how many the language model orders.
+        """
+        if k < 1:
+            raise InputError(f"got k = {k}, expected at least 1.")
+        told = self.history_of(user, history)
+        representation = self.scoring.represent([told])
+        scores = (self.scoring.item_embeddings @ representation[0]).numpy() if len(told) else self.scoring.catalogue.train_counts.astype(float)
+        if not with_history:
+            scores = scores.copy()
+            scores[told] = -np.inf
+        order = np.argsort(-scores, kind="stable")
+        order = order[np.isfinite(scores[order])]
+        best = self._ranked(representation, told, order[:num_ranked])
+        rest = [self._recommendation(item, representation[0], None) for item in order[num_ranked:k]]
+        return (best + rest)[:k]
+
+    def history_of(self, user: str | None, history: Sequence[str] | None) -> Int[ndarray, "length"]:
+        """Positions of the items of a known user or of a bare history."""
+        if (user is None) == (history is None):
+            raise InputError("give either a user or a history.")
+        if user is not None:
+            return self.scoring.catalogue.history(self.scoring.catalogue.user(user)).astype(np.int64)
+        return np.array([self.scoring.catalogue.item(item_id) for item_id in history or []], np.int64)
+
+    def _ranked(self, representation: Tensor, told: Int[ndarray, "length"], items: Int[ndarray, "n"]) -> list[Recommendation]:
+        scores = self.scoring.score_with_llm(representation, [told], items[None])[0]
+        order = np.argsort(-scores, kind="stable")
+        return [self._recommendation(items[place], representation[0], float(scores[place])) for place in order]
+
+    def _recommendation(self, item: int, representation: Tensor, score: float | None) -> Recommendation:
+        cf = float(self.scoring.item_embeddings[item] @ representation)
+        return Recommendation(
+            self.scoring.catalogue.item_ids[item], self.scoring.catalogue.titles[item], score, cf, bool(self.scoring.is_cold[item])
+        )

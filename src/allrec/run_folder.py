@@ -1,0 +1,154 @@
+"""A run folder: what was trained, from what, how far it came, and whether its files are still those that were written."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from allrec.artifacts import check_sha256, read_json, sha256_file, write_json, write_text
+from allrec.base import InputError, Wording
+from allrec.config import Recipe, dump_recipe, load_recipe
+
+FORMAT_VERSION = 1
+MANIFEST, RECIPE, METRICS = "manifest.json", "recipe.toml", "metrics.json"
+STAGES = ("catalogue", "backbone", "text", "alignment", "language_model", "evaluate")
+CHECKPOINT = "checkpoint.safetensors"
+LIBRARIES = ("allrec", "torch", "transformers", "sentence-transformers", "polars", "numpy")
+
+
+class RunFolder:
+    """The folder of a run and its manifest. A stage is missing, running or done; only done ones are read."""
+
+    def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
+        self.path = path
+        self.manifest = manifest
+
+    @classmethod
+    def create(cls, path: Path | str, recipe: Recipe, dataset: dict[str, Any], llm: dict[str, Any], resume: bool) -> "RunFolder":
+        """Begins a run, or goes on with it.
+
+        Args:
+            path: the folder; new or empty, or a run's where ``resume`` is set.
+            recipe: complete; written to ``recipe.toml``.
+            dataset: name, path, counts and sha256 of the data set.
+            llm: fingerprint of the language model.
+            resume: whether to go on where a run of the same recipe on the same data stopped.
+
+        Raises:
+            InputError: the folder holds something else, or the run there had other data or another recipe.
+        """
+        path = Path(path)
+        if (path / MANIFEST).exists():
+            return cls._continued(path, recipe, dataset, llm, resume)
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise InputError(f"{path} is in use and holds no run, expected a new or empty folder. Give another --run.")
+        manifest = {"format": FORMAT_VERSION, "recipe": recipe.name, "seed": recipe.seed, "dataset": dataset, "llm": llm}
+        manifest |= {"versions": {name: version(name) for name in LIBRARIES}, "stages": {}}
+        run = cls(path, manifest)
+        write_text(path / RECIPE, dump_recipe(recipe))
+        run._write()
+        return run
+
+    @classmethod
+    def _continued(cls, path: Path, recipe: Recipe, dataset: dict[str, Any], llm: dict[str, Any], resume: bool) -> "RunFolder":
+        run = cls.open(path)
+        if not resume:
+            raise InputError(f"{path} already holds a run ({run.state()}). Go on with it: --resume. Or give another --run.")
+        run.check_dataset(dataset["sha256"], dataset["name"])
+        if run.manifest["llm"] != llm:
+            raise InputError(f"{path} was begun with the language model {run.manifest['llm']['name']!r}, got {llm['name']!r}.")
+        if run.recipe() != recipe:
+            raise InputError(f"{path} was begun with another recipe. Resume with the one in {path / RECIPE}, or give another --run.")
+        return run
+
+    @classmethod
+    def open(cls, path: Path | str) -> "RunFolder":
+        """Opens a run.
+
+        Raises:
+            InputError: there is none, or it was written by another version.
+        """
+        path = Path(path)
+        if not (path / MANIFEST).is_file():
+            raise InputError(f"no run in {path}: it has no {MANIFEST}. Make one: allrec train DATASET --run {path}")
+        manifest = read_json(path / MANIFEST)
+        if manifest.get("format") != FORMAT_VERSION:
+            raise InputError(f"{path} has run format {manifest.get('format')}, this version reads {FORMAT_VERSION}. Train it anew.")
+        return cls(path, manifest)
+
+    def recipe(self) -> Recipe:
+        """The complete recipe of the run."""
+        return load_recipe(str(self.path / RECIPE))
+
+    def metrics(self) -> dict[str, Any]:
+        """What ``metrics.json`` holds."""
+        return dict(read_json(self.path / METRICS))
+
+    def wording(self) -> Wording:
+        """How the run's prompts speak of its items."""
+        return Wording(**self.manifest["dataset"]["wording"])
+
+    def check_dataset(self, sha256: str, name: str) -> None:
+        """Refuses another data set than the run's."""
+        own = self.manifest["dataset"]
+        if sha256 != own["sha256"]:
+            raise InputError(
+                f"{self.path} was trained on data set {own['name']!r} ({own['sha256'][:12]}), got {name!r} ({sha256[:12]}). "
+                "Give the run's own data set, or train another run."
+            )
+
+    def state(self) -> str:
+        """Every stage with its state, for messages."""
+        stages = self.manifest["stages"]
+        return ", ".join(f"{name}: {stages.get(name, {}).get('state', 'missing')}" for name in STAGES)
+
+    def is_done(self, stage: str) -> bool:
+        """Whether a stage has ended."""
+        return bool(self.manifest["stages"].get(stage, {}).get("state") == "done")
+
+    def seconds(self, stage: str) -> float:
+        """Time spent in a stage, over all its attempts that ended in an orderly way."""
+        return float(self.manifest["stages"].get(stage, {}).get("seconds", 0.0))
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[Path]:
+        """Runs a stage: yields its folder, and notes checksums of what lies there when the block ends well."""
+        folder = self.path / name
+        folder.mkdir(parents=True, exist_ok=True)
+        before = self.seconds(name)
+        start = time.perf_counter()
+        self._note(name, {"state": "running", "seconds": before})
+        try:
+            yield folder
+        except BaseException:
+            self._note(name, {"state": "running", "seconds": before + time.perf_counter() - start})
+            raise
+        (folder / CHECKPOINT).unlink(missing_ok=True)
+        files = {file.name: sha256_file(file) for file in sorted(folder.iterdir()) if file.is_file()}
+        seconds = before + time.perf_counter() - start
+        self._note(name, {"state": "done", "seconds": seconds, "sha256": files})
+
+    def folder(self, stage: str) -> Path:
+        """The folder of a stage that is done, its files checked.
+
+        Raises:
+            InputError: the stage is not done, or a file is damaged.
+        """
+        if not self.is_done(stage):
+            state = self.manifest["stages"].get(stage, {}).get("state", "missing")
+            raise InputError(
+                f"no {stage} in {self.path}: stage {stage!r} is {state!r}. Resume with: allrec train DATASET --run {self.path} --resume"
+            )
+        folder = self.path / stage
+        for name, sha256 in self.manifest["stages"][stage]["sha256"].items():
+            check_sha256(folder / name, sha256)
+        return folder
+
+    def _note(self, stage: str, value: dict[str, Any]) -> None:
+        self.manifest["stages"][stage] = value
+        self._write()
+
+    def _write(self) -> None:
+        write_json(self.path / MANIFEST, self.manifest)

@@ -1,0 +1,125 @@
+"""The frozen parts of a trained system, and every score that they give."""
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy import ndarray
+from torch import Tensor
+
+from allrec.base import InputError
+from allrec.config import Recipe
+from allrec.data.catalogue import Catalogue
+from allrec.models.alignment import Alignment
+from allrec.models.backbones.base import Backbone
+from allrec.models.candidate_scoring import score_candidates
+from allrec.models.language_model import LanguageModel
+from allrec.models.prompt import PromptBuilder, PromptConfig
+from allrec.models.soft_tokens import SoftTokens
+from allrec.training.backbone import encode_histories
+from allrec.training.stages import project
+
+LlmScorer = Literal["llm", "llm-random-items", "llm-no-soft"]
+USERS_TOGETHER = 256
+"""Users whose prompts are laid out at one time."""
+
+
+class Scoring:
+    """What the stages learned, frozen, over one catalogue.
+
+    Args:
+        recipe: complete.
+        catalogue: items and known users.
+        backbone: frozen.
+        text_embeddings: Q of every item.
+        alignment: frozen.
+        llm: frozen.
+        soft_tokens: frozen; None before stage 2 has run.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        catalogue: Catalogue,
+        backbone: Backbone,
+        text_embeddings: Float[Tensor, "items text_dim"],
+        alignment: Alignment,
+        llm: LanguageModel,
+        soft_tokens: SoftTokens | None,
+    ) -> None:
+        self.recipe, self.catalogue, self.backbone, self.llm = recipe, catalogue, backbone, llm
+        self.alignment, self.text_embeddings, self.soft_tokens = alignment, text_embeddings, soft_tokens
+        self.is_cold = torch.from_numpy(catalogue.train_counts < recipe.cold_below)
+        self.item_embeddings = backbone.item_embeddings().detach()
+        with torch.no_grad():
+            self.joint_items = alignment.joint_items(self.item_embeddings, text_embeddings, self.is_cold)
+            self.joint_embeddings = alignment.items.decode(self.joint_items)
+        self.builder = self.new_builder(recipe.prompt)
+
+    def new_builder(self, config: PromptConfig) -> PromptBuilder:
+        """Lays out prompts over this catalogue for this language model."""
+        llm, catalogue = self.llm, self.catalogue
+        return PromptBuilder(
+            llm.encode, catalogue.titles, catalogue.wording, config, begin=llm.begin, end=llm.end, max_length=llm.max_length
+        )
+
+    def represent(self, histories: Sequence[Int[ndarray, "length"]]) -> Float[Tensor, "users dim"]:
+        """x_u of bare histories, oldest first."""
+        lengths = np.array([len(history) for history in histories])
+        ends = np.cumsum(lengths)
+        items = np.concatenate([np.asarray(history, np.int64) for history in histories])
+        return encode_histories(self.backbone, items, ends - lengths, ends)
+
+    def score_with_llm(
+        self,
+        users: Float[Tensor, "users dim"],
+        histories: Sequence[Int[ndarray, "length"]],
+        candidates: Int[ndarray, "users candidates"],
+        scorer: LlmScorer = "llm",
+        on_users: Callable[[int], None] | None = None,
+    ) -> Float[ndarray, "users candidates"]:
+        """log P(title | prompt) of every candidate, in nats.
+
+        Args:
+            users: x_u of each user.
+            histories: oldest first.
+            candidates: item positions in the order in which the prompt lists them; -1 pads, and scores minus infinity.
+            scorer: the system; the same with the items' soft tokens exchanged at random; or the bare text alone.
+            on_users: called with the number of users done.
+        """
+        if self.soft_tokens is None:
+            raise InputError("stage 2 has not been trained. Resume with: allrec train DATASET --run RUN --resume")
+        builder, joint = self._variant(scorer)
+        scores = np.empty(candidates.shape, np.float32)
+        for start in range(0, len(candidates), USERS_TOGETHER):
+            rows = slice(start, start + USERS_TOGETHER)
+            is_candidate = candidates[rows] >= 0
+            prompts = builder.prompts(histories[rows], candidates[rows])
+            answers = builder.answers(candidates[rows][is_candidate])
+            with torch.no_grad():
+                soft = self._soft(users[rows], joint, prompts.soft_items)
+            scores[rows] = score_candidates(
+                self.llm, prompts, answers, is_candidate, soft,
+                normalize=self.recipe.evaluation.normalize, tokens_per_batch=self.recipe.evaluation.llm_tokens_per_batch,
+            ).numpy()  # fmt: skip
+            if on_users is not None:
+                on_users(min(start + USERS_TOGETHER, len(candidates)))
+        return scores
+
+    def _variant(self, scorer: LlmScorer) -> tuple[PromptBuilder, Tensor]:
+        if scorer == "llm-no-soft":
+            bare = self.recipe.prompt.model_copy(update={"soft_token": "none", "has_user": False})
+            return self.new_builder(bare), self.joint_items
+        if scorer == "llm-random-items":
+            exchanged = np.random.default_rng([self.recipe.seed, len(self.joint_items)]).permutation(len(self.joint_items))
+            return self.builder, self.joint_items[torch.from_numpy(exchanged)]
+        return self.builder, self.joint_items
+
+    def _soft(self, users: Tensor, joint: Tensor, soft_items: Int[ndarray, "soft"]) -> Tensor:
+        if len(soft_items) == 0:
+            return torch.zeros(0, self.llm.dim)
+        if self.soft_tokens is None:
+            raise InputError("stage 2 has not been trained")
+        return project(self.soft_tokens, users, joint, soft_items)

@@ -1,0 +1,229 @@
+"""Trains the collaborative backbone on the training histories, every position of them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from pydantic import Field
+from torch import Tensor
+
+from allrec.artifacts import load_tensors, read_json, save_tensors, write_json
+from allrec.base import Config, InputError
+from allrec.data.dataset import Dataset, Targets
+from allrec.evaluation.metrics import ndcg_at
+from allrec.evaluation.ranking import Excluded, candidate_ranks, catalogue_ranks, dot_product_scores
+from allrec.models.backbones.base import Backbone, freeze
+from allrec.models.backbones.losses import (
+    BackboneLoss,
+    Negatives,
+    binary_cross_entropy,
+    sampled_softmax,
+    softmax,
+)
+from allrec.models.backbones.sasrec import SASRec, SASRecConfig
+from allrec.training.batching import LazyBatches, NegativeSampler, length_batches, pad_histories, windows
+from allrec.training.loop import FitReport, LoopConfig, fit
+
+STAGE = 0
+# Histories encoded at one time outside training.
+ENCODED_TOGETHER = 1024
+
+
+class BackboneConfig(Config):
+    """The backbone and how it is trained; the defaults are the paper's backbone."""
+
+    model: SASRecConfig = Field(SASRecConfig(), description="Shape of the SASRec.")
+    loss: Literal["bce", "softmax", "sampled-softmax"] = Field(
+        "bce", description="One negative and yes-or-no (the paper), the whole catalogue, or a sample of it."
+    )
+    sampled_softmax_above: int = Field(
+        100_000, ge=1, description="Catalogue size above which loss softmax becomes sampled-softmax."
+    )
+    num_negatives: int = Field(4096, ge=1, description="Shared negatives of a step with sampled-softmax.")
+    tokens_per_batch: int = Field(640, ge=1, description="Positions of a batch at most, padding included.")
+    validation_protocol: Literal["full", "full-repeat", "paper", "sampled-99"] = Field(
+        "paper", description="Candidates of the validation that decides when to stop."
+    )
+    validation_users: int = Field(10_000, ge=1, description="Users of that validation at most, drawn once.")
+    loop: LoopConfig = Field(
+        LoopConfig(epochs=100, betas=(0.9, 0.98), patience=10), description="Optimizer, epochs and patience."
+    )
+
+
+class TrainedBackbone(NamedTuple):
+    """A frozen backbone and how its training went; the report's validations are NDCG@10."""
+
+    model: SASRec
+    report: FitReport
+
+
+class Batch(NamedTuple):
+    """Histories, the item that came after each place (-1 where none), and sampled items where the loss needs them."""
+
+    histories: Int[Tensor, "batch length"]
+    next_items: Int[Tensor, "batch length"]
+    negatives: Negatives | None
+
+
+def train_backbone(
+    dataset: Dataset,
+    config: BackboneConfig,
+    *,
+    seed: int,
+    checkpoint: Path | None = None,
+    on_step: Callable[[int, dict[str, float]], None] | None = None,
+    device: torch.device | str = "cpu",
+) -> TrainedBackbone:
+    """Trains a SASRec on the training histories and keeps the epoch with the best NDCG@10 on validation.
+
+    Args:
+        dataset: its training interactions and validation targets are read, its test targets are not.
+        config: shape, loss, batches and optimizer.
+        seed: fixes initial weights, batches, negatives and dropout.
+        checkpoint: see ``fit``.
+        on_step: see ``fit``.
+        device: where to train.
+
+    Raises:
+        InputError: no user has two training interactions, or, with loss bce, one has touched every item.
+    """
+    generator = torch.Generator().manual_seed(int(np.random.SeedSequence([seed, STAGE]).generate_state(1)[0]))
+    model = SASRec(dataset.num_items, config.model, generator).to(device)
+    source = TrainingBatches(dataset, config, seed, device)
+
+    def loss(batch: Batch) -> Tensor:
+        is_target = batch.next_items >= 0
+        states = model.states(batch.histories)[is_target]
+        return source.loss(states, batch.next_items[is_target], model.item_embeddings(), batch.negatives)
+
+    validate = validation(model, dataset, config, seed)
+    report = fit(
+        model,
+        source,
+        loss,
+        config.loop,
+        seed=seed,
+        stage=STAGE,
+        checkpoint=checkpoint,
+        validate=validate,
+        on_step=on_step,
+    )
+    return TrainedBackbone(freeze(model), report)
+
+
+def save_backbone(folder: Path, model: SASRec) -> str:
+    """Writes ``backbone.json`` and ``backbone.safetensors`` into ``folder``; returns the SHA-256 of the tensors."""
+    write_json(folder / "backbone.json", {"num_items": model.num_items, "model": model.config.model_dump(mode="json")})
+    return save_tensors(folder / "backbone.safetensors", model.state_dict())
+
+
+def load_backbone(folder: Path, sha256: str | None = None) -> SASRec:
+    """Reads what ``save_backbone`` wrote: the frozen model, in eval mode, on the CPU.
+
+    Raises:
+        InputError: a file is missing or damaged, or the two do not belong together.
+    """
+    header = read_json(folder / "backbone.json")
+    tensors = load_tensors(folder / "backbone.safetensors", sha256)
+    try:
+        model = SASRec(header["num_items"], SASRecConfig(**header["model"]), torch.Generator().manual_seed(0))
+        model.load_state_dict(tensors)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise InputError(f"{folder} holds no backbone that fits together: {error}. Train it anew.") from None
+    return freeze(model)
+
+
+class TrainingBatches:
+    """The batches of an epoch: windows over the training histories, in which every place predicts the next item."""
+
+    def __init__(self, dataset: Dataset, config: BackboneConfig, seed: int, device: torch.device | str) -> None:
+        self.config, self.seed, self.device, self.num_items = config, seed, device, dataset.num_items
+        offsets, self.items = dataset.train_csr()
+        # The last training item is a target alone, hence - 1.
+        ends = np.maximum(offsets[1:] - 1, offsets[:-1])
+        self.users, self.starts, self.ends = windows(offsets[:-1], ends, config.model.max_length)
+        is_sampled = config.loss == "sampled-softmax" or dataset.num_items > config.sampled_softmax_above
+        self.loss: BackboneLoss = binary_cross_entropy
+        if config.loss != "bce":
+            self.loss = sampled_softmax if is_sampled else softmax
+        self.sampler = NegativeSampler(offsets, self.items, dataset.num_items) if config.loss == "bce" else None
+        # One is added so that an item that training lacks can still be drawn.
+        counts = dataset.train_counts() + 1.0
+        self.shares = counts / counts.sum()
+
+    def __call__(self, epoch: int) -> LazyBatches[Batch]:
+        rng = np.random.default_rng([self.seed, STAGE, epoch])
+        rows = length_batches(self.ends - self.starts, self.config.tokens_per_batch, rng)
+        return LazyBatches(rows, lambda index, chosen: self._build(chosen, epoch, index))
+
+    def _build(self, rows: Int[np.ndarray, "batch"], epoch: int, index: int) -> Batch:
+        starts, ends = self.starts[rows], self.ends[rows]
+        histories = pad_histories(self.items, starts, ends, self.config.model.max_length)
+        next_items = pad_histories(self.items, starts + 1, ends + 1, self.config.model.max_length)
+        # A trailing 0 would give the seed of the epoch's order again, hence + 1.
+        rng = np.random.default_rng([self.seed, STAGE, epoch, index + 1])
+        negatives = self._negatives(np.repeat(self.users[rows], ends - starts), rng)
+        return Batch(histories.to(self.device), next_items.to(self.device), negatives)
+
+    def _negatives(self, token_users: Int[np.ndarray, "tokens"], rng: np.random.Generator) -> Negatives | None:
+        if self.sampler is not None:
+            return Negatives(torch.from_numpy(self.sampler.draw(token_users, rng)).to(self.device))
+        if self.loss is not sampled_softmax:
+            return None
+        num_negatives = self.config.num_negatives
+        items = np.searchsorted(np.cumsum(self.shares), rng.random(num_negatives) * self.shares.sum(), side="right")
+        items = np.minimum(items, self.num_items - 1)
+        log_expected = torch.from_numpy(np.log(num_negatives * self.shares[items])).float()
+        return Negatives(torch.from_numpy(items).to(self.device), log_expected.to(self.device))
+
+
+def validation(model: SASRec, dataset: Dataset, config: BackboneConfig, seed: int) -> Callable[[], float] | None:
+    """NDCG@10 on validation targets, of a fixed sample of users where there are too many; None where there are none."""
+    targets = dataset.targets["valid"]
+    num_rows = len(targets.users)
+    if num_rows == 0:
+        return None
+    rows = np.arange(num_rows)
+    if num_rows > config.validation_users:
+        rows = np.sort(np.random.default_rng([seed, STAGE]).choice(num_rows, config.validation_users, replace=False))
+    candidates = {name: lists[rows] for name, lists in targets.candidates.items()}
+    chosen = Targets(targets.users[rows], targets.positions[rows], targets.items[rows], candidates)
+    return lambda: ndcg_at(backbone_ranks(model, dataset, chosen, config.validation_protocol), 10)
+
+
+def backbone_ranks(backbone: Backbone, dataset: Dataset, targets: Targets, protocol: str) -> Int[np.ndarray, "rows"]:
+    """0-based ranks of the targets by x_u · E_i under a protocol: a stored one, ``full`` or ``full-repeat``."""
+    starts = dataset.offsets[targets.users]
+    ends = starts + targets.positions
+    users = encode_histories(backbone, dataset.items, starts, ends)
+    items = backbone.item_embeddings().detach()
+    if protocol.startswith("full"):
+        excluded = Excluded(starts, ends, dataset.items) if protocol == "full" else None
+        return catalogue_ranks(dot_product_scores(users, items), targets.items, len(items), excluded)
+    scores = np.empty(targets.candidates[protocol].shape, dtype=np.float32)
+    for start in range(0, len(scores), ENCODED_TOGETHER):
+        rows = slice(start, start + ENCODED_TOGETHER)
+        candidates = torch.from_numpy(targets.candidates[protocol][rows].clip(min=0)).to(items.device)
+        scores[rows] = torch.einsum("rd,rcd->rc", users[rows], items[candidates]).cpu().numpy()
+    return candidate_ranks(scores, targets.candidates[protocol], targets.items)
+
+
+@torch.no_grad()
+def encode_histories(
+    backbone: Backbone,
+    items: Int[np.ndarray, "interactions"],
+    starts: Int[np.ndarray, "rows"],
+    ends: Int[np.ndarray, "rows"],
+) -> Float[Tensor, "rows dim"]:
+    """x_u of the histories ``items[start:end]``, those of like length together so that little padding is computed."""
+    table = backbone.item_embeddings()
+    users = table.new_empty(len(starts), backbone.dim)
+    order = np.argsort(ends - starts, kind="stable")
+    for first in range(0, len(order), ENCODED_TOGETHER):
+        rows = order[first : first + ENCODED_TOGETHER]
+        histories = pad_histories(items, starts[rows], ends[rows], backbone.max_length)
+        users[torch.from_numpy(rows).to(table.device)] = backbone.encode(histories.to(table.device))
+    return users

@@ -1,0 +1,275 @@
+"""The one training loop: every stage that learns by gradient descent runs it, and it goes on where it was killed."""
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeVar
+
+import numpy as np
+import torch
+from pydantic import Field
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from allrec.artifacts import atomic_path, load_tensors
+from allrec.base import Config, InputError
+
+Batch_co = TypeVar("Batch_co", covariant=True)
+Batch = TypeVar("Batch")
+Loss = Tensor | Mapping[str, Tensor]
+
+
+class Batches(Protocol[Batch_co]):
+    """The batches of an epoch: a list, or anything that makes the one asked for."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Batch_co: ...
+
+
+class LoopConfig(Config):
+    """How a stage is optimised."""
+
+    epochs: int = Field(20, ge=1, description="Passes over the training data, at most.")
+    optimizer: Literal["adam", "adamw"] = Field("adam", description="adamw decays weights apart from the gradient.")
+    learning_rate: float = Field(1e-3, gt=0, description="Step size of the optimizer.")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="Decay of Adam's two running means.")
+    weight_decay: float = Field(0.0, ge=0, description="L2 penalty (adam) or decoupled decay (adamw).")
+    gradient_clip: float = Field(0.0, ge=0, description="Largest norm of the gradient; 0 clips nothing.")
+    patience: int = Field(0, ge=0, description="Epochs without a better validation before stopping; 0 never stops.")
+    checkpoint_every: int = Field(200, ge=1, description="Steps between two checkpoints.")
+
+
+@dataclass
+class Progress:
+    """How far training has come; it travels inside the checkpoint.
+
+    ``epoch`` counts finished epochs, ``batch`` the finished batches of the current one, ``step`` all steps.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    loss_sum: float = 0.0
+    losses: list[float] = field(default_factory=list)
+    validations: list[float] = field(default_factory=list)
+    best_epoch: int | None = None
+
+    def is_over(self, config: LoopConfig) -> bool:
+        """Whether all epochs are done or the validation has not improved for ``patience`` epochs."""
+        stale = 0 if self.best_epoch is None else self.epoch - 1 - self.best_epoch
+        return self.epoch >= config.epochs or 0 < config.patience <= stale
+
+
+@dataclass(frozen=True)
+class FitReport:
+    """What a training run did.
+
+    Attributes:
+        steps: optimizer steps taken.
+        epochs: epochs begun and finished.
+        losses: mean loss of each epoch.
+        validations: value of ``validate`` after each epoch, larger is better; empty without it.
+        best_epoch: 0-based epoch whose parameters were kept; None without validation (the last are kept).
+    """
+
+    steps: int
+    epochs: int
+    losses: list[float]
+    validations: list[float]
+    best_epoch: int | None
+
+
+def fit(
+    module: nn.Module,
+    batches: Callable[[int], Batches[Batch]],
+    loss: Callable[[Batch], Loss],
+    config: LoopConfig,
+    *,
+    seed: int,
+    stage: int,
+    checkpoint: Path | None = None,
+    validate: Callable[[], float] | None = None,
+    on_step: Callable[[int, dict[str, float]], None] | None = None,
+) -> FitReport:
+    """Trains ``module`` in place and leaves it in eval mode, with the best parameters where there is a validation.
+
+    Given the same arguments it ends in the same bytes, killed and resumed from ``checkpoint`` or not.
+
+    Args:
+        module: what learns; parameters without ``requires_grad`` are neither optimised nor stored.
+        batches: the batches of an epoch (0-based), a function of the epoch alone.
+        loss: the scalar to minimise, or named scalars of which ``total`` is minimised and all are reported.
+        config: the optimizer and its limits.
+        seed: seed of the run; with ``stage`` and the step it fixes dropout.
+        stage: number of the stage, so that two stages of a run draw differently.
+        checkpoint: file to write every ``checkpoint_every`` steps, and to resume from where it exists.
+        validate: called in eval mode without gradients after each epoch; larger is better.
+        on_step: called after each step with the number of steps so far and the named losses, ``epoch``,
+            ``progress`` (share of all epochs done) and, once there is one, the last ``validation``.
+
+    Raises:
+        InputError: there is nothing to train on, the loss is not finite, or the checkpoint is another run's.
+    """
+    state = _State(module, config, {"config": config.model_dump(mode="json"), "seed": seed, "stage": stage})
+    if checkpoint is not None and checkpoint.exists():
+        state.load(checkpoint)
+    progress = state.progress
+    while not progress.is_over(config):
+        epoch_batches = _nonempty(batches(progress.epoch))
+        module.train()
+        while progress.batch < len(epoch_batches):
+            with seeded_dropout(module, seed, stage, progress.step):
+                values = _step(state, loss(epoch_batches[progress.batch]), config.gradient_clip)
+            progress.step, progress.batch = progress.step + 1, progress.batch + 1
+            progress.loss_sum += values["total"]
+            if checkpoint is not None and progress.step % config.checkpoint_every == 0:
+                state.save(checkpoint)
+            if on_step is not None:
+                on_step(progress.step, values | _position(progress, len(epoch_batches), config.epochs))
+        _end_epoch(state, validate)
+    if checkpoint is not None:
+        state.save(checkpoint)
+    state.restore_best()
+    module.eval()
+    return FitReport(progress.step, progress.epoch, progress.losses, progress.validations, progress.best_epoch)
+
+
+class _State:
+    """All that a resumed run needs: trained parameters, the best ones so far, Adam's state and the progress."""
+
+    def __init__(self, module: nn.Module, config: LoopConfig, identity: dict[str, Any]) -> None:
+        self.module, self.identity, self.progress = module, identity, Progress()
+        self.parameters = {name: value for name, value in module.named_parameters() if value.requires_grad}
+        if not self.parameters:
+            raise ValueError("the module has no parameter with requires_grad: there is nothing to train")
+        kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
+        self.optimizer = kind(
+            list(self.parameters.values()),
+            lr=config.learning_rate,
+            betas=config.betas,
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+        self.best: dict[str, Tensor] = {}
+
+    def keep_best(self) -> None:
+        self.best = {name: value.detach().clone() for name, value in self.parameters.items()}
+
+    def restore_best(self) -> None:
+        for name, value in self.best.items():
+            self.parameters[name].data.copy_(value)
+
+    def save(self, path: Path) -> None:
+        # One file, since two could not be renamed at one moment; one metadata key, since their order is not fixed.
+        tensors: dict[str, Tensor] = {f"parameter/{name}": value for name, value in self.parameters.items()}
+        tensors |= {f"best/{name}": value for name, value in self.best.items()}
+        for index, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer/{index}/{name}": value for name, value in state.items()}
+        tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        metadata = {"allrec": json.dumps({"identity": self.identity, "progress": asdict(self.progress)})}
+        with atomic_path(path) as temporary:
+            save_file(tensors, temporary, metadata=metadata)
+
+    def load(self, path: Path) -> None:
+        tensors = load_tensors(path)
+        header = _header(path)
+        parameters = {name.partition("/")[2]: value for name, value in tensors.items() if name.startswith("parameter/")}
+        self._refuse_other_run(path, header["identity"], parameters)
+        for name, value in parameters.items():
+            self.parameters[name].data.copy_(value)
+        self.best = {
+            name: tensors[f"best/{name}"].to(value.device)
+            for name, value in self.parameters.items()
+            if f"best/{name}" in tensors
+        }
+        self._load_optimizer(tensors)
+        vars(self.progress).update(header["progress"])
+
+    def _load_optimizer(self, tensors: dict[str, Tensor]) -> None:
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            if key.startswith("optimizer/"):
+                _, index, name = key.split("/")
+                state.setdefault(int(index), {})[name] = value
+        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+
+    def _refuse_other_run(self, path: Path, identity: dict[str, Any], parameters: dict[str, Tensor]) -> None:
+        got = {name: list(value.shape) for name, value in parameters.items()}
+        expected = {name: list(value.shape) for name, value in self.parameters.items()}
+        different = [key for key, value in self.identity.items() if identity.get(key) != value]
+        different += ["parameters"] if got != expected else []
+        if different:
+            raise InputError(
+                f"{path} is a checkpoint of another run: its {' and '.join(different)} differ from this run's. "
+                "Resume with the settings it was made with, or remove the file to train anew."
+            )
+
+
+def _header(path: Path) -> dict[str, Any]:
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+    if "allrec" not in metadata:
+        raise InputError(f"{path} is no checkpoint of allrec: it says nothing of progress. Remove it to train anew.")
+    header: dict[str, Any] = json.loads(metadata["allrec"])
+    return header
+
+
+@contextmanager
+def seeded_dropout(module: nn.Module, seed: int, stage: int, step: int) -> Iterator[None]:
+    """Inside, dropout draws from a seed of this step alone; outside, torch's generators are as they were.
+
+    Dropout takes no generator as an argument, hence the global one, lent for the length of a step.
+    """
+    devices = sorted({value.device.index for value in module.parameters() if value.device.type == "cuda"})
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(int(np.random.SeedSequence([seed, stage, step]).generate_state(1, np.uint64)[0]))
+        yield
+
+
+def _step(state: _State, values: Loss, gradient_clip: float) -> dict[str, float]:
+    named = values if isinstance(values, Mapping) else {"total": values}
+    total = named["total"]
+    if not math.isfinite(total.item()):
+        raise InputError(
+            f"the loss became {total.item()} at step {state.progress.step}, expected a number. "
+            "Lower learning_rate, or set gradient_clip (1.0 is usual)."
+        )
+    state.optimizer.zero_grad()
+    total.backward()  # type: ignore[no-untyped-call]
+    if gradient_clip > 0:
+        nn.utils.clip_grad_norm_(state.parameters.values(), gradient_clip)
+    state.optimizer.step()
+    return {name: value.item() for name, value in named.items()}
+
+
+def _end_epoch(state: _State, validate: Callable[[], float] | None) -> None:
+    progress = state.progress
+    progress.losses.append(progress.loss_sum / progress.batch)
+    if validate is not None:
+        state.module.eval()
+        with torch.no_grad():
+            value = float(validate())
+        if not math.isfinite(value):
+            raise ValueError(f"validation gave {value} after epoch {progress.epoch}, expected a finite number")
+        progress.validations.append(value)
+        if progress.best_epoch is None or value > progress.validations[progress.best_epoch]:
+            progress.best_epoch = progress.epoch
+            state.keep_best()
+    progress.epoch, progress.batch, progress.loss_sum = progress.epoch + 1, 0, 0.0
+
+
+def _position(progress: Progress, num_batches: int, epochs: int) -> dict[str, float]:
+    share = (progress.epoch + progress.batch / num_batches) / epochs
+    latest = {"validation": progress.validations[-1]} if progress.validations else {}
+    return {"epoch": float(progress.epoch), "progress": share, **latest}
+
+
+def _nonempty(batches: Batches[Batch]) -> Batches[Batch]:
+    if len(batches) == 0:
+        raise InputError("there is no training batch, expected at least one. Has every user too short a history?")
+    return batches

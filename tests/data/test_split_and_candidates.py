@@ -1,0 +1,122 @@
+"""The split never leaks the future, and candidates hold the target once among what the user never touched."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from allrec.data.candidates import PAD, Touched, draw_candidates, is_repeated
+from allrec.data.split import leave_last_out, split_at_times
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=20))
+def test_leave_last_out(lengths: list[int]) -> None:
+    split = leave_last_out(np.array(lengths))
+    evaluated = [user for user, length in enumerate(lengths) if length >= 3]
+    assert split.train_lengths.tolist() == [length - 2 if length >= 3 else length for length in lengths]
+    assert split.targets["valid"][0].tolist() == split.targets["test"][0].tolist() == evaluated
+    assert split.targets["valid"][1].tolist() == [lengths[user] - 2 for user in evaluated]
+    assert split.targets["test"][1].tolist() == [lengths[user] - 1 for user in evaluated]
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 30), min_size=1, max_size=8), min_size=1, max_size=10),
+    st.integers(1, 15),
+    st.integers(1, 15),
+)
+def test_global_time_never_leaks_the_future(sequences: list[list[int]], valid_from: int, gap: int) -> None:
+    test_from = valid_from + gap
+    times = [sorted(sequence) for sequence in sequences]
+    users = np.repeat(np.arange(len(times)), [len(sequence) for sequence in times])
+    flat = np.concatenate(times) * 1_000
+    split = split_at_times(users, flat, len(times), valid_from, test_from)
+    for user, sequence in enumerate(times):
+        assert split.train_lengths[user] == sum(time < valid_from for time in sequence)
+    for name, start, stop in (("valid", valid_from, test_from), ("test", test_from, 10**9)):
+        found = dict(zip(*(column.tolist() for column in split.targets[name]), strict=True))
+        expected = {}
+        for user, sequence in enumerate(times):
+            first = next((place for place, time in enumerate(sequence) if time >= start), None)
+            if first and sequence[first] < stop:  # a first of 0 would be a target without a history
+                expected[user] = first
+        assert found == expected
+
+
+def make_case(seed: int, num_users: int, num_items: int, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    users = np.repeat(np.arange(num_users), length)
+    items = rng.integers(num_items, size=len(users))
+    return users, items, items[length - 1 :: length]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    num_users=st.integers(1, 20),
+    num_items=st.integers(1, 120),
+    length=st.integers(1, 30),
+    num_negatives=st.integers(1, 25),
+)
+def test_candidates(seed: int, num_users: int, num_items: int, length: int, num_negatives: int) -> None:
+    users, items, targets = make_case(seed, num_users, num_items, length)
+    touched = Touched(users, items, num_users, num_items)
+    rows = np.arange(num_users)
+    candidates = draw_candidates(rows, targets, touched, num_negatives, np.random.default_rng(seed))
+    assert candidates.shape == (num_users, 1 + num_negatives)
+    assert candidates.dtype == np.int32
+    for user in range(num_users):
+        own = set(items[users == user].tolist())
+        listed = candidates[user][candidates[user] != PAD].tolist()
+        assert len(set(listed)) == len(listed) == 1 + min(num_negatives, num_items - len(own))
+        assert set(listed) & own == {int(targets[user])}
+        assert (candidates[user][len(listed) :] == PAD).all()
+
+
+def test_candidates_are_uniform_and_shuffled() -> None:
+    num_users, num_items = 4_000, 200
+    users, items, targets = np.arange(num_users), np.zeros(num_users, np.int64), np.zeros(num_users, np.int64)
+    touched = Touched(users, items, num_users, num_items)
+    candidates = draw_candidates(users, targets, touched, 19, np.random.default_rng(0))
+    # 76,000 draws over 199 items: 382 each, a standard deviation of 18.6 with the draws of a row distinct
+    counts = np.bincount(candidates.ravel(), minlength=num_items)[1:]
+    assert abs(counts - 19 * num_users / 199).max() < 4.5 * 19
+    # the target's place: 4,000 over 20 places, 200 each, a standard deviation of 13.8
+    places = np.bincount(np.argmax(candidates == 0, axis=1), minlength=20)
+    assert abs(places - num_users / 20).max() < 4.5 * 14
+
+
+def test_tight_and_roomy_rows_both_keep_the_rules() -> None:
+    users = np.concatenate([np.zeros(95, np.int64), [1]])
+    items = np.concatenate([np.arange(95), [3]])
+    touched = Touched(users, items, 2, 100)
+    candidates = draw_candidates(np.array([0, 1]), np.array([94, 3]), touched, 19, np.random.default_rng(1))
+    assert sorted(candidates[0][:6].tolist()) == [94, 95, 96, 97, 98, 99]
+    assert candidates[0][6:].tolist() == [PAD] * 14
+    assert len(set(candidates[1].tolist())) == 20
+
+
+def test_touched() -> None:
+    touched = Touched(np.array([0, 0, 2]), np.array([1, 1, 0]), 3, 2)
+    assert touched.counts.tolist() == [1, 0, 1]
+    assert touched.has(np.array([[0], [1], [2]]), np.array([0, 1])).tolist() == [
+        [False, True],
+        [False, False],
+        [True, False],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("row", "repeats"), [([3, 1, 3, 3], [0, 0, 1, 1]), ([1, 2, 3], [0, 0, 0]), ([2, 2, 1], [0, 1, 0])]
+)
+def test_is_repeated(row: list[int], repeats: list[int]) -> None:
+    assert is_repeated(np.array([row])).tolist() == [[bool(flag) for flag in repeats]]
+
+
+def test_same_rng_same_candidates() -> None:
+    users, items, targets = make_case(3, 50, 300, 5)
+    touched = Touched(users, items, 50, 300)
+    first, again, other = (
+        draw_candidates(np.arange(50), targets, touched, 19, np.random.default_rng(seed)) for seed in (5, 5, 6)
+    )
+    assert (first == again).all()
+    assert (first != other).any()

@@ -1,0 +1,46 @@
+"""Small data sets for tests, made from lists of histories."""
+
+from pathlib import Path
+
+import numpy as np
+
+from allrec.base import Wording
+from allrec.data.dataset import Dataset, Targets
+
+
+def dataset_of(histories, num_items, num_candidates=4):
+    """Leave-last-out over ``histories``; candidates are the target and the first other items of the catalogue."""
+    lengths = np.array([len(history) for history in histories])
+    users = np.flatnonzero(lengths >= 3)
+    targets = {}
+    for split, back in (("valid", 2), ("test", 1)):
+        items = np.array([histories[user][-back] for user in users], dtype=np.int32)
+        others = [[item for item in range(num_items) if item != target][: num_candidates - 1] for target in items]
+        candidates = np.array([[target, *rest] for target, rest in zip(items, others, strict=True)], dtype=np.int32)
+        candidates = candidates.reshape(len(users), min(num_candidates, num_items))
+        targets[split] = Targets(users.astype(np.int32), lengths[users] - back, items, {"paper": candidates})
+    return Dataset(
+        name="small",
+        path=Path("small"),
+        user_ids=[f"user {user}" for user in range(len(histories))],
+        item_ids=[f"item {item}" for item in range(num_items)],
+        titles=[None] * num_items,
+        texts=[None] * num_items,
+        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        items=np.concatenate([*histories, []]).astype(np.int32),
+        train_lengths=np.where(lengths >= 3, lengths - 2, lengths).astype(np.int64),
+        targets=targets,
+        wording=Wording(),
+        sha256="",
+        counts={},
+    )
+
+
+def checkerboard(num_users, num_items, rng):
+    """Each user touches all items of one parity but one, in random order: that one is the right recommendation."""
+    histories, missing = [], []
+    for user in range(num_users):
+        own = rng.permutation(np.arange(user % 2, num_items, 2))
+        histories.append(own[1:].tolist())
+        missing.append(int(own[0]))
+    return histories, np.array(missing)
