@@ -49,15 +49,64 @@ Naples Norway Oslo Paris Peru Prague Quebec Rome Russia Scotland Spain Sweden Te
 NAMES = """Adam Alice Anna Arthur Ben Carl Clara Daniel David Diana Edward Elena Emma Eric Eva Felix Frank George Grace Hannah
 Harry Helen Henry Ivan Jack James Jane John Julia Kate Laura Leo Lily Lucy Luke Maria Mark Martin Mary Max Mia Nina Nora Oliver
 Oscar Paul Peter Rachel Richard Robert Rosa Ruth Sam Sarah Simon Sofia Susan Thomas Tom Victor Walter William""".split()
+QUALITIES = """absolute absorbing accelerator accent activating adjustable adhesive aerosol alcohol allergy aloe aluminum amazing
+amino anniversary antibacterial antioxidant apricot architect aromatic array artisan assorted assortment authentic automatic
+balance balancing bamboo barrier beautiful beauty berry beverage bleach blemish blossom botanical bottom boosting brightening
+brilliance bronze bubble calming camouflage capsule caramel chamomile charcoal chocolate cinnamon clarifying classical cleaner
+cleansing climate clinical cocktail coconut collagen collection color-safe combination comfort complex concealer concentrate
+concentrated conditioning connection contour control cooling corrective cosmetic counter creation cruelty-free cucumber
+curling custom damage defense definition delicate delight dermatologist designer detangling dimension discovery diamond
+disposable distressed double-sided duration dynamic edition elastic elixir emergency emulsion energizing enhancing enriched
+environment enzyme essence essential eternal evening evolution exclusive exfoliating experience expert explorer exposure
+extension exterior extract extraordinary eyeshadow fabulous fantastic fashion favorite featherweight fermented festival
+fiber finishing fixation flavored flawless foundation fragrance freedom freshener friction fusion galaxy generation
+ginger glamour glitter glossy glycolic gourmet gradual grapefruit guardian hairspray harmony healthy heritage highlighter
+holiday horizon humidity hyaluronic hypoallergenic illuminating imperial improved indulgence infused infusion ingredient
+innovation inspiration instrument insulated intensive interior international invisible jasmine journey keratin kingdom
+laboratory lasting lavish layering legend lifting limited lipgloss luxurious machine magnetic maintenance mandarin marine
+maximum mechanical medicated metallic microfiber mineral miracle moisture moisturizer motion mountain multi-purpose
+mystery natural-looking nature neutral nourishing nutrition nutritive oatmeal obsession official olive opulent organizer
+original-scent outdoor oxygen package paradise parfum passion peppermint peptide perfecting performance perfumed permanent
+personal pigment pineapple plumping polishing pomegranate positive precision premiere prevention primer princess prismatic
+private protecting protection protective protein purifying pyramid quality radiance reconstructing recovery refill refillable
+refreshing regenerating rejuvenating relaxing reliable removable renewal repair repairing replacement replenishing resistant
+restoring restorative retinol revitalizing revolution romantic rosemary salon sandalwood satellite seasonal selection
+sensation serenity shimmer signature silicone skincare smoothing soothing souvenir sparkling special-edition spectrum
+spiritual stabilizer standard starter station sterling straightening strength strengthening structure styling sublime
+suede sunflower supreme surface sustainable technology temporary texture texturizing therapy thickening tightening tinted
+tobacco tonic toner tourmaline traditional transform transforming translucent transparent treasure triangle tropical
+turmeric ultimate ultrasonic unisex universe unscented vacuum variety vegan velvety verbena version vibrant victory virgin
+vitamin volumizing volcanic weightless wellness whitening windproof wonderful workshop""".split()
 UNITS = "oz Ounce ml Fl Oz g kg lb cm mm inch Inches ft Pack Count Piece Watt GB Pounds oz. fl. oz. Tablets Capsules Sheets".split()
 LINKS = "for with of and in from by to the without".split()
-ENDS = ["(Pack of {n})", "- {n} {unit}", ", {n} {unit}", "{n}.{m} {unit}", "({year})", "Vol. {n}", "{n}-Pack", "[{year}]", "#{n}", "{n}ct",
-        "(Limited Edition)", "SPF {n}", "- {n}.{m}oz/{n}{m}ml", "Size {n}", "No. {n}", "({n}{m})", "{n}x{m}", "II", "III", "- Season {m}"]
+ENDS = [
+    "(Pack of {n})",
+    "- {n} {unit}",
+    ", {n} {unit}",
+    "{n}.{m} {unit}",
+    "({year})",
+    "Vol. {n}",
+    "{n}-Pack",
+    "[{year}]",
+    "#{n}",
+    "{n}ct",
+    "(Limited Edition)",
+    "SPF {n}",
+    "- {n}.{m}oz/{n}{m}ml",
+    "Size {n}",
+    "No. {n}",
+    "({n}{m})",
+    "{n}x{m}",
+    "II",
+    "III",
+    "- Season {m}",
+]
 
 
 def _word(rng: np.random.Generator, syllables: int) -> str:
     def part(options: list[str]) -> str:
         return options[rng.integers(len(options))]
+
     return "".join(part(ONSETS) + part(NUCLEI) + part(CODAS) for _ in range(syllables))
 
 
@@ -66,7 +115,9 @@ def _pick(rng: np.random.Generator, words: list[str]) -> str:
 
 
 def _end(rng: np.random.Generator) -> str:
-    return _pick(rng, ENDS).format(n=rng.integers(1, 100), m=rng.integers(0, 10), year=rng.integers(1930, 2026), unit=_pick(rng, UNITS))
+    return _pick(rng, ENDS).format(
+        n=rng.integers(1, 100), m=rng.integers(0, 10), year=rng.integers(1930, 2026), unit=_pick(rng, UNITS)
+    )
 
 
 def brand(rng: np.random.Generator) -> str:
@@ -78,26 +129,53 @@ def brand(rng: np.random.Generator) -> str:
 
 
 def product(rng: np.random.Generator, brands: list[str]) -> str:
-    """A product's title: brand, traits, things, and often an end such as a size."""
-    words = [_pick(rng, brands)] if rng.random() < 0.85 else []
+    """A product's title: brand, traits, things, and often a second part, and an end such as a size."""
+    title = _product(rng, brands)
+    if rng.random() < 0.5:
+        title += _pick(rng, [", ", " - ", " with ", " & ", " | ", ": "]) + _product(rng, [])
+    return title + (" " + _end(rng) if rng.random() < 0.55 else "")
+
+
+def _product(rng: np.random.Generator, brands: list[str]) -> str:
+    words = [_pick(rng, brands)] if brands and rng.random() < 0.9 else []
     for _ in range(int(rng.integers(1, 4))):
-        words += [_pick(rng, TRAITS) for _ in range(int(rng.integers(0, 3)))] + [_pick(rng, THINGS)]
+        words += [_pick(rng, TRAITS + QUALITIES) for _ in range(int(rng.integers(0, 3)))] + [_pick(rng, THINGS)]
         if rng.random() < 0.35:
             words.append(_pick(rng, LINKS))
     if rng.random() < 0.3:
         words.append(_word(rng, 2))
     words = [word if rng.random() < 0.08 or not word.islower() else word.capitalize() for word in words]
-    title = " ".join(words) + ("s" if rng.random() < 0.15 else "")
-    return title + (" " + _end(rng) if rng.random() < 0.55 else "")
+    return " ".join(words) + ("s" if rng.random() < 0.15 else "")
 
 
 def work(rng: np.random.Generator) -> str:
     """A title of a book, film, game or song."""
-    forms = ["The {t} {n}", "{n} of the {t} {m}", "{p}'s {n}", "A {n} in {l}", "{t} {n}: The {m} of {p}", "{p} and the {t} {n}",
-             "{n}s", "{t}", "The {n} {m}", "My {t} {n}", "{l} {n}", "{p} {w}", "{n} {m}, The", "How to {n} a {m}", "{w}"]
+    forms = [
+        "The {t} {n}",
+        "{n} of the {t} {m}",
+        "{p}'s {n}",
+        "A {n} in {l}",
+        "{t} {n}: The {m} of {p}",
+        "{p} and the {t} {n}",
+        "{n}s",
+        "{t}",
+        "The {n} {m}",
+        "My {t} {n}",
+        "{l} {n}",
+        "{p} {w}",
+        "{n} {m}, The",
+        "How to {n} a {m}",
+        "{w}",
+    ]
     form = forms[rng.integers(len(forms))]
-    title = form.format(t=_pick(rng, TRAITS).capitalize(), n=_pick(rng, THINGS).capitalize(), m=_pick(rng, THINGS).capitalize(),
-                        p=_pick(rng, NAMES), l=_pick(rng, PLACES), w=_word(rng, 2).capitalize())
+    title = form.format(
+        t=_pick(rng, TRAITS).capitalize(),
+        n=_pick(rng, THINGS).capitalize(),
+        m=_pick(rng, THINGS).capitalize(),
+        p=_pick(rng, NAMES),
+        l=_pick(rng, PLACES),
+        w=_word(rng, 2).capitalize(),
+    )
     return title + (" " + _end(rng) if rng.random() < 0.4 else "")
 
 

@@ -39,7 +39,8 @@ class Config(BaseModel):
         if isinstance(values, dict):
             for key in values:
                 if key not in cls.model_fields:
-                    raise InputError(f"unknown key {key!r} in {cls.__name__}: {nearest(str(key), list(cls.model_fields))}")
+                    hint = nearest(str(key), list(cls.model_fields))
+                    raise InputError(f"unknown key {key!r} in {cls.__name__}: {hint}")
         return values
 
 
@@ -47,6 +48,9 @@ def _sentence(name: str, error: ValidationError) -> str:
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"])
     message = first["msg"].removeprefix("Value error, ")
+    if isinstance(first.get("ctx", {}).get("error"), InputError):
+        # A table inside this one has said already what it got.
+        return f"{name}.{place}: {message}" if place else message
     return f"{name}{'.' + place if place else ''}: {message} (got {first['input']!r})" if place else message
 
 

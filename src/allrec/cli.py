@@ -18,8 +18,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Sets = Annotated[list[str] | None, typer.Option("--set", help="Change a key of the recipe, such as seed=1; may be repeated.")]
-Llm = Annotated[str | None, typer.Option(help="A causal language model: name, path, or embedded-small. The recipe's if left out.")]
+Sets = Annotated[
+    list[str] | None, typer.Option("--set", help="Change a key of the recipe, such as seed=1; may be repeated.")
+]
+Llm = Annotated[
+    str | None, typer.Option(help="A causal language model: name, path, or embedded-small. The recipe's if left out.")
+]
 Run = Annotated[Path, typer.Argument(help="A run folder, written by train.", metavar="RUN")]
 
 
@@ -39,7 +43,9 @@ def main() -> None:
 
 @app.command()
 def quickstart(
-    out: Annotated[Path, typer.Option(help="Folder to write; it may be there from an earlier quickstart.")] = Path("runs/demo"),
+    out: Annotated[Path, typer.Option(help="Folder to write; it may be there from an earlier quickstart.")] = Path(
+        "runs/demo"
+    ),
     users: Annotated[int, typer.Option(min=50, help="Users of the simulated marketplace.")] = 2000,
     seed: Annotated[int, typer.Option(min=0, help="Fixes everything.")] = 0,
 ) -> None:
@@ -51,12 +57,17 @@ def quickstart(
 
 @app.command()
 def prepare(
-    source: Annotated[Path, typer.Argument(help="A table of interactions, or a folder with interactions.* and items.*.")],
+    source: Annotated[
+        Path, typer.Argument(help="A table of interactions, or a folder with interactions.* and items.*.")
+    ],
     out: Annotated[Path, typer.Option(help="The data set folder to write.")],
-    items: Annotated[Path | None, typer.Option(help="The table of items, where it does not lie beside the interactions.")] = None,
+    items: Annotated[
+        Path | None, typer.Option(help="The table of items, where it does not lie beside the interactions.")
+    ] = None,
     format: Annotated[str | None, typer.Option(help="The source's format; guessed if left out.")] = None,
     sets: Annotated[
-        list[str] | None, typer.Option("--set", help="Any option of preparation, such as min_rating=3; may be repeated.")
+        list[str] | None,
+        typer.Option("--set", help="Any option of preparation, such as min_rating=3; may be repeated."),
     ] = None,
     column: Annotated[
         list[str] | None, typer.Option(help="Where a column's name does not tell: user_id=customer; may be repeated.")
@@ -88,7 +99,9 @@ def train(
 def evaluate(
     run: Run,
     dataset: Annotated[Path, typer.Argument(help="The data set that the run was trained on.")],
-    protocol: Annotated[list[str] | None, typer.Option(help="paper, sampled-99, full or full-repeat; may be repeated.")] = None,
+    protocol: Annotated[
+        list[str] | None, typer.Option(help="paper, sampled-99, full or full-repeat; may be repeated.")
+    ] = None,
 ) -> None:
     """Evaluate a run again, under other protocols."""
     from allrec.terminal import run_evaluate
@@ -100,7 +113,9 @@ def evaluate(
 def recommend(
     run: Run,
     user: Annotated[str | None, typer.Option(help="A known user's id.")] = None,
-    history: Annotated[str | None, typer.Option(help="Item ids, oldest first, with commas, in place of a user.")] = None,
+    history: Annotated[
+        str | None, typer.Option(help="Item ids, oldest first, with commas, in place of a user.")
+    ] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="How many.")] = 10,
     candidates: Annotated[str | None, typer.Option(help="Rank these item ids alone, with commas.")] = None,
     with_history: Annotated[bool, typer.Option("--with-history", help="Items of the history may come again.")] = False,

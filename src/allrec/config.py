@@ -1,5 +1,6 @@
 """A recipe: the parts' own configuration classes put together, read from TOML, changed on the command line."""
 
+import json
 import tomllib
 from importlib.resources import files
 from pathlib import Path
@@ -19,13 +20,18 @@ class EvaluationConfig(Config):
     """What ``train`` measures at its end."""
 
     protocols: tuple[Literal["paper", "sampled-99", "full", "full-repeat"], ...] = Field(
-        ("paper", "full"), description="Candidates: lists stored with the data set, or the whole catalogue."
+        ("paper", "full"), min_length=1, description="Candidates: lists stored with the data set, or the catalogue."
     )
-    splits: tuple[Literal["valid", "test"], ...] = Field(("valid", "test"), description="Which targets.")
-    llm_users: int = Field(0, ge=0, description="Test users whom language-model scorers score, a fixed sample; 0 is all.")
+    splits: tuple[Literal["valid", "test"], ...] = Field(("valid", "test"), min_length=1, description="Which targets.")
+    llm_users: int = Field(
+        0, ge=0, description="Test users whom language-model scorers score, a fixed sample; 0 is all."
+    )
     llm_valid_users: int = Field(1000, ge=0, description="The same for validation; 0 is all.")
+    ablation_users: int = Field(2000, ge=0, description="The same for llm-random-items and llm-no-soft; 0 is all.")
     llm_tokens_per_batch: int = Field(16384, ge=1, description="Tokens read at once when candidates are scored.")
-    normalize: Literal["sum", "mean"] = Field("sum", description="Log-likelihood of a title: its sum over tokens, or mean.")
+    normalize: Literal["sum", "mean"] = Field(
+        "sum", description="Log-likelihood of a title: its sum over tokens, or mean."
+    )
     bootstrap_seed: int = Field(0, ge=0, description="Seed of intervals, paired tests and samples of users.")
 
 
@@ -33,7 +39,9 @@ class LanguageModelChoice(Config):
     """The language model that a recipe is written for, and the embedded one that stands in for it."""
 
     published: LanguageModelConfig = LanguageModelConfig(name="facebook/opt-6.7b")
-    stand_in: Literal["embedded-small", "embedded-large"] = Field("embedded-small", description="Used where none is asked for.")
+    stand_in: Literal["embedded-small", "embedded-large"] = Field(
+        "embedded-small", description="Used where none is asked for."
+    )
     chosen: LanguageModelConfig | None = Field(None, description="The one that was used; written when a run begins.")
 
 
@@ -54,7 +62,9 @@ class Recipe(Config):
 
 def recipe_names() -> list[str]:
     """The recipes that come with the package."""
-    return sorted(entry.name.removesuffix(".toml") for entry in files("allrec.recipes").iterdir() if entry.name.endswith(".toml"))
+    return sorted(
+        entry.name.removesuffix(".toml") for entry in files("allrec.recipes").iterdir() if entry.name.endswith(".toml")
+    )
 
 
 def load_recipe(name: str, overrides: tuple[str, ...] = ()) -> Recipe:
@@ -83,7 +93,7 @@ def _read(name: str) -> dict[str, Any]:
     if path.suffix == ".toml" or path.is_file():
         if not path.is_file():
             raise InputError(f"no such recipe file: {path}. Recipes by name: {', '.join(recipe_names())}")
-        text = path.read_text(encoding="utf-8")
+        text = _read_text(path)
     elif name in recipe_names():
         text = files("allrec.recipes").joinpath(f"{name}.toml").read_text(encoding="utf-8")
     else:
@@ -92,6 +102,13 @@ def _read(name: str) -> dict[str, Any]:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"the recipe {name} is no TOML: {error}") from None
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"the recipe {path} is no UTF-8 text: {error}. Save it as UTF-8.") from None
 
 
 def _apply(values: dict[str, Any], override: str) -> None:
@@ -129,8 +146,8 @@ def _literal(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-        return f'"{escaped}"'
+        # JSON's escapes are TOML's; TOML asks for one more, of the delete character.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, list):
         return f"[{', '.join(_literal(item) for item in value)}]"
     return repr(value)

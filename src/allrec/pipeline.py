@@ -30,7 +30,9 @@ def ignore(stage: str, share: float, values: dict[str, float]) -> None:
     """An observer that looks away."""
 
 
-def train_stages(run: RunFolder, dataset: Dataset, llm: LanguageModel, cache: Path, observer: Observer = ignore) -> Scoring:
+def train_stages(
+    run: RunFolder, dataset: Dataset, llm: LanguageModel, cache: Path, observer: Observer = ignore
+) -> Scoring:
     """Runs every stage that is not done yet and returns what all of them learned.
 
     Args:
@@ -86,7 +88,11 @@ def _train_backbone(run: RunFolder, dataset: Dataset, observer: Observer) -> Non
     recipe = run.recipe()
     with run.stage("backbone") as folder:
         model, report = train_backbone(
-            dataset, recipe.backbone, seed=recipe.seed, checkpoint=folder / CHECKPOINT, on_step=_on_step(observer, "backbone")
+            dataset,
+            recipe.backbone,
+            seed=recipe.seed,
+            checkpoint=folder / CHECKPOINT,
+            on_step=_on_step(observer, "backbone"),
         )
         _save(folder, model, report)
 

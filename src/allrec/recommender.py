@@ -16,6 +16,7 @@ from allrec.base import InputError
 from allrec.config import Recipe, load_recipe
 from allrec.data import Dataset, load_dataset
 from allrec.evaluation.evaluate import Plan, evaluate
+from allrec.events import recording
 from allrec.pipeline import Observer, ignore, load_scoring, train_stages
 from allrec.run_folder import METRICS, RunFolder
 from allrec.scoring import Scoring
@@ -86,8 +87,8 @@ class AllRec:
         recipe = choose_language_model(recipe, llm)
         model = load_language_model(recipe, device)
         folder = RunFolder.create(run, recipe, describe(dataset), model.fingerprint, resume)
-        scoring = train_stages(folder, dataset, model, cache or default_cache(), observer)
-        system = cls(scoring, folder)
+        with recording(folder.path / "events", observer) as recorder:
+            system = cls(train_stages(folder, dataset, model, cache or default_cache(), recorder), folder)
         system.evaluate(dataset, observer=observer)
         return system
 
@@ -101,7 +102,9 @@ class AllRec:
         run = RunFolder.open(path)
         model = load_language_model(run.recipe(), device)
         if model.fingerprint != run.manifest["llm"]:
-            raise InputError(f"{path} was trained with {run.manifest['llm']}, got {model.fingerprint}. Give the same weights.")
+            raise InputError(
+                f"{path} was trained with {run.manifest['llm']}, got {model.fingerprint}. Give the same weights."
+            )
         run.folder("language_model")
         return cls(load_scoring(run, model), run)
 
@@ -190,7 +193,11 @@ class AllRec:
             raise InputError(f"got k = {k}, expected at least 1.")
         told = self.history_of(user, history)
         representation = self.scoring.represent([told])
-        scores = (self.scoring.item_embeddings @ representation[0]).numpy() if len(told) else self.scoring.catalogue.train_counts.astype(float)
+        scores = (
+            (self.scoring.item_embeddings @ representation[0]).numpy()
+            if len(told)
+            else self.scoring.catalogue.train_counts.astype(float)
+        )
         if not with_history:
             scores = scores.copy()
             scores[told] = -np.inf
@@ -208,7 +215,9 @@ class AllRec:
             return self.scoring.catalogue.history(self.scoring.catalogue.user(user)).astype(np.int64)
         return np.array([self.scoring.catalogue.item(item_id) for item_id in history or []], np.int64)
 
-    def _ranked(self, representation: Tensor, told: Int[ndarray, "length"], items: Int[ndarray, "n"]) -> list[Recommendation]:
+    def _ranked(
+        self, representation: Tensor, told: Int[ndarray, "length"], items: Int[ndarray, "n"]
+    ) -> list[Recommendation]:
         scores = self.scoring.score_with_llm(representation, [told], items[None])[0]
         order = np.argsort(-scores, kind="stable")
         return [self._recommendation(items[place], representation[0], float(scores[place])) for place in order]
@@ -216,5 +225,9 @@ class AllRec:
     def _recommendation(self, item: int, representation: Tensor, score: float | None) -> Recommendation:
         cf = float(self.scoring.item_embeddings[item] @ representation)
         return Recommendation(
-            self.scoring.catalogue.item_ids[item], self.scoring.catalogue.titles[item], score, cf, bool(self.scoring.is_cold[item])
+            self.scoring.catalogue.item_ids[item],
+            self.scoring.catalogue.titles[item],
+            score,
+            cf,
+            bool(self.scoring.is_cold[item]),
         )

@@ -1,4 +1,4 @@
-"""A run folder: what was trained, from what, how far it came, and whether its files are still those that were written."""
+"""A run folder: what was trained, from what, how far it came, and whether its files are still as they were written."""
 
 import time
 from collections.abc import Iterator
@@ -15,6 +15,8 @@ FORMAT_VERSION = 1
 MANIFEST, RECIPE, METRICS = "manifest.json", "recipe.toml", "metrics.json"
 STAGES = ("catalogue", "backbone", "text", "alignment", "language_model", "evaluate")
 CHECKPOINT = "checkpoint.safetensors"
+PARTS = ".*.part"
+"""What a kill leaves of a file that was being written."""
 LIBRARIES = ("allrec", "torch", "transformers", "sentence-transformers", "polars", "numpy")
 
 
@@ -26,7 +28,9 @@ class RunFolder:
         self.manifest = manifest
 
     @classmethod
-    def create(cls, path: Path | str, recipe: Recipe, dataset: dict[str, Any], llm: dict[str, Any], resume: bool) -> "RunFolder":
+    def create(
+        cls, path: Path | str, recipe: Recipe, dataset: dict[str, Any], llm: dict[str, Any], resume: bool
+    ) -> "RunFolder":
         """Begins a run, or goes on with it.
 
         Args:
@@ -42,9 +46,15 @@ class RunFolder:
         path = Path(path)
         if (path / MANIFEST).exists():
             return cls._continued(path, recipe, dataset, llm, resume)
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if path.exists() and (not path.is_dir() or any(_is_foreign(file) for file in path.iterdir())):
             raise InputError(f"{path} is in use and holds no run, expected a new or empty folder. Give another --run.")
-        manifest = {"format": FORMAT_VERSION, "recipe": recipe.name, "seed": recipe.seed, "dataset": dataset, "llm": llm}
+        manifest = {
+            "format": FORMAT_VERSION,
+            "recipe": recipe.name,
+            "seed": recipe.seed,
+            "dataset": dataset,
+            "llm": llm,
+        }
         manifest |= {"versions": {name: version(name) for name in LIBRARIES}, "stages": {}}
         run = cls(path, manifest)
         write_text(path / RECIPE, dump_recipe(recipe))
@@ -52,15 +62,23 @@ class RunFolder:
         return run
 
     @classmethod
-    def _continued(cls, path: Path, recipe: Recipe, dataset: dict[str, Any], llm: dict[str, Any], resume: bool) -> "RunFolder":
+    def _continued(
+        cls, path: Path, recipe: Recipe, dataset: dict[str, Any], llm: dict[str, Any], resume: bool
+    ) -> "RunFolder":
         run = cls.open(path)
         if not resume:
-            raise InputError(f"{path} already holds a run ({run.state()}). Go on with it: --resume. Or give another --run.")
+            raise InputError(
+                f"{path} already holds a run ({run.state()}). Go on with it: --resume. Or give another --run."
+            )
         run.check_dataset(dataset["sha256"], dataset["name"])
         if run.manifest["llm"] != llm:
-            raise InputError(f"{path} was begun with the language model {run.manifest['llm']['name']!r}, got {llm['name']!r}.")
+            raise InputError(
+                f"{path} was begun with the language model {run.manifest['llm']['name']!r}, got {llm['name']!r}."
+            )
         if run.recipe() != recipe:
-            raise InputError(f"{path} was begun with another recipe. Resume with the one in {path / RECIPE}, or give another --run.")
+            raise InputError(
+                f"{path} was begun with another recipe. Resume with the one in {path / RECIPE}, or give another --run."
+            )
         return run
 
     @classmethod
@@ -74,8 +92,9 @@ class RunFolder:
         if not (path / MANIFEST).is_file():
             raise InputError(f"no run in {path}: it has no {MANIFEST}. Make one: allrec train DATASET --run {path}")
         manifest = read_json(path / MANIFEST)
-        if manifest.get("format") != FORMAT_VERSION:
-            raise InputError(f"{path} has run format {manifest.get('format')}, this version reads {FORMAT_VERSION}. Train it anew.")
+        found = manifest.get("format") if isinstance(manifest, dict) else None
+        if found != FORMAT_VERSION:
+            raise InputError(f"{path} has run format {found}, this version reads {FORMAT_VERSION}. Train it anew.")
         return cls(path, manifest)
 
     def recipe(self) -> Recipe:
@@ -95,8 +114,8 @@ class RunFolder:
         own = self.manifest["dataset"]
         if sha256 != own["sha256"]:
             raise InputError(
-                f"{self.path} was trained on data set {own['name']!r} ({own['sha256'][:12]}), got {name!r} ({sha256[:12]}). "
-                "Give the run's own data set, or train another run."
+                f"{self.path} was trained on data set {own['name']!r} ({own['sha256'][:12]}), got {name!r} "
+                f"({sha256[:12]}). Give the run's own data set, or train another run."
             )
 
     def state(self) -> str:
@@ -117,6 +136,8 @@ class RunFolder:
         """Runs a stage: yields its folder, and notes checksums of what lies there when the block ends well."""
         folder = self.path / name
         folder.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.glob(PARTS):
+            leftover.unlink()
         before = self.seconds(name)
         start = time.perf_counter()
         self._note(name, {"state": "running", "seconds": before})
@@ -139,7 +160,8 @@ class RunFolder:
         if not self.is_done(stage):
             state = self.manifest["stages"].get(stage, {}).get("state", "missing")
             raise InputError(
-                f"no {stage} in {self.path}: stage {stage!r} is {state!r}. Resume with: allrec train DATASET --run {self.path} --resume"
+                f"no {stage} in {self.path}: stage {stage!r} is {state!r}. "
+                f"Resume with: allrec train DATASET --run {self.path} --resume"
             )
         folder = self.path / stage
         for name, sha256 in self.manifest["stages"][stage]["sha256"].items():
@@ -152,3 +174,8 @@ class RunFolder:
 
     def _write(self) -> None:
         write_json(self.path / MANIFEST, self.manifest)
+
+
+def _is_foreign(file: Path) -> bool:
+    # A run that was killed before its manifest was written is none yet: its folder counts as empty.
+    return file.name != RECIPE and not file.match(PARTS)

@@ -62,7 +62,13 @@ class Scoring:
         """Lays out prompts over this catalogue for this language model."""
         llm, catalogue = self.llm, self.catalogue
         return PromptBuilder(
-            llm.encode, catalogue.titles, catalogue.wording, config, begin=llm.begin, end=llm.end, max_length=llm.max_length
+            llm.encode,
+            catalogue.titles,
+            catalogue.wording,
+            config,
+            begin=llm.begin,
+            end=llm.end,
+            max_length=llm.max_length,
         )
 
     def represent(self, histories: Sequence[Int[ndarray, "length"]]) -> Float[Tensor, "users dim"]:
@@ -71,6 +77,10 @@ class Scoring:
         ends = np.cumsum(lengths)
         items = np.concatenate([np.asarray(history, np.int64) for history in histories])
         return encode_histories(self.backbone, items, ends - lengths, ends)
+
+    def can_list(self, candidates: Int[ndarray, "rows candidates"]) -> bool:
+        """Whether the language model's prompt has room for each row of candidates."""
+        return self.builder.fits(candidates)
 
     def score_with_llm(
         self,
@@ -100,9 +110,10 @@ class Scoring:
             answers = builder.answers(candidates[rows][is_candidate])
             with torch.no_grad():
                 soft = self._soft(users[rows], joint, prompts.soft_items)
+            asked = self.recipe.evaluation
             scores[rows] = score_candidates(
                 self.llm, prompts, answers, is_candidate, soft,
-                normalize=self.recipe.evaluation.normalize, tokens_per_batch=self.recipe.evaluation.llm_tokens_per_batch,
+                normalize=asked.normalize, tokens_per_batch=asked.llm_tokens_per_batch,
             ).numpy()  # fmt: skip
             if on_users is not None:
                 on_users(min(start + USERS_TOGETHER, len(candidates)))
@@ -113,7 +124,9 @@ class Scoring:
             bare = self.recipe.prompt.model_copy(update={"soft_token": "none", "has_user": False})
             return self.new_builder(bare), self.joint_items
         if scorer == "llm-random-items":
-            exchanged = np.random.default_rng([self.recipe.seed, len(self.joint_items)]).permutation(len(self.joint_items))
+            exchanged = np.random.default_rng([self.recipe.seed, len(self.joint_items)]).permutation(
+                len(self.joint_items)
+            )
             return self.builder, self.joint_items[torch.from_numpy(exchanged)]
         return self.builder, self.joint_items
 

@@ -27,8 +27,8 @@ def default_cache() -> Path:
 def choose_language_model(recipe: Recipe, asked: str | None) -> Recipe:
     """The recipe with its language model decided, so that a run's recipe says which one was used.
 
-    Taken is the one asked for; else the recipe's own where an accelerator is there and the weights are on disk; else the
-    embedded one that stands in for it.
+    Taken is the one asked for; else the recipe's own where an accelerator is there and the weights are on disk; else
+    the embedded one that stands in for it.
     """
     if recipe.llm.chosen is not None and asked is None:
         return recipe
@@ -69,6 +69,7 @@ def plan_of(recipe: Recipe, folder: Path, on_progress: Any) -> Plan:
         protocols=asked.protocols,
         splits=asked.splits,
         llm_users={"valid": asked.llm_valid_users, "test": asked.llm_users},
+        ablation_users=asked.ablation_users,
         folder=folder,
         seed=asked.bootstrap_seed,
         on_progress=on_progress,

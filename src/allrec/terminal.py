@@ -29,13 +29,19 @@ STAGE_NAMES = {
     "language_model": "stage 2, soft tokens",
     "evaluate": "evaluation",
 }
-COLUMNS = ("HR@1", "HR@5", "HR@10", "NDCG@10", "MRR")
+COLUMNS = ("HR@1", "HR@10", "NDCG@10")
 
 
 @contextmanager
 def observing() -> Iterator[Observer]:
-    """An observer that draws a bar a stage with rate and time left on a terminal, and writes a line a stage in a log."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    """An observer that draws a bar a stage with the time left on a terminal, and writes a line a stage in a log."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, TextColumn("{task.fields[note]}"), console=err, disable=not err.is_terminal) as progress:
         tasks: dict[str, Any] = {}
 
@@ -66,11 +72,19 @@ def run_quickstart(folder: Path, num_users: int, seed: int) -> None:
     system = _trained(prepared, run, recipe, None, resume=(run / MANIFEST).is_file())
     show_results(system.run)
     show_users(system, load_dataset(prepared))
-    out.print(f"\nMore: allrec recommend {run} --history ID,ID   (ids stand in {source / 'items.jsonl'})", highlight=False)
+    out.print(
+        f"\nMore: allrec recommend {run} --history ID,ID   (ids stand in {source / 'items.jsonl'})", highlight=False
+    )
 
 
 def run_prepare(
-    source: Path, folder: Path, items: Path | None, format: str | None, sets: list[str], columns: list[str], item_columns: list[str]
+    source: Path,
+    folder: Path,
+    items: Path | None,
+    format: str | None,
+    sets: list[str],
+    columns: list[str],
+    item_columns: list[str],
 ) -> None:
     """Prepares a data set and prints its counts."""
     values: dict[str, Any] = dict(_pair(text, "--set") for text in sets)
@@ -130,17 +144,16 @@ def show_results(run: RunFolder) -> None:
     llm = metrics["llm"]["name"]
     for protocol, chance in metrics["chance"].items():
         table = Table(title=f"{metrics['dataset']['name']}, test, protocol {protocol}, language model {llm}")
-        table.add_column("scorer")
-        table.add_column("users", justify="right")
-        for column in COLUMNS:
-            table.add_column(column, justify="right")
-        table.add_column("HR@1, 95%", justify="right")
+        table.add_column("scorer", no_wrap=True)
+        for column in ("users", "HR@1", "95%", "HR@10", "NDCG@10"):
+            table.add_column(column, justify="right", no_wrap=True)
         rows = [r for r in metrics["results"] if (r["split"], r["protocol"], r["segment"]) == ("test", protocol, "all")]
         for row in rows:
             low, high = row["ci95"]["HR@1"]
-            scores = [f"{row[column]:.4f}" for column in COLUMNS]
-            table.add_row(row["scorer"], f"{row['users']:,}", *scores, f"{low:.3f} to {high:.3f}")
-        table.add_row("chance", "", *[f"{chance[column]:.4f}" if column in chance else "" for column in COLUMNS], "")
+            hits, later, gain = (f"{row[column]:.4f}" for column in COLUMNS)
+            table.add_row(row["scorer"], f"{row['users']:,}", hits, f"{low:.3f}-{high:.3f}", later, gain)
+        hits, later, gain = (f"{chance[column]:.4f}" for column in COLUMNS)
+        table.add_row("chance", "", hits, "", later, gain, style="dim")
         out.print(table)
     for row in metrics["comparisons"]:
         if row["split"] == "test" and row["metric"] == "HR@1":
@@ -170,12 +183,21 @@ def show_recommendations(
     for item in told[-5:]:
         out.print(f"    {escape(catalogue.titles[item] or catalogue.item_ids[item])}", highlight=False)
     table = Table()
-    for column, justify in (("", "right"), ("item", "left"), ("title", "left"), ("", "left"), ("log P", "right"), ("cf", "right")):
+    for column, justify in (
+        ("", "right"),
+        ("item", "left"),
+        ("title", "left"),
+        ("", "left"),
+        ("log P", "right"),
+        ("cf", "right"),
+    ):
         table.add_column(column, justify=justify)  # type: ignore[arg-type]
     for rank, item in enumerate(found, 1):
         score = "" if item.score is None else f"{item.score:.2f}"
         mark = "[cyan]cold[/cyan]" if item.is_cold else "warm"
-        table.add_row(str(rank), escape(item.item_id), escape(item.title or "(no title)"), mark, score, f"{item.cf:.2f}")
+        table.add_row(
+            str(rank), escape(item.item_id), escape(item.title or "(no title)"), mark, score, f"{item.cf:.2f}"
+        )
     out.print(table)
 
 
@@ -184,5 +206,3 @@ def _pair(text: str, option: str) -> tuple[str, str]:
     if not separator:
         raise InputError(f"got {option} {text!r}, expected name=value.")
     return key, value
-
-

@@ -22,10 +22,11 @@ def sasrec(**settings):
     return lambda: freeze(SASRec(NUM_ITEMS, config, torch.Generator().manual_seed(0)))
 
 
-def trained(loss, **settings):
-    model = SASRecConfig(dim=16, blocks=1, max_length=12, dropout=0.1, **settings)
+def trained(loss, **shape):
+    model = SASRecConfig(dim=16, blocks=1, max_length=12, dropout=0.1, **shape)
     loop = LoopConfig(epochs=25, learning_rate=1e-2)
-    config = BackboneConfig(model=model, loss=loss, tokens_per_batch=300, loop=loop, num_negatives=8)
+    settings = {"tokens_per_batch": 300, "num_negatives": 8, "validation_protocol": "full"}
+    config = BackboneConfig(model=model, loss=loss, loop=loop, **settings)
     return lambda dataset: train_backbone(dataset, config, seed=0).model
 
 

@@ -211,3 +211,22 @@ def test_soft_places_and_soft_items_agree_and_the_answer_fits(history, candidate
     assert prompts.is_soft.sum() == len(prompts.soft_items)
     longest = builder.title_lengths[candidates].max(initial=0) + len([1])
     assert prompts.tokens.lengths[0] + longest <= max_length
+
+
+@pytest.mark.parametrize("soft_token", ["after", "none"])
+@pytest.mark.parametrize(
+    "rows", [[[4, -1, -1, -1], [0, 3, 2, 6]], [[0, 6, 5, -1], [3, 3, -1, -1]], [[0, 1, 6, 5], [2, 3, -1, -1]]]
+)
+def test_what_fits_is_what_can_be_laid_out(rows, soft_token):
+    builder = build(soft_token=soft_token)
+    candidates = np.array(rows)
+    longest = 0
+    for builder.max_length in range(300):
+        try:
+            builder.prompts([[], []], candidates)
+            is_laid_out = True
+        except InputError:
+            is_laid_out = False
+            longest = builder.max_length
+        assert builder.fits(candidates) == is_laid_out
+    assert 50 < longest < 299

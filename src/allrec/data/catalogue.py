@@ -84,10 +84,12 @@ class Catalogue:
         """Reads what ``save`` wrote."""
         items, users = pl.read_parquet(folder / "items.parquet"), pl.read_parquet(folder / "users.parquet")
         history = users["history"].fill_null([])
-        lengths = history.list.len().to_numpy()
+        # polars counts in uint32, whose sums beside an int64 would become floats.
+        lengths = history.list.len().to_numpy().astype(np.int64)
         values = history.explode(empty_as_null=False).to_numpy().astype(np.int32)
         return cls(
-            items["item_id"].to_list(), items["title"].to_list(), items["text"].to_list(), items["num_train"].to_numpy(),
+            items["item_id"].to_list(), items["title"].to_list(), items["text"].to_list(),
+            items["num_train"].to_numpy(writable=True),
             users["user_id"].to_list(), np.concatenate([[0], np.cumsum(lengths)]), values, wording,
         )  # fmt: skip
 

@@ -1,5 +1,6 @@
 """Scores a trained system under every protocol: from scores to ranks, resumed where it was killed."""
 
+import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,6 +34,10 @@ class Scorers(Protocol):
         """x_u of each history."""
         ...
 
+    def can_list(self, candidates: Int[ndarray, "rows candidates"]) -> bool:
+        """Whether a prompt has room for each row of candidates."""
+        ...
+
     def score_with_llm(
         self, users: Tensor, histories: list[ndarray], candidates: ndarray, scorer: Any
     ) -> Float[ndarray, "users candidates"]:
@@ -47,7 +52,8 @@ class Plan:
     Attributes:
         protocols: of ``metrics.json``.
         splits: "valid", "test".
-        llm_users: how many rows of each split the language-model scorers score; 0 is all.
+        llm_users: how many rows of each split the language model scores; 0 is all.
+        ablation_users: how many its ablations score at most; 0 is as many.
         scorers: which scorers, of all protocols that they can do.
         folder: partial scores lie here; None keeps none.
         seed: of the sample of users.
@@ -57,16 +63,22 @@ class Plan:
     protocols: tuple[str, ...]
     splits: tuple[str, ...]
     llm_users: dict[str, int]
+    ablation_users: int = 0
     scorers: tuple[str, ...] = ("cf", "joint", *LLM_SCORERS)
     folder: Path | None = None
     seed: int = 0
     on_progress: Callable[[float], None] = lambda share: None
 
+    def sample_of(self, split: str, scorer: str) -> int | None:
+        """How many rows a language-model scorer scores; None is all."""
+        asked = [self.llm_users.get(split, 0), self.ablation_users if scorer != "llm" else 0]
+        return min((size for size in asked if size), default=None)
+
 
 def evaluate(system: Scorers, dataset: Dataset, plan: Plan) -> list[Ranking]:
     """Ranks of every scorer under every protocol of the plan; a split without targets is left out.
 
-    Language-model scorers take part in protocol ``paper`` alone: with more candidates the prompt outgrows the model.
+    Language-model scorers take part where a list of candidates is stored and fits into the prompt.
     """
     rankings = []
     tasks = [
@@ -74,7 +86,7 @@ def evaluate(system: Scorers, dataset: Dataset, plan: Plan) -> list[Ranking]:
         for split in plan.splits
         for protocol in plan.protocols
         for scorer in plan.scorers
-        if len(dataset.targets[split]) and (protocol == "paper" or scorer not in LLM_SCORERS)
+        if len(dataset.targets[split]) and _takes_part(system, dataset.targets[split], protocol, scorer)
     ]
     for done, (split, protocol, scorer) in enumerate(tasks):
         start = time.perf_counter()
@@ -91,6 +103,12 @@ def evaluate(system: Scorers, dataset: Dataset, plan: Plan) -> list[Ranking]:
     if not rankings:
         raise InputError(f"{dataset.name} has nobody to evaluate: no user has three interactions.")
     return rankings
+
+
+def _takes_part(system: Scorers, targets: Targets, protocol: str, scorer: str) -> bool:
+    if scorer not in LLM_SCORERS:
+        return True
+    return protocol in targets.candidates and system.can_list(targets.candidates[protocol])
 
 
 def _dot_product_ranks(
@@ -120,12 +138,14 @@ def _llm_ranks(
     report: Callable[[float], None],
 ) -> tuple[Int[ndarray, "rows"], Int[ndarray, "rows"]]:
     targets = dataset.targets[split]
-    rows = sample_rows(len(targets), plan.llm_users.get(split, 0), plan.seed)
+    rows = sample_rows(len(targets), plan.sample_of(split, scorer), plan.seed)
     candidates = targets.candidates[protocol][rows]
     scores = np.empty(candidates.shape, np.float32)
     for start in range(0, len(rows), USERS_A_CHUNK):
         part = slice(start, start + USERS_A_CHUNK)
-        path = None if plan.folder is None else plan.folder / f"{split}-{protocol}-{scorer}-{plan.seed}-{len(rows)}-{start}.safetensors"
+        asked = hashlib.sha256(rows[part].tobytes() + candidates[part].tobytes()).hexdigest()[:12]
+        name = f"{split}-{protocol}-{scorer}-{start}-{asked}.safetensors"
+        path = None if plan.folder is None else plan.folder / name
         if path is None or not path.is_file():
             histories = histories_before(dataset, targets, rows[part])
             chunk = system.score_with_llm(system.represent(histories), histories, candidates[part], scorer)
@@ -139,4 +159,6 @@ def _llm_ranks(
 def histories_before(dataset: Dataset, targets: Targets, rows: Int[ndarray, "rows"]) -> list[Int[ndarray, "length"]]:
     """Each row's history before its target, oldest first."""
     starts = dataset.offsets[targets.users[rows]]
-    return [dataset.items[start : start + length] for start, length in zip(starts, targets.positions[rows], strict=True)]
+    return [
+        dataset.items[start : start + length] for start, length in zip(starts, targets.positions[rows], strict=True)
+    ]

@@ -1,11 +1,11 @@
 """Rows of ``metrics.json``: ranks under a protocol become metrics by segment, with intervals and paired tests."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
 from allrec.data import Dataset, Targets
@@ -13,7 +13,11 @@ from allrec.evaluation.metrics import gains_at, hits_at, summary
 from allrec.evaluation.ranking import Excluded
 from allrec.evaluation.significance import bootstrap_interval, compare
 
-METRIC_VALUES = {"HR@1": lambda ranks: hits_at(ranks, 1), "NDCG@10": lambda ranks: gains_at(ranks, 10)}
+Values = Callable[[Int[ndarray, "users"]], Float[ndarray, "users"]]
+METRIC_VALUES: dict[str, Values] = {
+    "HR@1": lambda ranks: hits_at(ranks, 1),
+    "NDCG@10": lambda ranks: gains_at(ranks, 10),
+}
 """The metrics that get an interval and a paired test, as one value a user."""
 
 
@@ -100,7 +104,10 @@ def excluded_history(dataset: Dataset, targets: Targets, rows: Int[ndarray, "sco
 
 
 def sample_rows(num_rows: int, size: int | None, seed: int) -> Int[ndarray, "scored"]:
-    """A fixed random sample of a split's rows, ascending; all of them where ``size`` is None or not smaller."""
+    """A fixed random sample of a split's rows, ascending; all of them where ``size`` is None or not smaller.
+
+    A smaller sample is part of every larger one, so that two scorers share as many users as they can.
+    """
     if size is None or size >= num_rows:
         return np.arange(num_rows)
-    return np.sort(np.random.default_rng([seed, num_rows]).choice(num_rows, size, replace=False))
+    return np.sort(np.random.default_rng([seed, num_rows]).permutation(num_rows)[:size])

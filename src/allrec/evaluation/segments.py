@@ -15,9 +15,10 @@ RARE = 5
 def segments(dataset: Dataset, targets: Targets) -> dict[str, Bool[ndarray, "rows"]]:
     """A mask over the rows of ``targets`` for each segment; one may be empty.
 
-    ``warm`` and ``cold`` hold the targets in the top and bottom 35% of items by training interactions, ties by position;
-    ``cold5`` and ``warm5`` those seen at most, and more than, 5 times; ``unseen`` never; ``head``, ``torso`` and ``tail``
-    share the training interactions in thirds, most popular items first; ``repeat`` already stand in the history.
+    ``warm`` and ``cold`` hold the targets in the top and bottom 35% of items by training interactions, ties by
+    position; ``cold5`` and ``warm5`` those seen at most, and more than, 5 times; ``unseen`` never; ``head``, ``torso``
+    and ``tail`` share the training interactions in thirds, most popular items first; ``repeat`` already stand in the
+    history.
 
     Source: arXiv:2404.11343, section 5.2 (warm and cold).
     """

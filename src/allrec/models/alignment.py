@@ -22,7 +22,9 @@ class AlignmentConfig(Config):
 
     joint_dim: int = Field(128, ge=1, description="Width of the joint space, d'.")
     alpha: float = Field(0.5, ge=0, description="Weight of the item reconstruction loss.")
-    beta: float = Field(0.2, ge=0, description="Weight of the text reconstruction loss (the paper: 0.2 on Beauty and Toys, else 0.5).")
+    beta: float = Field(
+        0.2, ge=0, description="Weight of the text reconstruction loss (the paper: 0.2 on Beauty and Toys, else 0.5)."
+    )
 
 
 class AlignmentLosses(NamedTuple):
@@ -118,7 +120,9 @@ class Alignment(nn.Module):
         return torch.where(is_cold.unsqueeze(-1), cold, warm)
 
 
-def matching_loss(item_joint: Float[Tensor, "rows joint"], text_joint: Float[Tensor, "rows joint"]) -> Float[Tensor, ""]:
+def matching_loss(
+    item_joint: Float[Tensor, "rows joint"], text_joint: Float[Tensor, "rows joint"]
+) -> Float[Tensor, ""]:
     """Mean squared distance between an item's two joint embeddings, over rows and coordinates (equation 2)."""
     return functional.mse_loss(item_joint, text_joint)
 

@@ -97,7 +97,7 @@ class LanguageModel:
         """
         folder = local_folder(config.name)
         try:
-            with _quiet(folder is not None):
+            with quiet_loading(folder is not None):
                 model, tokenizer = _load(folder, config, torch.device(device))
             return cls(model, tokenizer, fingerprint_of(config.name, folder, model))
         except InputError:
@@ -309,7 +309,8 @@ def _load(
 
 
 @contextmanager
-def _quiet(is_quiet: bool) -> Iterator[None]:
+def quiet_loading(is_quiet: bool) -> Iterator[None]:
+    """Inside, no bars are drawn over weights that are read from disk."""
     bars: Any = logging
     was_enabled = bars.is_progress_bar_enabled()
     if is_quiet:

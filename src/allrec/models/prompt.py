@@ -21,6 +21,8 @@ from pydantic import Field
 from allrec.base import Config, InputError, Wording
 
 Encode = Callable[[list[str]], list[list[int]]]
+Row = Sequence[int] | Int[ndarray, "length"]
+Rows = Sequence[Row] | Int[ndarray, "rows length"]
 USER = -1
 """Stands in ``soft_items`` where the user's soft token goes."""
 BEGIN, MARKER, COMMA, END, OPENING, HISTORY_END, NEWCOMER, CANDIDATES, CLOSING = range(9)
@@ -131,6 +133,15 @@ class PromptBuilder:
         """Tokens of each item's title, quotes included."""
         return self._lengths[FIRST_TITLE:]
 
+    def fits(self, candidates: Int[ndarray, "rows candidates"]) -> bool:
+        """Whether the longest row of candidates, -1 pads, can be listed in a prompt that the model reads."""
+        titles = np.where(candidates >= 0, self.title_lengths[candidates], 0)
+        around = self._lengths[COMMA] + self._lengths[MARKER] * (self.config.soft_token != "none")
+        # The answer is one of the titles, at worst the longest.
+        longest = titles.sum(axis=1) + titles.max(axis=1) + around * (candidates >= 0).sum(axis=1)
+        listed = [int(item) for item in candidates[longest.argmax()] if item >= 0]
+        return self._length([], listed) <= self.max_length
+
     def answers(self, items: Int[ndarray, "rows"]) -> Packed:
         """The answer for each item: its title between quotes, then the end of the sequence.
 
@@ -143,7 +154,7 @@ class PromptBuilder:
         taken = self.pieces.take(rows)
         return Packed(taken.values, taken.offsets[::2])
 
-    def prompts(self, histories: Sequence[Sequence[int]], candidates: Sequence[Sequence[int]]) -> Prompts:
+    def prompts(self, histories: Rows, candidates: Rows) -> Prompts:
         """Lays out a prompt a user.
 
         Args:
@@ -162,7 +173,7 @@ class PromptBuilder:
         soft_items = np.array([item for _, items in rows for item in items], np.int64)
         return Prompts(Packed(taken.values, offsets), is_soft, soft_items)
 
-    def _row(self, history: Sequence[int], candidates: Sequence[int]) -> tuple[list[int], list[int]]:
+    def _row(self, history: Row, candidates: Row) -> tuple[list[int], list[int]]:
         history = [int(item) for item in history if item >= 0]
         history = history[max(0, len(history) - self.config.max_history) :]
         candidates = [int(item) for item in candidates if item >= 0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,6 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from allrec.base import Config, InputError
+from allrec.models.language_model import is_hub_reachable, quiet_loading
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -27,7 +29,8 @@ class TextEncoderConfig(Config):
     name: str = Field(
         "all-MiniLM-L6-v2",
         min_length=1,
-        description="Any sentence-transformers model by name or path; the default comes from its package where installed.",
+        description="Any sentence-transformers model by name or path; the default comes from its package where "
+        "installed.",
     )
     revision: str | None = Field(None, description="Revision on the hub; none takes the newest.")
     max_tokens: int = Field(256, ge=8, description="A text is read up to so many tokens.")
@@ -66,34 +69,43 @@ class TextEncoder:
 
 
 def fingerprint(config: TextEncoderConfig) -> str:
-    """Names the model for caches, without loading it: two models never share one, though a path may be overwritten."""
-    source = _source(config.name)
-    local = Path(source)
-    stamp = ""
-    if local.is_dir():
-        stamp = "".join(f"{file.name}{file.stat().st_size}" for file in sorted(local.rglob("*.safetensors")))
-    return f"{config.name}|{config.revision}|{config.max_tokens}|{stamp}"
+    """Names the model for caches, without loading it: a folder by its files, for a path may be written again."""
+    folder = Path(_source(config.name))
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
+        if path.suffix in (".safetensors", ".json", ".txt"):
+            with path.open("rb") as file:
+                digest.update(str(path.relative_to(folder)).encode() + hashlib.file_digest(file, "sha256").digest())
+    return f"{config.name}|{config.revision}|{config.max_tokens}|{digest.hexdigest()}"
 
 
 def _source(name: str) -> str:
     package = find_spec(PACKAGED) if name in ("all-MiniLM-L6-v2", ON_HUB) else None
     if package is not None and package.origin is not None:
         return str(Path(package.origin).parent / "model")
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return str(folder)
+    if folder.is_absolute() or name.startswith((".", "~")):
+        raise InputError(f"no folder {folder}: a text encoder is a folder with modules.json. Correct the path.")
     return ON_HUB if name == "all-MiniLM-L6-v2" else name
 
 
 def _load(source: str, config: TextEncoderConfig, device: str) -> SentenceTransformer:
     from sentence_transformers import SentenceTransformer
 
+    is_local = Path(source).is_dir()
     try:
-        return SentenceTransformer(
-            source,
-            revision=config.revision,
-            device=device,
-            trust_remote_code=False,
-            model_kwargs={"use_safetensors": True},
-        )
-    except (OSError, ValueError, KeyError) as error:
+        with quiet_loading(is_local):
+            return SentenceTransformer(
+                source,
+                revision=config.revision,
+                device=device,
+                trust_remote_code=False,
+                local_files_only=is_local or not is_hub_reachable(),
+                model_kwargs={"use_safetensors": True},
+            )
+    except Exception as error:  # safetensors raises no narrower one, and a foreign model may raise any
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
             f"the text encoder {config.name!r} cannot be loaded ({reason}). Give a sentence-transformers name or path, "

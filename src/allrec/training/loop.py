@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ Batch = TypeVar("Batch")
 Loss = Tensor | Mapping[str, Tensor]
 
 
+@runtime_checkable
 class Batches(Protocol[Batch_co]):
     """The batches of an epoch: a list, or anything that makes the one asked for."""
 

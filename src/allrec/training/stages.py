@@ -12,7 +12,7 @@ from numpy import ndarray
 from pydantic import Field
 from torch import Tensor
 
-from allrec.base import Config
+from allrec.base import Config, InputError
 from allrec.data import Dataset
 from allrec.data.candidates import Touched, draw_candidates
 from allrec.models.alignment import Alignment, AlignmentConfig
@@ -35,7 +35,9 @@ class AlignmentStageConfig(Config):
     """Stage 1."""
 
     network: AlignmentConfig = AlignmentConfig()
-    positions: Literal["last", "every"] = Field("every", description="Next items to learn from: a user's last, or every one.")
+    positions: Literal["last", "every"] = Field(
+        "every", description="Next items to learn from: a user's last, or every one."
+    )
     batch_size: int = Field(512, ge=2, description="Next items a step.")
     loop: LoopConfig = LoopConfig(epochs=10, learning_rate=1e-3)
 
@@ -44,8 +46,12 @@ class SoftTokensStageConfig(Config):
     """Stage 2."""
 
     soft_tokens: SoftTokensConfig = SoftTokensConfig()
-    positions: Literal["last", "every"] = Field("last", description="Targets: one a user, the last training item, or every one.")
-    sample: int | None = Field(None, ge=1, description="Train on so many targets, drawn once at random; none takes all.")
+    positions: Literal["last", "every"] = Field(
+        "last", description="Targets: one a user, the last training item, or every one."
+    )
+    sample: int | None = Field(
+        None, ge=1, description="Train on so many targets, drawn once at random; none takes all."
+    )
     num_candidates: int = Field(20, ge=2, description="Titles listed in a training prompt, the target's among them.")
     batch_tokens: int = Field(8192, ge=1, description="Tokens a step, prompts and answers together.")
     loop: LoopConfig = LoopConfig(epochs=5, learning_rate=1e-4)
@@ -64,7 +70,11 @@ class Examples:
 
 
 def training_examples(dataset: Dataset, positions: Literal["last", "every"]) -> Examples:
-    """Training items with at least one item before them: each user's last, or every one."""
+    """Training items with at least one item before them: each user's last, or every one.
+
+    Raises:
+        InputError: there is none.
+    """
     last = dataset.train_lengths - 1
     if positions == "last":
         users = np.flatnonzero(last >= 1)
@@ -73,6 +83,10 @@ def training_examples(dataset: Dataset, positions: Literal["last", "every"]) -> 
         numbers = np.maximum(last, 0)
         users = np.repeat(np.arange(len(last)), numbers)
         places = np.arange(numbers.sum()) - np.repeat(np.cumsum(numbers) - numbers, numbers) + 1
+    if len(users) == 0:
+        raise InputError(
+            f"{dataset.name} has no user with two training interactions, so there is nothing to learn from."
+        )
     return Examples(users, places, dataset.items[dataset.offsets[users] + places].astype(np.int64))
 
 
@@ -116,12 +130,14 @@ def train_alignment(
     def loss(batch: tuple[ndarray, ndarray]) -> dict[str, Tensor]:
         rows, negatives = batch
         positive, negative = torch.from_numpy(examples.items[rows]), torch.from_numpy(negatives[rows])
-        losses = alignment.losses(
-            users[rows], item_embeddings[positive], item_embeddings[negative], text_embeddings[positive], text_embeddings[negative]
-        )
+        items = (item_embeddings[positive], item_embeddings[negative])
+        texts = (text_embeddings[positive], text_embeddings[negative])
+        losses = alignment.losses(users[rows], *items, *texts)
         return {"total": losses.total(config.network.alpha, config.network.beta), **losses._asdict()}
 
-    report = fit(alignment, batches, loss, config.loop, seed=seed, stage=ALIGNMENT, checkpoint=checkpoint, on_step=on_step)
+    report = fit(
+        alignment, batches, loss, config.loop, seed=seed, stage=ALIGNMENT, checkpoint=checkpoint, on_step=on_step
+    )
     alignment.requires_grad_(False)
     return alignment, report
 
@@ -148,7 +164,9 @@ def train_soft_tokens(
     users = represent_users(backbone, dataset, examples.users, examples.positions)
     soft_tokens = new_soft_tokens(users, joint_items, llm, config.soft_tokens, seed)
     offsets, items = dataset.train_csr()
-    touched = Touched(np.repeat(np.arange(dataset.num_users), np.diff(offsets)), items, dataset.num_users, dataset.num_items)
+    touched = Touched(
+        np.repeat(np.arange(dataset.num_users), np.diff(offsets)), items, dataset.num_users, dataset.num_items
+    )
 
     def batches(epoch: int) -> LazyBatches[tuple[ndarray, ndarray]]:
         rng = np.random.default_rng([seed, LANGUAGE_MODEL, epoch])
@@ -205,7 +223,9 @@ def project(
     is_user = soft_items == USER
     unique, places = np.unique(soft_items[~is_user], return_inverse=True)
     num_users = int(is_user.sum())
-    projected = torch.cat([soft_tokens.user(users[:num_users]), soft_tokens.item(joint_items[torch.from_numpy(unique)])])
+    projected = torch.cat(
+        [soft_tokens.user(users[:num_users]), soft_tokens.item(joint_items[torch.from_numpy(unique)])]
+    )
     order = np.empty(len(soft_items), np.int64)
     order[is_user], order[~is_user] = np.arange(num_users), num_users + places
     return projected[torch.from_numpy(order)]

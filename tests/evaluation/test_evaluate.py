@@ -1,0 +1,252 @@
+"""Evaluation of a stand-in system whose scores are known: ranks, samples, partial scores, and what is not scored."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from tests.training.histories import dataset_of
+
+from allrec.base import InputError
+from allrec.evaluation import evaluate as module
+from allrec.evaluation.evaluate import Plan, evaluate, histories_before
+from allrec.evaluation.metrics import chance, hit_rate_at, ndcg_at
+
+NUM_ITEMS = 12
+
+
+class Killed(Exception):
+    pass
+
+
+class System:
+    """x_u counts the history's items; the language model's scores are any function of (user's history, item)."""
+
+    def __init__(self, items, joint=None, score=None):
+        self.item_embeddings = torch.as_tensor(items, dtype=torch.float32)
+        self.joint_embeddings = self.item_embeddings if joint is None else torch.as_tensor(joint, dtype=torch.float32)
+        self.score = score or (lambda history, item, scorer: 0.0)
+        self.asked, self.room = [], 20
+
+    def represent(self, histories):
+        counts = [np.bincount(history, minlength=len(self.item_embeddings)) for history in histories]
+        return torch.from_numpy(np.stack(counts)).float()
+
+    def can_list(self, candidates):
+        return candidates.shape[1] <= self.room
+
+    def score_with_llm(self, users, histories, candidates, scorer):
+        assert torch.equal(users, self.represent(histories))
+        self.asked.append((scorer, len(histories)))
+        rows = zip(histories, candidates, strict=True)
+        scores = [
+            [self.score(tuple(history), item, scorer) if item >= 0 else -np.inf for item in row]
+            for history, row in rows
+        ]
+        return np.array(scores, np.float32)
+
+
+def make_dataset(num_users=30, num_candidates=6, seed=0):
+    rng = np.random.default_rng(seed)
+    dataset = dataset_of([rng.integers(0, NUM_ITEMS, 5).tolist() for _ in range(num_users)], NUM_ITEMS, num_candidates)
+    for targets in dataset.targets.values():
+        targets.candidates["paper"] = rng.permuted(targets.candidates["paper"], axis=1)
+    return dataset
+
+
+def plan_of(protocols=("paper",), splits=("test",), llm_users=None, **settings):
+    return Plan(protocols=protocols, splits=splits, llm_users=llm_users or {}, **settings)
+
+
+def by_scorer(rankings):
+    return {(ranking.split, ranking.protocol, ranking.scorer): ranking for ranking in rankings}
+
+
+def target_first(dataset, split="test"):
+    """A score that knows the answer: the histories before the targets tell the users apart."""
+    targets = dataset.targets[split]
+    histories = histories_before(dataset, targets, np.arange(len(targets)))
+    right = {tuple(history.tolist()): item for history, item in zip(histories, targets.items.tolist(), strict=True)}
+    return lambda history, item, scorer: float(right[history] == item)
+
+
+def test_histories_end_before_their_targets():
+    dataset = dataset_of([[0, 1, 2, 3], [4], [5, 6, 7]], 8)
+    for split, expected in (("valid", [[0, 1], [5]]), ("test", [[0, 1, 2], [5, 6]])):
+        told = histories_before(dataset, dataset.targets[split], np.array([0, 1]))
+        assert [history.tolist() for history in told] == expected
+
+
+def test_every_split_protocol_and_scorer_is_ranked():
+    rankings = by_scorer(
+        evaluate(
+            System(np.eye(NUM_ITEMS)), make_dataset(), plan_of(("paper", "full", "full-repeat"), ("valid", "test"))
+        )
+    )
+    dot_products = {
+        (s, p, e) for s in ("valid", "test") for p in ("paper", "full", "full-repeat") for e in ("cf", "joint")
+    }
+    # Nobody stores the whole catalogue as a list of candidates.
+    llm = {(s, "paper", e) for s in ("valid", "test") for e in ("llm", "llm-random-items", "llm-no-soft")}
+    assert set(rankings) == dot_products | llm
+
+
+def test_the_language_model_takes_no_part_where_the_candidates_outgrow_its_prompt():
+    system = System(np.eye(NUM_ITEMS))
+    system.room = 5
+    assert {ranking.scorer for ranking in evaluate(system, make_dataset(), plan_of())} == {"cf", "joint"}
+    assert system.asked == []
+
+
+def test_ranks_by_hand():
+    # Test histories 0 1 2 and 5 6; x_u counts the history's items.
+    dataset = dataset_of([[0, 1, 2, 3], [4], [5, 6, 7]], 8)
+    items, joint = np.zeros((8, 8)), np.zeros((8, 8))
+    items[3, 0], items[1, 0], items[4, 1], items[7, 5], items[0, 6] = 2, 3, 1, 1, 1
+    joint[7, 6] = 1
+    rankings = by_scorer(evaluate(System(items, joint), dataset, plan_of(("paper", "full", "full-repeat"))))
+    # User 0 scores item 3 with 2, item 1 (of the history) with 3, item 4 with 1. User 2: items 7 and 0 with 1 each.
+    assert rankings["test", "full", "cf"].ranks.tolist() == [0, 1]
+    assert rankings["test", "full-repeat", "cf"].ranks.tolist() == [1, 1]
+    # Candidates are the target and items 0, 1, 2.
+    assert rankings["test", "paper", "cf"].ranks.tolist() == [1, 1]
+    assert rankings["test", "paper", "joint"].ranks.tolist() == [3, 0]
+    # All of user 0's joint scores tie: 8 - 1 items, less the three of the history.
+    assert rankings["test", "full", "joint"].ranks.tolist() == [8 - 1 - 3, 0]
+
+
+def test_constant_scores_give_the_worst_rank():
+    rankings = by_scorer(
+        evaluate(System(np.zeros((NUM_ITEMS, NUM_ITEMS))), make_dataset(), plan_of(("paper", "full-repeat")))
+    )
+    for (_, protocol, _), ranking in rankings.items():
+        worst = 6 - 1 if protocol == "paper" else NUM_ITEMS - 1
+        assert (ranking.ranks == worst).all()
+
+
+def test_random_evidence_is_no_better_than_chance():
+    dataset = make_dataset(2000)
+    rng = np.random.default_rng(1)
+    system = System(rng.normal(size=(NUM_ITEMS, NUM_ITEMS)), score=lambda history, item, scorer: rng.random())
+    for ranking in evaluate(system, dataset, plan_of(("paper",), llm_users={"test": 1000})):
+        # Four standard errors of a share of 1/6 over 1,000 users.
+        assert abs(hit_rate_at(ranking.ranks, 1) - chance("HR", 1, 6)) < 4 * np.sqrt(1 / 6 * 5 / 6 / 1000)
+        assert abs(ndcg_at(ranking.ranks, 10) - chance("NDCG", 10, 6)) < 0.05
+
+
+def test_padding_is_no_candidate():
+    dataset = make_dataset()
+    targets = dataset.targets["test"]
+    padded = np.concatenate([targets.candidates["paper"], np.full((len(targets), 3), -1, np.int32)], axis=1)
+    wider = replace(dataset, targets={**dataset.targets, "test": replace(targets, candidates={"paper": padded})})
+    items = np.random.default_rng(0).normal(size=(NUM_ITEMS, NUM_ITEMS))
+
+    def score(history, item, scorer):
+        return float(items[sum(history) % NUM_ITEMS, item])
+
+    first, second = (evaluate(System(items, score=score), data, plan_of()) for data in (dataset, wider))
+    for one, other in zip(first, second, strict=True):
+        assert one.ranks.tolist() == other.ranks.tolist()
+
+
+def test_a_scorer_that_knows_the_answer_ranks_it_first():
+    dataset = make_dataset()
+    rankings = by_scorer(evaluate(System(np.eye(NUM_ITEMS), score=target_first(dataset)), dataset, plan_of()))
+    assert (rankings["test", "paper", "llm"].ranks == 0).all()
+
+
+@pytest.mark.parametrize(("asked", "scored"), [({}, 30), ({"test": 0}, 30), ({"test": 7}, 7), ({"test": 99}, 30)])
+def test_language_model_scorers_may_score_a_sample(asked, scored):
+    dataset = make_dataset()
+    system = System(np.eye(NUM_ITEMS), score=target_first(dataset))
+    rankings = by_scorer(evaluate(system, dataset, plan_of(llm_users=asked)))
+    for scorer in ("llm", "llm-random-items", "llm-no-soft"):
+        ranking = rankings["test", "paper", scorer]
+        assert ranking.rows.tolist() == rankings["test", "paper", "llm"].rows.tolist()
+        assert len(ranking.rows) == len(ranking.ranks) == scored
+        assert (ranking.ranks == 0).all()
+    assert len(rankings["test", "paper", "cf"].rows) == 30
+
+
+def test_ablations_may_score_fewer_users_and_the_same_ones():
+    plan = plan_of(llm_users={"test": 20}, ablation_users=8)
+    rankings = by_scorer(evaluate(System(np.eye(NUM_ITEMS)), make_dataset(), plan))
+    llm, random_items, no_soft = (rankings["test", "paper", s].rows for s in ("llm", "llm-random-items", "llm-no-soft"))
+    assert (len(llm), len(random_items)) == (20, 8)
+    assert set(random_items) < set(llm)
+    assert random_items.tolist() == no_soft.tolist()
+
+
+@pytest.mark.parametrize(("llm", "ablation", "expected"), [(0, 0, None), (0, 5, 5), (9, 5, 5), (4, 5, 4), (9, 0, 9)])
+def test_sample_sizes(llm, ablation, expected):
+    plan = plan_of(llm_users={"test": llm}, ablation_users=ablation)
+    assert plan.sample_of("test", "llm-no-soft") == expected
+    assert plan.sample_of("test", "llm") == (llm or None)
+
+
+def test_the_sample_depends_on_the_seed():
+    rows = [
+        by_scorer(evaluate(System(np.eye(NUM_ITEMS)), make_dataset(), plan_of(llm_users={"test": 7}, seed=seed)))
+        ["test", "paper", "llm"].rows.tolist()
+        for seed in (0, 0, 1)
+    ]  # fmt: skip
+    assert rows[0] == rows[1]
+    assert rows[0] != rows[2]
+
+
+def test_partial_scores_are_used_again_after_a_kill(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "USERS_A_CHUNK", 10)
+    dataset = make_dataset()
+    table = np.random.default_rng(0).normal(size=(NUM_ITEMS, NUM_ITEMS))
+
+    def score(history, item, scorer):
+        return float(table[sum(history) % NUM_ITEMS, item]) + len(scorer)
+
+    def kill(share):
+        # Three scorers have three chunks each; the fifth is the second scorer's second.
+        if len(system.asked) == 5:
+            raise Killed
+
+    whole = evaluate(System(np.eye(NUM_ITEMS), score=score), dataset, plan_of())
+    system = System(np.eye(NUM_ITEMS), score=score)
+    with pytest.raises(Killed):
+        evaluate(system, dataset, plan_of(folder=tmp_path, on_progress=kill))
+    resumed = System(np.eye(NUM_ITEMS), score=score)
+    again = evaluate(resumed, dataset, plan_of(folder=tmp_path))
+    assert resumed.asked == [("llm-random-items", 10)] + [("llm-no-soft", 10)] * 3
+    for one, other in zip(whole, again, strict=True):
+        assert one.rows.tolist() == other.rows.tolist()
+        assert one.ranks.tolist() == other.ranks.tolist()
+    third = System(np.eye(NUM_ITEMS), score=score)
+    evaluate(third, dataset, plan_of(folder=tmp_path))
+    assert third.asked == []
+
+
+def test_partial_scores_of_another_sample_are_not_taken(tmp_path):
+    dataset = make_dataset()
+    for settings in ({"llm_users": {"test": 8}}, {"llm_users": {"test": 9}}, {"llm_users": {"test": 9}, "seed": 1}):
+        system = System(np.eye(NUM_ITEMS), score=target_first(dataset))
+        rankings = by_scorer(evaluate(system, dataset, plan_of(folder=tmp_path, **settings)))
+        assert len(system.asked) == 3
+        assert (rankings["test", "paper", "llm"].ranks == 0).all()
+
+
+def test_progress_rises_to_one():
+    told = []
+    evaluate(System(np.eye(NUM_ITEMS)), make_dataset(), plan_of(splits=("valid", "test"), on_progress=told.append))
+    assert told == sorted(told)
+    assert told[-1] == 1
+
+
+def test_a_split_without_targets_is_left_out():
+    dataset = make_dataset()
+    none = {name: rows[:0] for name, rows in dataset.targets["valid"].candidates.items()}
+    nobody = type(dataset.targets["valid"])(*(np.zeros(0, np.int64) for _ in range(3)), none)
+    emptied = replace(dataset, targets={"valid": nobody, "test": dataset.targets["test"]})
+    rankings = evaluate(System(np.eye(NUM_ITEMS)), emptied, plan_of(splits=("valid", "test")))
+    assert {ranking.split for ranking in rankings} == {"test"}
+
+
+def test_a_data_set_with_nobody_to_evaluate_is_refused():
+    with pytest.raises(InputError, match="small has nobody to evaluate: no user has three interactions"):
+        evaluate(System(np.eye(3)), dataset_of([[0, 1], [2]], 3), plan_of())

@@ -1,0 +1,137 @@
+"""The program as a user calls it: commands, their answers, and what they refuse."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from allrec.base import InputError
+from allrec.cli import app
+from allrec.config import dump_recipe
+from allrec.data import load_dataset
+from allrec.recommender import AllRec
+from worlds import make_world
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+    folder = tmp_path_factory.mktemp("world")
+    dataset, llm, recipe = make_world(folder)
+    (folder / "recipe.toml").write_text(dump_recipe(recipe))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ALLREC_CACHE", str(folder / "cache"))
+        result = call("train", dataset, "--run", folder / "run", "--recipe", folder / "recipe.toml", "--llm", llm)
+    assert "protocol paper" in result
+    return dataset, folder / "run", llm
+
+
+def call(*arguments: object) -> str:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if isinstance(result.exception, InputError):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_train_writes_what_the_design_says(world: tuple[Path, Path, Path]) -> None:
+    metrics = json.loads((world[1] / "metrics.json").read_text())
+    assert metrics["format"] == 1
+    assert {row["scorer"] for row in metrics["results"]} == {"cf", "joint", "llm", "llm-random-items", "llm-no-soft"}
+    assert {row["protocol"] for row in metrics["results"]} == {"paper", "full"}
+    assert {row["split"] for row in metrics["results"]} == {"valid", "test"}
+    assert metrics["chance"]["paper"]["HR@1"] == 1 / 20
+    assert (world[1] / "recipe.toml").is_file()
+    assert list((world[1] / "events").iterdir())
+
+
+def test_recommend_gives_ids_of_the_data_set(world: tuple[Path, Path, Path]) -> None:
+    dataset = load_dataset(world[0])
+    found = json.loads(call("recommend", world[1], "--user", dataset.user_ids[0], "-k", 5, "--json"))
+    history = {dataset.item_ids[item] for item in dataset.history(0)}
+    assert len(found) == 5
+    assert {item["item_id"] for item in found} <= set(dataset.item_ids) - history
+    assert [item["score"] for item in found] == sorted((item["score"] for item in found), reverse=True)
+
+
+def test_recommend_keeps_the_history_when_asked(world: tuple[Path, Path, Path]) -> None:
+    dataset = load_dataset(world[0])
+    arguments = ("recommend", world[1], "--user", dataset.user_ids[0], "-k", 60, "--json")
+    assert len(json.loads(call(*arguments, "--with-history"))) == dataset.num_items
+    assert len(json.loads(call(*arguments))) == dataset.num_items - len(set(dataset.history(0)))
+
+
+def test_candidates_are_ranked_and_nothing_else(world: tuple[Path, Path, Path]) -> None:
+    ids = load_dataset(world[0]).item_ids
+    found = json.loads(call("recommend", world[1], "--history", ids[3], "--candidates", f"{ids[1]},{ids[2]}", "--json"))
+    assert {item["item_id"] for item in found} == {ids[1], ids[2]}
+
+
+def test_a_table_marks_warm_and_cold(world: tuple[Path, Path, Path]) -> None:
+    ids = load_dataset(world[0]).item_ids
+    shown = call("recommend", world[1], "--history", ids[3], "-k", 3)
+    assert "warm" in shown or "cold" in shown
+
+
+def test_a_user_without_history_gets_the_popular(world: tuple[Path, Path, Path]) -> None:
+    found = json.loads(call("recommend", world[1], "--history", "", "-k", 3, "--json"))
+    assert len(found) == 3
+
+
+def test_evaluate_under_another_protocol(world: tuple[Path, Path, Path]) -> None:
+    call("evaluate", world[1], world[0], "--protocol", "sampled-99")
+    metrics = json.loads((world[1] / "metrics.json").read_text())
+    assert {row["protocol"] for row in metrics["results"]} == {"sampled-99"}
+
+
+def test_saved_and_loaded_it_scores_the_same(world: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    system = AllRec.from_pretrained(world[1])
+    system.save_pretrained(tmp_path / "copy")
+    ids = load_dataset(world[0]).item_ids
+    copy = AllRec.from_pretrained(tmp_path / "copy")
+    assert copy.rank(ids[:4], history=ids[5:7]) == system.rank(ids[:4], history=ids[5:7])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("recommend", "{run}", "--user", "nobody"), "unknown user 'nobody'"),
+        (("recommend", "{run}", "--history", "no-such-item"), "unknown item 'no-such-item'"),
+        (("recommend", "{run}"), "give either a user or a history"),
+        (("recommend", "{run}", "--history", "", "--candidates", ","), "no candidates were given"),
+        (("recommend", "{dataset}", "--history", ""), "no run in"),
+        (("train", "{run}", "--run", "{new}"), "is no data set folder"),
+        (("train", "{dataset}", "--run", "{run}"), "already holds a run"),
+        (("train", "{dataset}", "--run", "{run}", "--resume", "--set", "seed=5"), "begun with another recipe"),
+        (("train", "{dataset}", "--run", "{dataset}"), "is in use and holds no run"),
+        (("train", "{dataset}", "--run", "{new}", "--recipe", "a-llmrek"), "did you mean 'a-llmrec'"),
+        (("train", "{dataset}", "--run", "{new}", "--set", "sead=1"), "did you mean 'seed'"),
+        (("train", "{dataset}", "--run", "{new}", "--llm", "{dataset}"), "{dataset}"),
+        (("prepare", "{new}", "--out", "{new}"), "no such file or folder"),
+    ],
+)
+def test_a_mistake_gets_one_sentence(
+    world: tuple[Path, Path, Path], tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    places = {"dataset": world[0], "run": world[1], "new": tmp_path / "new"}
+    with pytest.raises(InputError) as error:
+        call(*(argument.format(**places) for argument in arguments))
+    assert message.format(**places) in str(error.value)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_damaged_artifact_is_named(world: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    AllRec.from_pretrained(world[1]).save_pretrained(tmp_path / "copy")
+    path = tmp_path / "copy" / "alignment" / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"model\.safetensors is damaged"):
+        AllRec.from_pretrained(tmp_path / "copy")
+
+
+def test_candidates_that_outgrow_the_model(world: tuple[Path, Path, Path]) -> None:
+    system = AllRec.from_pretrained(world[1])
+    system.scoring.builder.max_length = 60
+    with pytest.raises(InputError, match="candidates need"):
+        system.rank(load_dataset(world[0]).item_ids[:40], history=[])

@@ -1,0 +1,37 @@
+"""A small world that several tests share: a simulated data set, a tiny language model, a tiny encoder, a recipe."""
+
+from pathlib import Path
+
+from allrec.config import Recipe, load_recipe
+from allrec.data import PrepareConfig, SimulationConfig, prepare, simulate
+from encoders import save_encoder
+from tiny import save_tiny
+
+QUICK = (
+    "backbone.loop.epochs=2",
+    "backbone.loop.checkpoint_every=2",
+    "backbone.tokens_per_batch=256",
+    "backbone.model.dim=16",
+    "text.max_tokens=16",
+    "alignment.loop.epochs=2",
+    "alignment.loop.checkpoint_every=2",
+    "alignment.batch_size=64",
+    "soft_tokens.loop.epochs=2",
+    "soft_tokens.loop.checkpoint_every=2",
+    "soft_tokens.batch_tokens=1024",
+    "soft_tokens.num_candidates=4",
+    "soft_tokens.sample=40",
+    "prompt.max_title_tokens=8",
+    "prompt.max_history=3",
+    "evaluation.llm_users=30",
+    "evaluation.llm_valid_users=20",
+)
+
+
+def make_world(folder: Path) -> tuple[Path, Path, Recipe]:
+    """A data set folder of 80 users and 60 items, a language model's folder, and a recipe of a few seconds."""
+    simulate(folder / "source", SimulationConfig(num_users=80, num_items=60, mean_interactions=6))
+    prepare(folder / "source", folder / "dataset", config=PrepareConfig(name="world"))
+    encoder = save_encoder(folder / "encoder")
+    llm = save_tiny(folder / "llm")
+    return folder / "dataset", llm, load_recipe("a-llmrec", (*QUICK, f'text.name="{encoder}"'))
