@@ -17,6 +17,7 @@ from allrec.models.language_model import LanguageModel, LanguageModelConfig
 from allrec.run_folder import RunFolder
 
 FORMAT_VERSION = 1
+TIMED = ("backbone", "text", "alignment", "language_model", "evaluate")
 
 
 def default_cache() -> Path:
@@ -80,7 +81,7 @@ def metrics_of(run: RunFolder, dataset: Dataset, rankings: list[Ranking]) -> dic
     """What ``metrics.json`` holds."""
     seed = run.recipe().evaluation.bootstrap_seed
     masks = {split: segments(dataset, dataset.targets[split]) for split in {ranking.split for ranking in rankings}}
-    stages = {name: run.seconds(name) for name in ("backbone", "text", "alignment", "language_model", "evaluate")}
+    stages = {"prepare": dataset.seconds} | {name: run.seconds(name) for name in TIMED}
     return {
         "format": FORMAT_VERSION,
         "dataset": {key: value for key, value in describe(dataset).items() if key != "wording"},

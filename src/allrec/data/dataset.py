@@ -56,6 +56,7 @@ class Dataset:
         wording: how a prompt speaks of the items.
         sha256: of the files' hashes; equal data sets have equal ones.
         counts: users, items, interactions, evaluated users and more, as in dataset.json.
+        seconds: how long preparing it took; 0 where that is not known.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Dataset:
     wording: Wording
     sha256: str
     counts: dict[str, int]
+    seconds: float = 0.0
 
     @property
     def num_users(self) -> int:
@@ -137,6 +139,7 @@ def load_dataset(path: Path | str) -> Dataset:
         wording=Wording(**manifest["wording"]),
         sha256=combine_hashes(manifest["files"]),
         counts=manifest["counts"],
+        seconds=float(manifest.get("seconds", 0.0)),
     )
 
 

@@ -1,5 +1,6 @@
 """``prepare``: a source becomes a data set folder, whole or not at all."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -7,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
-from allrec.artifacts import sha256_file, write_json
+from allrec.artifacts import read_json, sha256_file, write_json
 from allrec.base import InputError
 from allrec.data.candidates import NUM_NEGATIVES, Touched, draw_candidates
 from allrec.data.config import PrepareConfig
@@ -77,9 +78,11 @@ def prepare(
     refuse_unused_minimum(config)
     source, out = Path(source), Path(out)
     options = SourceOptions(Path(items) if items else None, config.columns, config.item_columns)
+    start = time.perf_counter()
     with staging(out, is_dataset, "data set") as folder:
         opened = open_source(source, options, config.format)
         write_dataset(folder, source, opened, config, progress)
+        note_seconds(folder, time.perf_counter() - start)
     return load_dataset(out)
 
 
@@ -219,6 +222,11 @@ def count(kept: Kept, catalogue: Catalogue, split: Split, reasons: dict[str, int
         **catalogue.counts,
         "rejected_rows": sum(reasons.values()),
     }
+
+
+def note_seconds(folder: Path, seconds: float) -> None:
+    """Adds to dataset.json how long preparing took; the one entry that differs between two hands."""
+    write_json(folder / MANIFEST, read_json(folder / MANIFEST) | {"seconds": round(seconds, 3)})
 
 
 def write_manifest(

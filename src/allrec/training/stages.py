@@ -53,7 +53,7 @@ class SoftTokensStageConfig(Config):
         None, ge=1, description="Train on so many targets, drawn once at random; none takes all."
     )
     num_candidates: int = Field(20, ge=2, description="Titles listed in a training prompt, the target's among them.")
-    batch_tokens: int = Field(8192, ge=1, description="Tokens a step, prompts and answers together.")
+    batch_tokens: int = Field(8192, ge=1, description="Tokens of titles a step, those of prompts and answers together.")
     loop: LoopConfig = LoopConfig(epochs=5, learning_rate=1e-4)
 
 
