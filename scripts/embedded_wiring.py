@@ -3,15 +3,15 @@
 Training from noise finds copying after many hundred steps and choosing much later, if at all. Both are compositions of
 lookups that can be written down, so attention heads of the first three layers begin as those lookups:
 
-    layer 0   heads 0, 1, 2 read the token before, the one before that, and the third
-    layer 1   head 1 copies what followed the latest three tokens when they last stood together (induction)
+    layer 0   head 0 reads the token before; head 1 the one before that
+    layer 1   head 1 copies what followed the present token earlier (induction)
               head 2 fetches the user's vector: the place behind the latest beginning
               head 3 fetches the first token of the title at hand: the latest place behind an opening quote
-              (told in layer 3, where it no longer stands in the way of the vectors)
-    layer 2   heads 0, 2, 3 find the item whose vector, behind its title, is the user's, and write that first token
+    layer 2   head 1 copies as above
+              heads 0, 2, 3 find the item whose vector is the user's, and write its title's first token
 
-Each lookup writes into directions of its own. Before any training, seven tokens in ten inside a title are copied right
-and one first token in eight is the right one among all tokens: enough for training to find the rest.
+Each lookup writes into directions of its own. The circuit is right often enough before any training for training to find
+the rest.
 """
 
 import torch
@@ -22,12 +22,7 @@ BASE = 1e6
 """Base of the rotary positions: slow enough that half of a head's pairs hardly turn within a prompt."""
 SHARPNESS = 7.0
 NEARNESS = 9.0
-GAIN = 4.0
-REST = 6.0
-WIDTH = 20
-COPY_GAIN = 2.0
-COPY_WRITE = 6.0
-CHOOSE_WRITE = 1.0
+GAIN = 2.2
 
 
 def wire(model: LlamaForCausalLM, begin: int, open_quote: int, close_quote: int, generator: torch.Generator) -> None:
@@ -53,25 +48,29 @@ class _Wiring:
         self.table = model.get_input_embeddings().weight
         dim = self.table.shape[1]
         directions = self.orthogonal(dim, dim)
-        sizes = [16, 16, WIDTH, WIDTH, WIDTH, dim - 32 - 3 * WIDTH]
-        self.preceding, self.present, self.user, self.first_token, self.next_token, content = directions.split(sizes, 1)
-        # Three codes of a token, by how far back it stands.
-        self.codes = [self.orthogonal(16, dim) for _ in range(3)]
-        self.vector, self.token, self.copied = (self.orthogonal(WIDTH, content.shape[1]) @ content.T for _ in range(3))
+        self.before, self.second_before, self.user, self.first_token, content = directions.split(
+            [16, 24, 24, 24, dim - 88], dim=1
+        )
+        self.code = self.orthogonal(16, dim)
+        self.vector = self.orthogonal(24, dim - 88) @ content.T
+        self.token = self.orthogonal(24, dim - 88) @ content.T
+        self.copied = self.orthogonal(32, dim - 88) @ content.T
         pairs = torch.arange(16)
         self.slow = torch.cat([pairs[8:], pairs[8:] + 16])
-        self.steady = torch.cat([pairs[5:14], pairs[5:14] + 16])
+        self.steady = torch.cat([pairs[5:15], pairs[5:15] + 16])
 
     @torch.no_grad()
     def apply(self) -> None:
         self.quieten()
         self.mark_tokens()
         self.read_earlier_tokens()
-        self.copy()
+        for layer in (1, 2):
+            self.copy(layer)
         self.fetch(2, self.marks[0], self.vector, self.user * 0.5, near=torch.arange(4, 6), nearness=NEARNESS)
         self.fetch(3, self.marks[1], self.token, self.first_token * 0.6, near=torch.arange(3, 7), nearness=5.0)
-        for head in (0, 2, 3):
-            self.choose(head)
+        thirds = (torch.arange(20), torch.arange(4, 24), torch.cat([torch.arange(10), torch.arange(14, 24)]))
+        for head, part in zip((0, 2, 3), thirds, strict=True):
+            self.choose(head, part)
 
     def orthogonal(self, rows: int, columns: int) -> Tensor:
         drawn = torch.randn(max(rows, columns), min(rows, columns), generator=self.generator)
@@ -94,13 +93,10 @@ class _Wiring:
     def mark_tokens(self) -> None:
         length = self.table.norm(dim=1).mean()
         for token, row in zip(self.marks, self.orthogonal(len(self.marks), 16), strict=True):
-            mark = row @ self.codes[0]
-            # Heads that rest on a mark then say nothing.
-            mark = mark - mark @ self.token.T @ self.token
-            self.table[token] = length * mark / mark.norm()
+            self.table[token] = length * (row @ self.code)
 
     def mark_code(self, token: int) -> Tensor:
-        return self.codes[0] @ (self.table[token] / self.table[token].square().mean().sqrt())
+        return self.code @ (self.table[token] / self.table[token].square().mean().sqrt())
 
     def look_back(self, layer: int, head: int, distance: int) -> None:
         angles = BASE ** (-torch.arange(16) / 16) * -distance
@@ -117,47 +113,37 @@ class _Wiring:
         self.attention[layer].o_proj.weight[:, rows] = write
 
     def read_earlier_tokens(self) -> None:
-        first, second, third = self.codes
-        # What stood before a place is looked for there (preceding) and from the place behind it (present).
-        for head, (sought, seeking) in enumerate(((first, second), (second, third))):
-            self.look_back(0, head, head + 1)
-            self.pass_on(0, head, torch.cat([sought, seeking]), torch.cat([self.preceding, self.present], 1) * 0.3)
-        self.look_back(0, 2, 3)
-        self.pass_on(0, 2, third, self.preceding * 0.3)
-        self.look_back(0, 3, 0)
-        self.pass_on(0, 3, first, self.present * 0.3)
+        self.look_back(0, 0, 1)
+        self.look_back(0, 1, 2)
+        self.look_back(1, 0, 1)
+        self.pass_on(0, 0, self.code, self.before * 0.3)
+        self.pass_on(0, 1, self.vector, self.second_before * 0.25)
 
-    def copy(self) -> None:
+    def copy(self, layer: int) -> None:
         rows = 32 + self.slow
-        self.attention[1].q_proj.weight[rows] = self.present.T * COPY_GAIN
-        self.attention[1].k_proj.weight[rows] = self.preceding.T * COPY_GAIN
-        self.pass_on(1, 1, self.copied, self.next_token)
-        # Said only at the end, so that it does not stand in the way of the vectors.
-        self.look_back(3, 0, 0)
-        self.pass_on(3, 0, self.next_token.T, self.copied.T * COPY_WRITE)
+        self.attention[layer].q_proj.weight[rows] = self.code * GAIN
+        self.attention[layer].k_proj.weight[rows] = self.before.T * GAIN
+        self.pass_on(layer, 1, self.copied, self.copied.T * 0.2)
 
     def fetch(self, head: int, mark: int, read: Tensor, write: Tensor, near: Tensor, nearness: float) -> None:
         attention, rows = self.attention[1], head * 32 + self.slow
         attention.q_proj.weight[head * 32 : head * 32 + 32] *= 0.1
         attention.q_proj.bias[rows] = self.mark_code(mark)
-        attention.k_proj.weight[rows] = self.preceding.T * 1.5
+        attention.k_proj.weight[rows] = self.before.T * 1.5
         attention.q_proj.bias[head * 32 + near] = nearness
         attention.k_proj.bias[head * 32 + near] = nearness
         self.pass_on(1, head, read, write)
 
-    def choose(self, head: int) -> None:
+    def choose(self, head: int, part: Tensor) -> None:
         attention, rows = self.attention[2], head * 32 + self.steady
-        attention.q_proj.weight[rows] = self.user.T[: len(rows)] * GAIN
-        attention.k_proj.weight[rows] = self.vector[: len(rows)] * GAIN
-        begin, open_quote, close_quote = (self.mark_code(mark) / 11.3 for mark in self.marks)
-        own_place, rest, question = head * 32 + torch.tensor([14, 15, 31])
-        attention.q_proj.weight[torch.stack([own_place, rest])] = 0
-        # The user's vector is nearest to itself; that place is behind a beginning.
-        attention.q_proj.bias[own_place] = 12.0
-        attention.k_proj.weight[own_place] = -(self.preceding @ begin)
-        # Behind an opening quote a vector behind a title is looked at; elsewhere the head rests on a beginning.
-        attention.q_proj.bias[rest] = REST
-        attention.k_proj.weight[rest] = self.present @ begin
-        attention.q_proj.weight[question] = self.present @ open_quote * 2.0
-        attention.k_proj.weight[question] = self.preceding @ close_quote
-        self.pass_on(2, head, self.first_token.T, self.token.T * CHOOSE_WRITE)
+        attention.q_proj.weight[rows] = self.user.T[part] * GAIN
+        # The vector stands at the item's own place (after a title) or two before the title's first token.
+        attention.k_proj.weight[rows] = (self.vector + self.second_before.T)[part] * GAIN
+        against, towards = head * 32 + 15, head * 32 + 31
+        for row in (against, towards):
+            attention.q_proj.weight[row] = 0
+            attention.q_proj.bias[row] = 12.0
+        begin, open_quote, close_quote = (self.before @ self.mark_code(mark) / 11.3 for mark in self.marks)
+        attention.k_proj.weight[against] = -begin
+        attention.k_proj.weight[towards] = open_quote + close_quote
+        self.pass_on(2, head, self.first_token.T, self.token.T)
