@@ -10,8 +10,8 @@ lookups that can be written down, so attention heads of the first three layers b
     layer 2   head 1 copies as above
               heads 0, 2, 3 find the item whose vector is the user's, and write its title's first token
 
-Each lookup writes into directions of its own. The circuit is right often enough before any training for training to find
-the rest.
+Each lookup writes into directions of its own. The circuit is right often enough before any training for training to
+find the rest.
 """
 
 import torch

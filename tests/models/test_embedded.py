@@ -6,16 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from embedded_tasks import ANSWER, SOFT, Catalogues, Task, batch
-from embedded_text import titles
 from hypothesis import given
 from hypothesis import strategies as st
-from measure_embedded import measure
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
-from train_embedded import VECTOR_SCALE, make_model, practice_loss
 
 from allrec.models.language_model import LanguageModel, LanguageModelConfig
+from embedded_tasks import Catalogues, Task, batch
+from embedded_text import titles
+from measure_embedded import measure
+from train_embedded import make_model, practice_loss
 
 FOLDER = Path(str(files("allrec.embedded") / "embedded-small"))
 COPYING = Task((3, 4), (0, 0), 4, (0.9, 1.0), 200, 0.5, (4, 8), 0.0, 0.0, 0.0, bare_share=0.0)
