@@ -84,7 +84,7 @@ def prepare(
 def train(
     dataset: Annotated[Path, typer.Argument(help="A data set folder, written by prepare.")],
     run: Annotated[Path, typer.Option(help="The run folder to write.")],
-    recipe: Annotated[str, typer.Option(help="A recipe's name, or a TOML file.")] = "a-llmrec",
+    recipe: Annotated[str | None, typer.Option(help="A recipe's name, or a TOML file; a-llmrec if left out.")] = None,
     llm: Llm = None,
     sets: Sets = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the run stopped.")] = False,

@@ -17,7 +17,7 @@ from allrec.data import prepare as prepare_dataset
 from allrec.data.dataset import is_dataset
 from allrec.pipeline import Observer
 from allrec.recommender import AllRec, Recommendation
-from allrec.run_folder import MANIFEST, RunFolder
+from allrec.run_folder import MANIFEST, RECIPE, RunFolder
 from allrec.setup import plan_of
 
 out = Console()
@@ -29,6 +29,7 @@ STAGE_NAMES = {
     "language_model": "stage 2, soft tokens",
     "evaluate": "evaluation",
 }
+DEFAULT_RECIPE = "a-llmrec"
 COLUMNS = ("HR@1", "HR@10", "NDCG@10")
 
 
@@ -99,13 +100,11 @@ def run_prepare(
     show_counts(dataset)
 
 
-def run_train(dataset: Path, run: Path, recipe: str, llm: str | None, sets: list[str], resume: bool) -> None:
-    """Trains, evaluates and prints the table of scores."""
-    if resume and recipe == "a-llmrec" and not sets and (run / MANIFEST).is_file():
-        chosen = RunFolder.open(run).recipe()
-    else:
-        chosen = load_recipe(recipe, tuple(sets))
-    system = _trained(dataset, run, chosen, llm, resume)
+def run_train(dataset: Path, run: Path, recipe: str | None, llm: str | None, sets: list[str], resume: bool) -> None:
+    """Trains, evaluates and prints the table of scores; a run that goes on has its own recipe where none is named."""
+    if recipe is None:
+        recipe = str(run / RECIPE) if resume and (run / MANIFEST).is_file() else DEFAULT_RECIPE
+    system = _trained(dataset, run, load_recipe(recipe, tuple(sets)), llm, resume)
     show_results(system.run)
 
 

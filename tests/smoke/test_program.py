@@ -1,6 +1,8 @@
 """The program as a user calls it: commands, their answers, and what they refuse."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -118,6 +120,14 @@ def test_a_mistake_gets_one_sentence(
         call(*(argument.format(**places) for argument in arguments))
     assert message.format(**places) in str(error.value)
     assert not (tmp_path / "new").exists()
+
+
+def test_a_mistake_ends_with_exit_code_2_and_no_traceback(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "allrec.cli", "recommend", str(tmp_path), "--user", "1"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("allrec: no run in ")
+    assert len(ended.stderr.splitlines()) == 1
 
 
 def test_a_damaged_artifact_is_named(world: tuple[Path, Path, Path], tmp_path: Path) -> None:

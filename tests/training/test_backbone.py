@@ -12,8 +12,6 @@ from allrec.training.backbone import (
     TrainingBatches,
     backbone_ranks,
     encode_histories,
-    load_backbone,
-    save_backbone,
     train_backbone,
     validation,
 )
@@ -161,31 +159,6 @@ def test_same_seed_same_bytes_killed_and_resumed_too(tmp_path, loss):
     resumed = weights(0, checkpoint=tmp_path / "c")
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert not torch.equal(whole["item_table"], other["item_table"])
-
-
-def test_saved_and_loaded_is_the_same(tmp_path):
-    model = train_backbone(dataset_of(HISTORIES, 9), config_of(epochs=1), seed=0).model
-    sha256 = save_backbone(tmp_path, model)
-    loaded = load_backbone(tmp_path, sha256)
-    histories = torch.tensor([[1, 2, 3], [4, -1, -1]])
-    assert torch.equal(loaded.encode(histories), model.encode(histories))
-    assert loaded.config == model.config
-    assert not loaded.training
-    assert not any(parameter.requires_grad for parameter in loaded.parameters())
-
-
-def test_a_damaged_backbone_is_refused(tmp_path):
-    model = train_backbone(dataset_of(HISTORIES, 9), config_of(epochs=1), seed=0).model
-    save_backbone(tmp_path, model)
-    with pytest.raises(InputError, match="is damaged"):
-        load_backbone(tmp_path, "0" * 64)
-    header = (tmp_path / "backbone.json").read_text()
-    (tmp_path / "backbone.json").write_text(header.replace('"num_items": 9', '"num_items": 8'))
-    with pytest.raises(InputError, match="holds no backbone that fits together"):
-        load_backbone(tmp_path)
-    (tmp_path / "backbone.json").write_text("[]")
-    with pytest.raises(InputError, match="holds no backbone that fits together"):
-        load_backbone(tmp_path)
 
 
 def test_without_evaluated_users_all_epochs_are_trained():

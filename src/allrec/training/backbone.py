@@ -10,8 +10,7 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
-from allrec.artifacts import load_tensors, read_json, save_tensors, write_json
-from allrec.base import Config, InputError
+from allrec.base import Config
 from allrec.data.dataset import Dataset, Targets
 from allrec.evaluation.metrics import ndcg_at
 from allrec.evaluation.ranking import Excluded, candidate_ranks, catalogue_ranks, dot_product_scores
@@ -112,28 +111,6 @@ def train_backbone(
         on_step=on_step,
     )
     return TrainedBackbone(freeze(model), report)
-
-
-def save_backbone(folder: Path, model: SASRec) -> str:
-    """Writes ``backbone.json`` and ``backbone.safetensors`` into ``folder``; returns the SHA-256 of the tensors."""
-    write_json(folder / "backbone.json", {"num_items": model.num_items, "model": model.config.model_dump(mode="json")})
-    return save_tensors(folder / "backbone.safetensors", model.state_dict())
-
-
-def load_backbone(folder: Path, sha256: str | None = None) -> SASRec:
-    """Reads what ``save_backbone`` wrote: the frozen model, in eval mode, on the CPU.
-
-    Raises:
-        InputError: a file is missing or damaged, or the two do not belong together.
-    """
-    header = read_json(folder / "backbone.json")
-    tensors = load_tensors(folder / "backbone.safetensors", sha256)
-    try:
-        model = SASRec(header["num_items"], SASRecConfig(**header["model"]), torch.Generator().manual_seed(0))
-        model.load_state_dict(tensors)
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise InputError(f"{folder} holds no backbone that fits together: {error}. Train it anew.") from None
-    return freeze(model)
 
 
 class TrainingBatches:
