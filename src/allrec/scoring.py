@@ -1,6 +1,7 @@
 """The frozen parts of a trained system, and every score that they give."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -71,6 +72,11 @@ class Scoring:
             max_length=llm.max_length,
         )
 
+    @cached_property
+    def bare_builder(self) -> PromptBuilder:
+        """Lays out the same prompts without any soft token; made once, for it reads every title."""
+        return self.new_builder(self.recipe.prompt.model_copy(update={"soft_token": "none", "has_user": False}))
+
     def represent(self, histories: Sequence[Int[ndarray, "length"]]) -> Float[Tensor, "users dim"]:
         """x_u of bare histories, oldest first."""
         lengths = np.array([len(history) for history in histories])
@@ -88,7 +94,6 @@ class Scoring:
         histories: Sequence[Int[ndarray, "length"]],
         candidates: Int[ndarray, "users candidates"],
         scorer: LlmScorer = "llm",
-        on_users: Callable[[int], None] | None = None,
     ) -> Float[ndarray, "users candidates"]:
         """log P(title | prompt) of every candidate, in nats.
 
@@ -97,7 +102,6 @@ class Scoring:
             histories: oldest first.
             candidates: item positions in the order in which the prompt lists them; -1 pads, and scores minus infinity.
             scorer: the system; the same with the items' soft tokens exchanged at random; or the bare text alone.
-            on_users: called with the number of users done.
         """
         if self.soft_tokens is None:
             raise InputError("stage 2 has not been trained. Resume with: allrec train DATASET --run RUN --resume")
@@ -109,30 +113,20 @@ class Scoring:
             prompts = builder.prompts(histories[rows], candidates[rows])
             answers = builder.answers(candidates[rows][is_candidate])
             with torch.no_grad():
-                soft = self._soft(users[rows], joint, prompts.soft_items)
+                soft = project(self.soft_tokens, users[rows], joint, prompts.soft_items)
             asked = self.recipe.evaluation
             scores[rows] = score_candidates(
                 self.llm, prompts, answers, is_candidate, soft,
                 normalize=asked.normalize, tokens_per_batch=asked.llm_tokens_per_batch,
             ).numpy()  # fmt: skip
-            if on_users is not None:
-                on_users(min(start + USERS_TOGETHER, len(candidates)))
         return scores
 
     def _variant(self, scorer: LlmScorer) -> tuple[PromptBuilder, Tensor]:
         if scorer == "llm-no-soft":
-            bare = self.recipe.prompt.model_copy(update={"soft_token": "none", "has_user": False})
-            return self.new_builder(bare), self.joint_items
+            return self.bare_builder, self.joint_items
         if scorer == "llm-random-items":
             exchanged = np.random.default_rng([self.recipe.seed, len(self.joint_items)]).permutation(
                 len(self.joint_items)
             )
             return self.builder, self.joint_items[torch.from_numpy(exchanged)]
         return self.builder, self.joint_items
-
-    def _soft(self, users: Tensor, joint: Tensor, soft_items: Int[ndarray, "soft"]) -> Tensor:
-        if len(soft_items) == 0:
-            return torch.zeros(0, self.llm.dim)
-        if self.soft_tokens is None:
-            raise InputError("stage 2 has not been trained")
-        return project(self.soft_tokens, users, joint, soft_items)

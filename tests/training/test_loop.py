@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from tests.killing import Killed, killed_at
 from torch import nn
 
 from allrec.base import InputError
@@ -39,18 +40,6 @@ def train(module, config, **arguments):
 
 def bytes_of(module):
     return b"".join(value.detach().numpy().tobytes() for value in module.parameters())
-
-
-class Killed(Exception):
-    pass
-
-
-def killed_at(step):
-    def on_step(done, _):
-        if done == step:
-            raise Killed
-
-    return on_step
 
 
 def steps_by_hand(config):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from tests.killing import Killed, killed_at
 from tests.tiny import load_tiny
 from tests.training.histories import dataset_of
 
@@ -37,18 +38,6 @@ ADJECTIVES = ["rose", "silver", "velvet", "night"]
 NOUNS = ["soap", "comb", "mirror"]
 TITLES = [f"{adjective} {noun}" for adjective in ADJECTIVES for noun in NOUNS]
 """Twelve titles; None in place of one of them below."""
-
-
-class Killed(Exception):
-    pass
-
-
-def killed_at(step):
-    def on_step(done, _):
-        if done == step:
-            raise Killed
-
-    return on_step
 
 
 def bytes_of(module):
