@@ -12,8 +12,9 @@ from allrec.base import Config, InputError, nearest
 from allrec.models.language_model import LanguageModelConfig
 from allrec.models.prompt import PromptConfig
 from allrec.models.text_encoder import TextEncoderConfig
+from allrec.training.alignment import AlignmentStageConfig
 from allrec.training.backbone import BackboneConfig
-from allrec.training.stages import AlignmentStageConfig, SoftTokensStageConfig
+from allrec.training.soft_tokens import SoftTokensStageConfig
 
 
 class EvaluationConfig(Config):

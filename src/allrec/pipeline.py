@@ -17,9 +17,11 @@ from allrec.models.language_model import LanguageModel
 from allrec.models.soft_tokens import SoftTokens
 from allrec.run_folder import CHECKPOINT, RunFolder
 from allrec.scoring import Scoring
+from allrec.training.alignment import train_alignment
 from allrec.training.backbone import train_backbone
+from allrec.training.examples import OnStep
 from allrec.training.loop import FitReport
-from allrec.training.stages import OnStep, train_alignment, train_soft_tokens
+from allrec.training.soft_tokens import train_soft_tokens
 from allrec.training.text_cache import text_embeddings
 
 Observer = Callable[[str, float, dict[str, float]], None]

@@ -20,7 +20,7 @@ from allrec.models.language_model import LanguageModel
 from allrec.models.prompt import PromptBuilder, PromptConfig
 from allrec.models.soft_tokens import SoftTokens
 from allrec.training.backbone import encode_histories
-from allrec.training.stages import project
+from allrec.training.soft_tokens import project
 
 LlmScorer = Literal["llm", "llm-random-items", "llm-no-soft"]
 USERS_TOGETHER = 256

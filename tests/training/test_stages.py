@@ -19,19 +19,11 @@ from allrec.models.backbones.sasrec import SASRec, SASRecConfig
 from allrec.models.candidate_scoring import score_candidates
 from allrec.models.prompt import USER, PromptBuilder, PromptConfig
 from allrec.models.soft_tokens import SoftTokens, SoftTokensConfig
-from allrec.training import stages
+from allrec.training import soft_tokens as stage_two
+from allrec.training.alignment import AlignmentStageConfig, train_alignment
+from allrec.training.examples import initialized, represent_users, training_examples
 from allrec.training.loop import LoopConfig
-from allrec.training.stages import (
-    AlignmentStageConfig,
-    SoftTokensStageConfig,
-    initialized,
-    new_soft_tokens,
-    project,
-    represent_users,
-    train_alignment,
-    train_soft_tokens,
-    training_examples,
-)
+from allrec.training.soft_tokens import SoftTokensStageConfig, new_soft_tokens, project, train_soft_tokens
 
 HISTORIES = [[0, 1, 2, 3, 4, 5], [6, 7], [8], [1, 1, 2, 6, 7], [3, 2, 1], []]
 ADJECTIVES = ["rose", "silver", "velvet", "night"]
@@ -419,7 +411,7 @@ def test_batches_are_cut_by_the_tokens_of_their_titles(llm):
     scene = soft_scene(llm)
     examples = training_examples(scene.dataset, "last")
     candidates = np.array([[item, -1, (item + 1) % 12] for item in examples.items])
-    lengths = stages._prompt_lengths(scene.dataset, examples, candidates, scene.builder)
+    lengths = stage_two._prompt_lengths(scene.dataset, examples, candidates, scene.builder)
     titles = scene.builder.title_lengths
     for row, user in enumerate(examples.users):
         told = scene.dataset.history(user)[: examples.positions[row]][-3:]

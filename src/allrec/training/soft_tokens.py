@@ -1,9 +1,7 @@
-"""Stage 1 and stage 2: what learns, from which examples, by the one training loop."""
+"""Stage 2: F_U and F_I learn to steer a frozen language model towards the title of the next item."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 import numpy as np
 import torch
@@ -12,34 +10,17 @@ from numpy import ndarray
 from pydantic import Field
 from torch import Tensor
 
-from allrec.base import Config, InputError
+from allrec.base import Config
 from allrec.data import Dataset
 from allrec.data.candidates import Touched, draw_candidates
-from allrec.models.alignment import Alignment, AlignmentConfig
 from allrec.models.backbones.base import Backbone
 from allrec.models.candidate_scoring import answer_loss
 from allrec.models.language_model import LanguageModel
 from allrec.models.prompt import USER, PromptBuilder
 from allrec.models.soft_tokens import SoftTokens, SoftTokensConfig
-from allrec.training.backbone import encode_histories
-from allrec.training.batching import LazyBatches, NegativeSampler, length_batches
+from allrec.training.batching import LazyBatches, length_batches
+from allrec.training.examples import LANGUAGE_MODEL, Examples, OnStep, initialized, represent_users, training_examples
 from allrec.training.loop import FitReport, LoopConfig, fit
-
-ALIGNMENT, LANGUAGE_MODEL = 1, 2
-"""Stage numbers, so that two stages of a run draw differently; the backbone is 0."""
-Module = TypeVar("Module", bound=torch.nn.Module)
-OnStep = Callable[[int, dict[str, float]], None]
-
-
-class AlignmentStageConfig(Config):
-    """Stage 1."""
-
-    network: AlignmentConfig = AlignmentConfig()
-    positions: Literal["last", "every"] = Field(
-        "every", description="Next items to learn from: a user's last, or every one."
-    )
-    batch_size: int = Field(512, ge=2, description="Next items a step.")
-    loop: LoopConfig = LoopConfig(epochs=10, learning_rate=1e-3)
 
 
 class SoftTokensStageConfig(Config):
@@ -55,91 +36,6 @@ class SoftTokensStageConfig(Config):
     num_candidates: int = Field(20, ge=2, description="Titles listed in a training prompt, the target's among them.")
     batch_tokens: int = Field(8192, ge=1, description="Tokens of titles a step, those of prompts and answers together.")
     loop: LoopConfig = LoopConfig(epochs=5, learning_rate=1e-4)
-
-
-@dataclass(frozen=True)
-class Examples:
-    """Next items to learn from: row r is what ``users[r]`` chose at place ``positions[r]`` of their history."""
-
-    users: Int[ndarray, "rows"]
-    positions: Int[ndarray, "rows"]
-    items: Int[ndarray, "rows"]
-
-    def __len__(self) -> int:
-        return len(self.users)
-
-
-def training_examples(dataset: Dataset, positions: Literal["last", "every"]) -> Examples:
-    """Training items with at least one item before them: each user's last, or every one.
-
-    Raises:
-        InputError: there is none.
-    """
-    last = dataset.train_lengths - 1
-    if positions == "last":
-        users = np.flatnonzero(last >= 1)
-        places = last[users]
-    else:
-        numbers = np.maximum(last, 0)
-        users = np.repeat(np.arange(len(last)), numbers)
-        places = np.arange(numbers.sum()) - np.repeat(np.cumsum(numbers) - numbers, numbers) + 1
-    if len(users) == 0:
-        raise InputError(
-            f"{dataset.name} has no user with two training interactions, so there is nothing to learn from."
-        )
-    return Examples(users, places, dataset.items[dataset.offsets[users] + places].astype(np.int64))
-
-
-def represent_users(
-    backbone: Backbone, dataset: Dataset, users: Int[ndarray, "rows"], positions: Int[ndarray, "rows"]
-) -> Float[Tensor, "rows dim"]:
-    """x_u for each row: the user's history before that place, through the frozen backbone."""
-    starts = dataset.offsets[users]
-    return encode_histories(backbone, dataset.items, starts, starts + positions)
-
-
-def train_alignment(
-    dataset: Dataset,
-    backbone: Backbone,
-    text_embeddings: Float[Tensor, "items text_dim"],
-    config: AlignmentStageConfig,
-    *,
-    seed: int,
-    checkpoint: Path | None = None,
-    on_step: OnStep | None = None,
-) -> tuple[Alignment, FitReport]:
-    """Stage 1: learns the joint space on embeddings that are looked up, never computed again.
-
-    Source: arXiv:2404.11343, section 4.2.
-    """
-    item_embeddings = backbone.item_embeddings().detach()
-    alignment = initialized(
-        lambda: Alignment(item_embeddings.shape[1], text_embeddings.shape[1], config.network), seed, ALIGNMENT
-    )
-    examples = training_examples(dataset, config.positions)
-    users = represent_users(backbone, dataset, examples.users, examples.positions)
-    sampler = NegativeSampler(*dataset.train_csr(), dataset.num_items)
-
-    def batches(epoch: int) -> Sequence[tuple[ndarray, ndarray]]:
-        rng = np.random.default_rng([seed, ALIGNMENT, epoch])
-        order = rng.permutation(len(examples))
-        negatives = sampler.draw(examples.users, rng)
-        chunks = range(0, len(order), config.batch_size)
-        return [(order[start : start + config.batch_size], negatives) for start in chunks]
-
-    def loss(batch: tuple[ndarray, ndarray]) -> dict[str, Tensor]:
-        rows, negatives = batch
-        positive, negative = torch.from_numpy(examples.items[rows]), torch.from_numpy(negatives[rows])
-        items = (item_embeddings[positive], item_embeddings[negative])
-        texts = (text_embeddings[positive], text_embeddings[negative])
-        losses = alignment.losses(users[rows], *items, *texts)
-        return {"total": losses.total(config.network.alpha, config.network.beta), **losses._asdict()}
-
-    report = fit(
-        alignment, batches, loss, config.loop, seed=seed, stage=ALIGNMENT, checkpoint=checkpoint, on_step=on_step
-    )
-    alignment.requires_grad_(False)
-    return alignment, report
 
 
 def train_soft_tokens(
@@ -229,13 +125,6 @@ def project(
     order = np.empty(len(soft_items), np.int64)
     order[is_user], order[~is_user] = np.arange(num_users), num_users + places
     return projected[torch.from_numpy(order)]
-
-
-def initialized(make: Callable[[], Module], seed: int, stage: int) -> Module:
-    """Makes a module whose first weights depend on the seed and the stage alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(np.random.SeedSequence([seed, stage]).generate_state(1, np.uint64)[0]))
-        return make()
 
 
 def _sampled(examples: Examples, sample: int | None, seed: int) -> Examples:

@@ -1,0 +1,69 @@
+"""Next items to learn from, and how a stage's module begins: what stage 1 and stage 2 share."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy import ndarray
+from torch import Tensor
+
+from allrec.base import InputError
+from allrec.data import Dataset
+from allrec.models.backbones.base import Backbone
+from allrec.training.backbone import encode_histories
+
+ALIGNMENT, LANGUAGE_MODEL = 1, 2
+"""Stage numbers, so that two stages of a run draw differently; the backbone is 0."""
+Module = TypeVar("Module", bound=torch.nn.Module)
+OnStep = Callable[[int, dict[str, float]], None]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Next items to learn from: row r is what ``users[r]`` chose at place ``positions[r]`` of their history."""
+
+    users: Int[ndarray, "rows"]
+    positions: Int[ndarray, "rows"]
+    items: Int[ndarray, "rows"]
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+
+def training_examples(dataset: Dataset, positions: Literal["last", "every"]) -> Examples:
+    """Training items with at least one item before them: each user's last, or every one.
+
+    Raises:
+        InputError: there is none.
+    """
+    last = dataset.train_lengths - 1
+    if positions == "last":
+        users = np.flatnonzero(last >= 1)
+        places = last[users]
+    else:
+        numbers = np.maximum(last, 0)
+        users = np.repeat(np.arange(len(last)), numbers)
+        places = np.arange(numbers.sum()) - np.repeat(np.cumsum(numbers) - numbers, numbers) + 1
+    if len(users) == 0:
+        raise InputError(
+            f"{dataset.name} has no user with two training interactions, so there is nothing to learn from."
+        )
+    return Examples(users, places, dataset.items[dataset.offsets[users] + places].astype(np.int64))
+
+
+def represent_users(
+    backbone: Backbone, dataset: Dataset, users: Int[ndarray, "rows"], positions: Int[ndarray, "rows"]
+) -> Float[Tensor, "rows dim"]:
+    """x_u for each row: the user's history before that place, through the frozen backbone."""
+    starts = dataset.offsets[users]
+    return encode_histories(backbone, dataset.items, starts, starts + positions)
+
+
+def initialized(make: Callable[[], Module], seed: int, stage: int) -> Module:
+    """Makes a module whose first weights depend on the seed and the stage alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(np.random.SeedSequence([seed, stage]).generate_state(1, np.uint64)[0]))
+        return make()
