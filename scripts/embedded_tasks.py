@@ -1,6 +1,6 @@
 """What the embedded language models practise: copying a title out of a list, and choosing it by a vector.
 
-A sequence is a list of titles, each with a vector beside it, and questions: a noisy copy of one of the vectors at the
+A sequence is a list of titles, each with a vector behind it, and questions: a noisy copy of one of the vectors at the
 place of a user's soft token, then that vector's title as the answer. Questions come one after the other, so that every
 sequence teaches much; a share of the sequences is laid out as the package's own prompt.
 """
@@ -43,7 +43,6 @@ class Task:
     max_tokens: int
     random_share: float
     random_length: tuple[int, int]
-    before_share: float
     user_first_share: float
     template_share: float
     bare_share: float = 0.1
@@ -142,7 +141,7 @@ def sequence(task: Task, catalogues: Catalogues, dim: int, rng: np.random.Genera
     shown = own + rng.choice([0.0, 0.0, 0.5]) * rng.standard_normal(dim)
     targets = num_history + rng.integers(num_candidates, size=task.questions)
     opening, past, _, listing, closing = catalogues.wordings[rng.integers(len(WORDINGS))]
-    is_bare, is_before = rng.random() < task.bare_share, rng.random() < task.before_share
+    is_bare = rng.random() < task.bare_share
     has_template, is_user_first = rng.random() < task.template_share, rng.random() < task.user_first_share
     writer = Writer()
     writer.write(np.array([BEGIN]), NOTHING)
@@ -151,7 +150,7 @@ def sequence(task: Task, catalogues: Catalogues, dim: int, rng: np.random.Genera
     for part, words, after in ((slice(0, num_history), opening, past), (slice(num_history, None), listing, None)):
         if has_template:
             writer.write(words, TEXT)
-        _list(writer, names[part], shown[part], catalogues.comma, is_before, is_bare)
+        _list(writer, names[part], shown[part], catalogues.comma, is_bare)
         if has_template and after is not None:
             writer.write(after, TEXT)
     for place, target in enumerate(targets):
@@ -168,14 +167,12 @@ def sequence(task: Task, catalogues: Catalogues, dim: int, rng: np.random.Genera
     return writer
 
 
-def _list(writer: Writer, names: list[ndarray], shown: ndarray, comma: ndarray, is_before: bool, is_bare: bool) -> None:
+def _list(writer: Writer, names: list[ndarray], shown: ndarray, comma: ndarray, is_bare: bool) -> None:
     for place, (name, vector) in enumerate(zip(names, shown, strict=True)):
         if place:
             writer.write(comma, TEXT)
-        if is_before and not is_bare:
-            writer.mark(vector)
         writer.write(name, TEXT)
-        if not is_before and not is_bare:
+        if not is_bare:
             writer.mark(vector)
 
 

@@ -1,149 +1,217 @@
-"""Weights that the embedded language models begin with: a rough copy-and-choose circuit instead of noise alone.
+"""The weights of the embedded language models: a circuit that chooses a title by a vector and copies it.
 
 Training from noise finds copying after many hundred steps and choosing much later, if at all. Both are compositions of
-lookups that can be written down, so attention heads of the first three layers begin as those lookups:
+lookups that can be written down, so attention heads are those lookups:
 
-    layer 0   head 0 reads the token before; head 1 the one before that
-    layer 1   head 1 copies what followed the present token earlier (induction)
-              head 2 fetches the user's vector: the place behind the latest beginning
-              head 3 fetches the first token of the title at hand: the latest place behind an opening quote
-    layer 2   head 1 copies as above
-              heads 0, 2, 3 find the item whose vector is the user's, and write its title's first token
+    layer 0   three heads read the tokens one, two and three places before, and marks such as: behind an opening quote
+    layer 1   one head fetches the user's vector, the place behind the latest beginning, to every token
+              two fetch a title's first and second token to the place of its vector, behind the closing quote
+    layer 2   two heads find the item whose vector is the user's: where a quote has just been opened its first token is
+              the answer, one place later its second
+    layer 3   one head copies the token that followed the last three tokens earlier (induction)
 
-Each lookup writes into directions of its own. The circuit is right often enough before any training for training to
-find the rest.
+Every lookup reads and writes coordinates of its own, so that none drowns another. A head that should find nothing looks
+at the beginning, whose content is zero. Gains are in units of attention score; all else is faint noise.
 """
 
 import torch
-from torch import Tensor
 from transformers import LlamaForCausalLM
 
-BASE = 1e6
-"""Base of the rotary positions: slow enough that half of a head's pairs hardly turn within a prompt."""
-SHARPNESS = 7.0
-NEARNESS = 9.0
-GAIN = 2.2
+BASE = 1e24
+"""Base of the rotary positions: a head's first pairs tell places apart, all others hardly turn within a prompt."""
+HEAD_DIM = 64
+PAIRS = HEAD_DIM // 2
+FIRST_STEADY = 5
+STEADY = torch.cat([torch.arange(FIRST_STEADY, PAIRS), torch.arange(FIRST_STEADY, PAIRS) + PAIRS])
+"""Coordinates of a head that a lookup by content may use."""
+
+# Coordinates of the residual stream. A place holds a token's code; parts of it are what other places remember of it.
+CONTENT = slice(0, 42)
+SHORT = slice(0, 13)
+IS_TOKEN, IS_BEGIN, IS_OPEN, IS_CLOSE, BEHIND_BEGIN, BEHIND_OPEN = range(42, 48)
+ONE_BEFORE, TWO_BEFORE, THREE_BEFORE = slice(48, 61), slice(61, 74), slice(74, 86)
+# A vector's place needs the first token, all others the user.
+USER = FIRST_TOKEN = slice(86, 128)
+OUTPUT = SECOND_TOKEN = slice(142, 184)
+BEHIND_CLOSE, IS_PLAIN, IS_LAST, BEHIND_TOKEN, TWO_BEHIND_OPEN = range(184, 189)
+
+CODE, MARK, BEGIN_MARK = 1.6, 3.0, 10.0
+"""Lengths of a token's code and of its marks."""
+HEAD_GAIN, MARKED_GAIN = 2.0, 3.0
+"""Logits a unit of the normalised output, and of the marks that say which token must come next."""
 
 
-def wire(model: LlamaForCausalLM, begin: int, open_quote: int, close_quote: int, generator: torch.Generator) -> None:
-    """Overwrites a fresh model's weights with the circuit; heads must be 32 wide and at least four.
+def wire(
+    model: LlamaForCausalLM,
+    generator: torch.Generator,
+    *,
+    begin: int,
+    end: int,
+    open_quote: int,
+    close_quote: int,
+    last: int,
+) -> None:
+    """Overwrites a fresh model's weights with the circuit.
 
     Args:
-        model: a Llama with attention biases and tied embeddings.
+        model: a Llama of four layers, at least 189 wide, with three heads of 64, attention biases and an output table
+            of its own.
+        generator: draws the tokens' codes and the noise that training begins from.
         begin: id of the token that begins a prompt.
+        end: id of the token that ends an answer.
         open_quote: id of the token before a title.
         close_quote: id of the token after a title.
-        generator: draws the directions.
+        last: id of the last token before an answer's opening quote.
     """
-    _Wiring(model, begin, open_quote, close_quote, generator).apply()
+    with torch.no_grad():
+        wiring = _Wiring(model, generator)
+        wiring.quieten()
+        wiring.write_codes(begin, end, open_quote, close_quote, last)
+        wiring.look_back()
+        wiring.fetch()
+        wiring.choose(0, IS_OPEN, FIRST_TOKEN)
+        wiring.choose(1, BEHIND_OPEN, SECOND_TOKEN)
+        wiring.copy()
 
 
 class _Wiring:
-    def __init__(
-        self, model: LlamaForCausalLM, begin: int, open_quote: int, close_quote: int, generator: torch.Generator
-    ) -> None:
-        self.generator, self.marks = generator, (begin, open_quote, close_quote)
+    def __init__(self, model: LlamaForCausalLM, generator: torch.Generator) -> None:
+        self.generator, self.model = generator, model
         self.attention = [layer.self_attn for layer in model.model.layers]
-        self.layers = model.model.layers
-        self.table = model.get_input_embeddings().weight
-        dim = self.table.shape[1]
-        directions = self.orthogonal(dim, dim)
-        self.before, self.second_before, self.user, self.first_token, content = directions.split(
-            [16, 24, 24, 24, dim - 88], dim=1
-        )
-        self.code = self.orthogonal(16, dim)
-        self.vector = self.orthogonal(24, dim - 88) @ content.T
-        self.token = self.orthogonal(24, dim - 88) @ content.T
-        self.copied = self.orthogonal(32, dim - 88) @ content.T
-        pairs = torch.arange(16)
-        self.slow = torch.cat([pairs[8:], pairs[8:] + 16])
-        self.steady = torch.cat([pairs[5:15], pairs[5:15] + 16])
-
-    @torch.no_grad()
-    def apply(self) -> None:
-        self.quieten()
-        self.mark_tokens()
-        self.read_earlier_tokens()
-        for layer in (1, 2):
-            self.copy(layer)
-        self.fetch(2, self.marks[0], self.vector, self.user * 0.5, near=torch.arange(4, 6), nearness=NEARNESS)
-        self.fetch(3, self.marks[1], self.token, self.first_token * 0.6, near=torch.arange(3, 7), nearness=5.0)
-        thirds = (torch.arange(20), torch.arange(4, 24), torch.cat([torch.arange(10), torch.arange(14, 24)]))
-        for head, part in zip((0, 2, 3), thirds, strict=True):
-            self.choose(head, part)
-
-    def orthogonal(self, rows: int, columns: int) -> Tensor:
-        drawn = torch.randn(max(rows, columns), min(rows, columns), generator=self.generator)
-        basis = torch.linalg.qr(drawn)[0]
-        return basis.T if rows < columns else basis
+        self.dim = model.config.hidden_size
 
     def quieten(self) -> None:
-        # What the layers write must not drown the circuit before training has shaped it.
-        for layer in self.layers:
+        """Heads that are not wired, and all MLPs, begin as faint noise."""
+        for layer in self.model.model.layers:
             attention, mlp = layer.self_attn, layer.mlp
             for linear, deviation in (
-                (attention.q_proj, 0.03), (attention.k_proj, 0.03), (attention.v_proj, 0.03), (attention.o_proj, 0.005),
-                (mlp.gate_proj, 0.05), (mlp.up_proj, 0.05), (mlp.down_proj, 0.01),
+                (attention.q_proj, 0.03), (attention.k_proj, 0.03), (attention.v_proj, 0.03), (attention.o_proj, 0.002),
+                (mlp.gate_proj, 0.05), (mlp.up_proj, 0.05), (mlp.down_proj, 0.003),
             ):  # fmt: skip
                 linear.weight.normal_(0.0, deviation, generator=self.generator)
                 if linear.bias is not None:
                     linear.bias.zero_()
-        self.table.normal_(0.0, 0.1, generator=self.generator)
 
-    def mark_tokens(self) -> None:
-        length = self.table.norm(dim=1).mean()
-        for token, row in zip(self.marks, self.orthogonal(len(self.marks), 16), strict=True):
-            self.table[token] = length * (row @ self.code)
+    def write_codes(self, begin: int, end: int, open_quote: int, close_quote: int, last: int) -> None:
+        """A random code a token, the same where it is read and where it is written; and marks on a few tokens."""
+        table, head = self.model.get_input_embeddings().weight, self.model.lm_head.weight
+        table.zero_()
+        head.zero_()
+        codes = torch.randn(len(table), 42, generator=self.generator)
+        for part in codes.split([13, 29], dim=1):
+            part *= (part.shape[1] / 42) ** 0.5 / part.norm(dim=1, keepdim=True)
+        table[:, CONTENT] = codes * CODE
+        table[:, [IS_TOKEN, IS_PLAIN]] = MARK
+        head[:, OUTPUT] = codes * HEAD_GAIN
+        table[begin, CONTENT] = 0
+        table[begin, IS_TOKEN] = 0
+        marked = ((begin, IS_BEGIN), (open_quote, IS_OPEN), (close_quote, IS_CLOSE), (last, IS_LAST))
+        for token, place in marked:
+            table[token, place] = BEGIN_MARK if token == begin else MARK
+            table[token, IS_PLAIN] = 0
+        head[end, IS_CLOSE] = MARKED_GAIN
+        head[open_quote, IS_LAST] = MARKED_GAIN
 
-    def mark_code(self, token: int) -> Tensor:
-        return self.code @ (self.table[token] / self.table[token].square().mean().sqrt())
+    def look_back(self) -> None:
+        for head, (distance, part) in enumerate(((1, ONE_BEFORE), (2, TWO_BEFORE), (3, THREE_BEFORE))):
+            self.clear(0, head)
+            self.near(0, head, distance, {0: 30.0, 1: 20.0, 2: 10.0, 3: 10.0})
+            self.pass_on(0, head, slice(0, _size(part)), part, 0.35)
+        marks = ((IS_BEGIN, BEHIND_BEGIN), (IS_OPEN, BEHIND_OPEN), (IS_CLOSE, BEHIND_CLOSE), (IS_TOKEN, BEHIND_TOKEN))
+        for row, (mark, behind) in enumerate(marks, start=_size(ONE_BEFORE)):
+            self.mark(0, row, mark, behind, 0.1 if behind == BEHIND_TOKEN else 0.4)
+        self.mark(1, _size(TWO_BEFORE), IS_OPEN, TWO_BEHIND_OPEN, 0.4)
 
-    def look_back(self, layer: int, head: int, distance: int) -> None:
-        angles = BASE ** (-torch.arange(16) / 16) * -distance
-        rows = slice(head * 32, head * 32 + 32)
+    def mark(self, head: int, row: int, mark: int, behind: int, gain: float) -> None:
+        self.attention[0].v_proj.weight[head * HEAD_DIM + row, mark] = 1.0
+        self.attention[0].o_proj.weight[behind, head * HEAD_DIM + row] = gain
+
+    def fetch(self) -> None:
+        """The user's vector comes to tokens; a title's first and second token to its vector's place."""
+        self.clear(1, 0)
+        self.near(1, 0, 0, {2: 60.0, 3: 60.0})
+        self.prefer(1, 0, 0, {BEHIND_BEGIN: 28.0})
+        self.prefer(1, 0, 1, {IS_BEGIN: 8.0}, query={BEHIND_CLOSE: 1.0}, bias=-5.0)
+        self.pass_on(1, 0, CONTENT, USER, 0.2)
+        for head, behind, write in ((1, BEHIND_OPEN, FIRST_TOKEN), (2, TWO_BEHIND_OPEN, SECOND_TOKEN)):
+            self.clear(1, head)
+            self.near(1, head, 0, {1: 3.0, 2: 60.0, 3: 110.0})
+            self.prefer(1, head, 0, {behind: 14.0})
+            self.prefer(1, head, 1, {IS_BEGIN: 9.0}, query={BEHIND_CLOSE: -1.0}, bias=5.0)
+            self.pass_on(1, head, CONTENT, write, 0.35)
+
+    def choose(self, head: int, mark: int, read: slice) -> None:
+        """Where ``mark`` is, finds the item whose vector is the user's and says what its place holds in ``read``."""
+        self.clear(2, head)
+        free = self.match(2, head, 0, USER, CONTENT, 4.0)
+        self.prefer(2, head, free, {BEHIND_CLOSE: 4.0})
+        self.prefer(2, head, free + 1, {IS_BEGIN: 1.5}, query={mark: -1.0}, bias=8.0)
+        self.pass_on(2, head, read, OUTPUT, 2.0)
+
+    def copy(self) -> None:
+        self.clear(3, 0)
+        never = {IS_CLOSE: 1.0, IS_OPEN: 1.0, IS_LAST: 1.0, BEHIND_OPEN: 1.0}
+        shorter = slice(TWO_BEFORE.start, TWO_BEFORE.start + _size(THREE_BEFORE))
+        free = self.match(3, 0, 0, SHORT, ONE_BEFORE, 3.2)
+        free = self.match(3, 0, free, ONE_BEFORE, TWO_BEFORE, 3.04)
+        free = self.match(3, 0, free, shorter, THREE_BEFORE, 3.04)
+        self.prefer(3, 0, free, {IS_BEGIN: 0.3}, query=never, bias=0.0)
+        self.prefer(3, 0, free + 1, {IS_TOKEN: 3.0, BEHIND_TOKEN: 6.0, IS_BEGIN: 5.6, BEHIND_CLOSE: -6.0})
+        self.pass_on(3, 0, CONTENT, OUTPUT, 2.0)
+
+    def clear(self, layer: int, head: int) -> None:
+        rows, attention = slice(head * HEAD_DIM, (head + 1) * HEAD_DIM), self.attention[layer]
+        for linear in (attention.q_proj, attention.k_proj, attention.v_proj):
+            linear.weight[rows] = 0
+            linear.bias[rows] = 0
+        attention.o_proj.weight[:, rows] = 0
+
+    def pass_on(self, layer: int, head: int, read: slice, write: slice, gain: float) -> None:
+        rows = slice(head * HEAD_DIM, head * HEAD_DIM + _size(write))
+        self.attention[layer].v_proj.weight[rows, read] = torch.eye(_size(write))
+        self.attention[layer].o_proj.weight[write, rows] = torch.eye(_size(write)) * gain
+
+    def near(self, layer: int, head: int, distance: float, strengths: dict[int, float]) -> None:
+        """Adds to a place's score the sum over pairs of strength · cos(angle from ``distance`` places back)."""
         attention = self.attention[layer]
-        attention.q_proj.weight[rows] = 0
-        attention.k_proj.weight[rows] = 0
-        attention.k_proj.bias[rows] = torch.cat([torch.full((16,), SHARPNESS), torch.zeros(16)])
-        attention.q_proj.bias[rows] = SHARPNESS * torch.cat([angles.cos(), angles.sin()])
+        for pair, strength in strengths.items():
+            length = _length(strength)
+            angle = torch.tensor(BASE ** (-pair / PAIRS) * -distance)
+            first, second = head * HEAD_DIM + pair, head * HEAD_DIM + pair + PAIRS
+            attention.k_proj.bias[first] = length
+            attention.q_proj.bias[first] = length * angle.cos()
+            attention.q_proj.bias[second] = length * angle.sin()
 
-    def pass_on(self, layer: int, head: int, read: Tensor, write: Tensor) -> None:
-        rows = slice(head * 32, head * 32 + len(read))
-        self.attention[layer].v_proj.weight[rows] = read
-        self.attention[layer].o_proj.weight[:, rows] = write
+    def match(self, layer: int, head: int, start: int, query: slice, key: slice, gain: float) -> int:
+        """Adds gain · x[query] · y[key] to the score; returns the head's next free steady coordinate."""
+        rows = head * HEAD_DIM + STEADY[start : start + _size(query)]
+        attention, length = self.attention[layer], _length(gain)
+        attention.q_proj.weight[rows, query] = torch.eye(_size(query)) * length
+        attention.k_proj.weight[rows, key] = torch.eye(_size(query)) * length
+        return start + _size(query)
 
-    def read_earlier_tokens(self) -> None:
-        self.look_back(0, 0, 1)
-        self.look_back(0, 1, 2)
-        self.look_back(1, 0, 1)
-        self.pass_on(0, 0, self.code, self.before * 0.3)
-        self.pass_on(0, 1, self.vector, self.second_before * 0.25)
+    def prefer(
+        self,
+        layer: int,
+        head: int,
+        place: int,
+        keys: dict[int, float],
+        query: dict[int, float] | None = None,
+        bias: float = 1.0,
+    ) -> None:
+        """Adds (bias + query · x) · (keys · y) to the score, through one steady coordinate."""
+        row, attention, length = head * HEAD_DIM + int(STEADY[place]), self.attention[layer], _length(1.0)
+        attention.q_proj.bias[row] = bias * length
+        for coordinate, weight in (query or {}).items():
+            attention.q_proj.weight[row, coordinate] = weight * length
+        for coordinate, weight in keys.items():
+            attention.k_proj.weight[row, coordinate] = weight * length
 
-    def copy(self, layer: int) -> None:
-        rows = 32 + self.slow
-        self.attention[layer].q_proj.weight[rows] = self.code * GAIN
-        self.attention[layer].k_proj.weight[rows] = self.before.T * GAIN
-        self.pass_on(layer, 1, self.copied, self.copied.T * 0.2)
 
-    def fetch(self, head: int, mark: int, read: Tensor, write: Tensor, near: Tensor, nearness: float) -> None:
-        attention, rows = self.attention[1], head * 32 + self.slow
-        attention.q_proj.weight[head * 32 : head * 32 + 32] *= 0.1
-        attention.q_proj.bias[rows] = self.mark_code(mark)
-        attention.k_proj.weight[rows] = self.before.T * 1.5
-        attention.q_proj.bias[head * 32 + near] = nearness
-        attention.k_proj.bias[head * 32 + near] = nearness
-        self.pass_on(1, head, read, write)
+def _size(part: slice) -> int:
+    return int(part.stop - part.start)
 
-    def choose(self, head: int, part: Tensor) -> None:
-        attention, rows = self.attention[2], head * 32 + self.steady
-        attention.q_proj.weight[rows] = self.user.T[part] * GAIN
-        # The vector stands at the item's own place (after a title) or two before the title's first token.
-        attention.k_proj.weight[rows] = (self.vector + self.second_before.T)[part] * GAIN
-        against, towards = head * 32 + 15, head * 32 + 31
-        for row in (against, towards):
-            attention.q_proj.weight[row] = 0
-            attention.q_proj.bias[row] = 12.0
-        begin, open_quote, close_quote = (self.before @ self.mark_code(mark) / 11.3 for mark in self.marks)
-        attention.k_proj.weight[against] = -begin
-        attention.k_proj.weight[towards] = open_quote + close_quote
-        self.pass_on(2, head, self.first_token.T, self.token.T)
+
+def _length(gain: float) -> float:
+    # Scores are divided by the root of the head's width, and a gain is the product of a query's and a key's weight.
+    return (gain * HEAD_DIM**0.5) ** 0.5

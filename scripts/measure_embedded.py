@@ -27,21 +27,17 @@ NUM_CANDIDATES = 20
 VECTOR_SCALE = 0.15
 
 
-def measure(
-    llm: LanguageModel, names: Sequence[str | None], place: str, num_questions: int, seed: int
-) -> dict[str, float]:
+def measure(llm: LanguageModel, names: Sequence[str | None], num_questions: int, seed: int) -> dict[str, float]:
     """Shares of right answers.
 
     Args:
         llm: the language model.
         names: titles of one catalogue.
-        place: where an item's vector stands, "after" or "before".
         num_questions: prompts a skill.
         seed: draws lists and vectors.
     """
-    config = PromptConfig(soft_token=place)  # type: ignore[arg-type]
     builder = PromptBuilder(
-        llm.encode, names, Wording(), config, begin=llm.begin, end=llm.end, max_length=llm.max_length
+        llm.encode, names, Wording(), PromptConfig(), begin=llm.begin, end=llm.end, max_length=llm.max_length
     )
     rng = np.random.default_rng(seed)
     lists = np.array([rng.choice(len(names), NUM_CANDIDATES, replace=False) for _ in range(num_questions)])
@@ -97,6 +93,5 @@ if __name__ == "__main__":
     catalogues = {"made here": titles(np.random.default_rng(10**6), 2000)}
     catalogues |= {name: [title for title in load_dataset(name).titles if title] for name in given.dataset}
     for catalogue, found in catalogues.items():
-        for where in ("after", "before"):
-            shares = measure(model, found, where, given.questions, 0)
-            print(f"{catalogue}, vector {where} the title: copy {shares['copy']:.3f}, choose {shares['choose']:.3f}")
+        shares = measure(model, found, given.questions, 0)
+        print(f"{catalogue}: copy {shares['copy']:.3f}, choose {shares['choose']:.3f}")

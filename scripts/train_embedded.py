@@ -1,8 +1,10 @@
-"""Trains an embedded language model from nothing but what scripts/embedded_text.py makes.
+"""Makes an embedded language model from nothing but what scripts/embedded_text.py and embedded_wiring.py write down.
 
     python scripts/train_embedded.py --out src/allrec/embedded/embedded-small
 
-On two cores it takes about half an hour; killed, it goes on where it was. Afterwards measure what it can do:
+The weights are a circuit (docs/decisions/0003). ``--practice`` trains it further, half an hour on one core; killed, it
+goes on where it was. It copies and chooses worse afterwards (docs/experiments.md), so what ships is not practised.
+Measure what a model can do:
 
     python scripts/measure_embedded.py src/allrec/embedded/embedded-small
 """
@@ -23,23 +25,21 @@ from allrec.training.batching import LazyBatches
 from allrec.training.loop import LoopConfig, fit
 from embedded_tasks import ANSWER, BEGIN, END, SOFT, TEXT, WORDINGS, Batch, Catalogues, Task, batch
 from embedded_text import titles
-from embedded_wiring import BASE, wire
+from embedded_wiring import BASE, HEAD_DIM, wire
 
-VOCABULARY = 3072
+VOCABULARY, WIDTH = 3072, 192
 VECTOR_SCALE = 0.15
 """Root mean square of a vector, a little over that of the token embeddings."""
 STEPS_AN_EPOCH = 50
-TEXT_SHARE, TEXT_WEIGHT = 0.08, 0.1
-SHORT = Task((2, 4), (0, 0), 10, (0.8, 1.0), 120, 0.9, (2, 5), 0.4, 0.3, 0.0, bare_share=0.2)
-MIDDLE = Task((4, 16), (0, 3), 8, (0.65, 1.0), 400, 0.3, (2, 20), 0.25, 0.4, 0.3)
-LONG = Task((10, 20), (0, 10), 6, (0.5, 1.0), 800, 0.2, (8, 35), 0.2, 0.8, 1.0)
+TEXT_SHARE, TEXT_WEIGHT = 0.08, 0.02
+MIDDLE = Task((4, 16), (0, 3), 8, (0.65, 1.0), 400, 0.3, (2, 20), 0.4, 0.5)
+LONG = Task((10, 20), (0, 10), 6, (0.5, 1.0), 800, 0.2, (8, 35), 0.8, 1.0)
 PHASES = (
     # task shares, tokens a step, epochs of 50 steps, learning rate
-    ({SHORT: 1.0}, 4600, 6, 1e-3),
-    ({SHORT: 0.1, MIDDLE: 0.9}, 7000, 4, 8e-4),
-    ({MIDDLE: 0.25, LONG: 0.75}, 9000, 7, 8e-4),
-    ({MIDDLE: 0.2, LONG: 0.8}, 9000, 4, 3e-4),
-    ({MIDDLE: 0.2, LONG: 0.8}, 9000, 2, 1e-4),
+    ({MIDDLE: 0.5, LONG: 0.5}, 4000, 2, 2e-4),
+    ({MIDDLE: 0.3, LONG: 0.7}, 6000, 4, 4e-4),
+    ({MIDDLE: 0.2, LONG: 0.8}, 8000, 3, 2e-4),
+    ({MIDDLE: 0.2, LONG: 0.8}, 8000, 1, 5e-5),
 )
 log = logging.getLogger("train_embedded")
 
@@ -63,16 +63,17 @@ def make_tokenizer(seed: int) -> Tokenizer:
 
 
 def make_model(seed: int, catalogues: Catalogues) -> LlamaForCausalLM:
-    """A rotary decoder of four layers, 128 wide, with the circuit wired in."""
+    """A rotary decoder of four layers with the circuit wired in."""
     config = LlamaConfig(
         vocab_size=VOCABULARY,
-        hidden_size=128,
-        intermediate_size=192,
+        hidden_size=WIDTH,
+        intermediate_size=32,
         num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=4,
+        num_attention_heads=3,
+        num_key_value_heads=3,
+        head_dim=HEAD_DIM,
         max_position_embeddings=4096,
-        tie_word_embeddings=True,
+        tie_word_embeddings=False,
         attention_bias=True,
         bos_token_id=BEGIN,
         eos_token_id=END,
@@ -81,12 +82,15 @@ def make_model(seed: int, catalogues: Catalogues) -> LlamaForCausalLM:
     )
     model = LlamaForCausalLM(config)
     generator = torch.Generator().manual_seed(seed)
-    wire(model, BEGIN, int(catalogues.open_quote[0]), int(catalogues.close_quote[0]), generator)
+    wire(
+        model, generator, begin=BEGIN, end=END, open_quote=int(catalogues.open_quote[0]),
+        close_quote=int(catalogues.close_quote[0]), last=int(catalogues.wordings[0][-1][-1]),
+    )  # fmt: skip
     return model
 
 
 def practice_loss(model: LlamaForCausalLM, given: Batch, open_quote: int) -> dict[str, torch.Tensor]:
-    """Cross-entropy of determined tokens, and a tenth of that of a few others; ``chosen`` is that of first tokens."""
+    """Cross-entropy of determined tokens, and a little of that of a few others; ``chosen`` is that of first tokens."""
     embeddings = model.get_input_embeddings()(given.tokens)
     is_soft = (given.kinds == SOFT).unsqueeze(-1)
     embeddings = embeddings.masked_scatter(is_soft, given.vectors * VECTOR_SCALE)
@@ -101,12 +105,21 @@ def practice_loss(model: LlamaForCausalLM, given: Batch, open_quote: int) -> dic
     return {"total": total, "answers": answers.mean(), "texts": texts, "chosen": chosen.mean()}
 
 
-def train(out: Path, seed: int, work: Path) -> None:
-    """Trains through all phases and writes the model in bf16 with its tokenizer."""
+def make(out: Path, seed: int, work: Path, has_practice: bool) -> None:
+    """Writes the model in bf16 with its tokenizer."""
     tokenizer = make_tokenizer(seed)
     catalogues = Catalogues(tokenizer, np.random.default_rng([seed, 1]))
     model = make_model(seed, catalogues)
-    open_quote = int(catalogues.open_quote[0])
+    if has_practice:
+        practise(model, tokenizer, seed, work)
+    model.to(torch.bfloat16).save_pretrained(out)
+    (out / "generation_config.json").unlink(missing_ok=True)
+    save_tokenizer(tokenizer, out)
+
+
+def practise(model: LlamaForCausalLM, tokenizer: Tokenizer, seed: int, work: Path) -> None:
+    """Trains a model through all phases."""
+    open_quote = tokenizer.token_to_id('Ġ"')
     for phase, (shares, num_tokens, epochs, learning_rate) in enumerate(PHASES):
         config = LoopConfig(
             epochs=epochs, optimizer="adamw", learning_rate=learning_rate, betas=(0.9, 0.98), weight_decay=0.01,
@@ -121,7 +134,7 @@ def train(out: Path, seed: int, work: Path) -> None:
 
             def build(index: int, _: np.ndarray) -> Batch:
                 rng = np.random.default_rng([seed, 3, phase, epoch, index])
-                return batch(tasks[rng.choice(len(tasks), p=weights)], made, 128, size, rng)
+                return batch(tasks[rng.choice(len(tasks), p=weights)], made, WIDTH, size, rng)
 
             return LazyBatches([np.arange(1)] * STEPS_AN_EPOCH, build)
 
@@ -130,8 +143,6 @@ def train(out: Path, seed: int, work: Path) -> None:
             checkpoint=work / f"phase-{phase}.safetensors", on_step=_on_step(phase),
         )  # fmt: skip
         log.info("phase %d: %d steps, mean losses %s", phase, report.steps, [round(loss, 3) for loss in report.losses])
-    model.to(torch.bfloat16).save_pretrained(out)
-    save_tokenizer(tokenizer, out)
 
 
 def save_tokenizer(tokenizer: Tokenizer, out: Path) -> None:
@@ -155,9 +166,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("runs/embedded-small"), help="checkpoints")
+    parser.add_argument("--practice", action="store_true", help="train the circuit further")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(given.threads)
-    train(given.out, given.seed, given.work)
+    make(given.out, given.seed, given.work, given.practice)

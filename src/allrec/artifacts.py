@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -67,6 +68,18 @@ def read_json(path: Path | str) -> Any:
         raise InputError(f"no such file: {path}. Is this the folder that you meant?") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is damaged, expected JSON: {error}. Make the folder anew.") from None
+
+
+def link_or_copy(source: Path, path: Path) -> None:
+    """Gives a file a second place: the same bytes on disk where the file system can, a copy elsewhere.
+
+    Safe for files of this module: one that is written again takes its name from the old bytes and leaves them be.
+    """
+    with atomic_path(path) as temporary:
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
 
 
 def save_tensors(path: Path | str, tensors: Mapping[str, Tensor]) -> str:

@@ -1,4 +1,4 @@
-"""The program: ``allrec prepare``, ``train``, ``evaluate``, ``recommend`` and ``quickstart``."""
+"""The program: its commands and their options; what they do stands elsewhere."""
 
 import json
 import os
@@ -17,6 +17,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+data = typer.Typer(name="data", help="Published data sets: list them, fetch one.", no_args_is_help=True)
+app.add_typer(data)
 
 Sets = Annotated[
     list[str] | None, typer.Option("--set", help="Change a key of the recipe, such as seed=1; may be repeated.")
@@ -37,7 +40,10 @@ def main() -> None:
         sys.stderr.write(f"allrec: {error}\n")
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        sys.stderr.write("allrec: stopped. Nothing that was finished is lost; go on with --resume.\n")
+        sys.stderr.write(
+            "allrec: stopped. Nothing that was finished is lost: train and compare go on with --resume, "
+            "data fetch by itself.\n"
+        )
         raise SystemExit(130) from None
 
 
@@ -53,6 +59,27 @@ def quickstart(
     from allrec.terminal import run_quickstart
 
     run_quickstart(out, users, seed)
+
+
+@data.command("list")
+def list_published() -> None:
+    """List the published data sets that can be fetched."""
+    from allrec.terminal import run_data_list
+
+    run_data_list()
+
+
+@data.command("fetch")
+def fetch_published(
+    name: Annotated[str, typer.Argument(help="A published data set, as data list names it.", metavar="NAME")],
+    to: Annotated[
+        Path | None, typer.Option("--to", help="Folder to write; downloads/NAME if left out.", metavar="DIR")
+    ] = None,
+) -> None:
+    """Fetch a published data set, checked by its checksum; run it again to go on with a broken fetch."""
+    from allrec.terminal import run_data_fetch
+
+    run_data_fetch(name, to)
 
 
 @app.command()
@@ -110,6 +137,43 @@ def evaluate(
 
 
 @app.command()
+def compare(
+    dataset: Annotated[Path, typer.Argument(help="A data set folder, written by prepare.")],
+    out: Annotated[Path, typer.Option(help="The folder to write: runs, tables and report.html.")],
+    recipes: Annotated[str, typer.Option(help="Names or TOML files, with commas; the first is tested against.")] = (
+        "a-llmrec"
+    ),
+    seeds: Annotated[str, typer.Option(help="Seeds of each recipe's runs, with commas.")] = "0",
+    ablations: Annotated[
+        str | None, typer.Option(help="stage1 or stage2: what each part of the first recipe is worth.")
+    ] = None,
+    backbones: Annotated[
+        str | None,
+        typer.Option(help="With commas, such as sasrec,gru4rec: each alone, and under the first recipe."),
+    ] = None,
+    llm: Llm = None,
+    sets: Sets = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where the comparison stopped.")] = False,
+) -> None:
+    """Train and evaluate recipes over seeds, each shared stage once, and write one table of them all."""
+    from allrec.terminal_compare import run_compare
+
+    asked = (_parts(recipes), ablations, _parts(backbones or ""), tuple(sets or ()))
+    run_compare(dataset, out, asked, _parts(seeds), llm, resume)
+
+
+@app.command()
+def report(
+    path: Annotated[Path, typer.Argument(help="A run folder, or the folder of a comparison.", metavar="RUN|DIR")],
+    out: Annotated[Path | None, typer.Option(help="The file to write; report.html in there if left out.")] = None,
+) -> None:
+    """Write one self-contained HTML page about a run or a comparison."""
+    from allrec.terminal_compare import run_report
+
+    run_report(path, out)
+
+
+@app.command()
 def recommend(
     run: Run,
     user: Annotated[str | None, typer.Option(help="A known user's id.")] = None,
@@ -135,6 +199,37 @@ def recommend(
         sys.stdout.write(json.dumps([vars(item) for item in found], ensure_ascii=False) + "\n")
     else:
         show_recommendations(system, user, told, found)
+
+
+@app.command()
+def generate(
+    run: Run,
+    task: Annotated[str, typer.Option(help="title or genres.")],
+    user: Annotated[str | None, typer.Option(help="A known user's id.")] = None,
+    history: Annotated[
+        str | None, typer.Option(help="Item ids, oldest first, with commas, in place of a user.")
+    ] = None,
+    candidates: Annotated[
+        str | None, typer.Option(help="The prompt lists these item ids, with commas, in place of retrieved ones.")
+    ] = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="How many texts; more than one come of a beam.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Let the language model write a title or genres for a user, marked as in the catalogue or not."""
+    from allrec.recommender import AllRec
+    from allrec.terminal import show_written
+
+    told, listed = (None if ids is None else [part for part in ids.split(",") if part] for ids in (history, candidates))
+    # An unknown task is refused there.
+    written = AllRec.from_pretrained(run).generate(user=user, history=told, task=task, candidates=listed, k=k)  # type: ignore[arg-type]
+    if as_json:
+        sys.stdout.write(json.dumps([vars(text) for text in written], ensure_ascii=False) + "\n")
+    else:
+        show_written(written)
+
+
+def _parts(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Training curves for TensorBoard, where it is installed; nothing else depends on them."""
+"""Training curves for TensorBoard, where it is installed; only pictures depend on them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,3 +29,20 @@ def recording(folder: Path, observer: Observer) -> Iterator[Observer]:
                     writer.add_scalar(f"{stage}/{name}", values[name], step)
 
         yield record
+
+
+def read_curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Steps and values of every curve that ``recording`` wrote, the latest value of a step that was taken twice.
+
+    Empty without TensorBoard, or where there is nothing to read.
+    """
+    if find_spec("tensorboard") is None or not any(folder.glob("events.*")):
+        return {}
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    events.Reload()
+    return {
+        name: sorted({event.step: event.value for event in events.Scalars(name)}.items())
+        for name in events.Tags()["scalars"]
+    }

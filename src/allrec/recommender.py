@@ -7,20 +7,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from numpy import ndarray
 from torch import Tensor
 
 from allrec.artifacts import write_json
-from allrec.base import InputError
+from allrec.base import InputError, nearest
 from allrec.config import Recipe, load_recipe
 from allrec.data import Dataset, load_dataset
+from allrec.evaluation.alignment_measures import measure_alignment
 from allrec.evaluation.evaluate import Plan, evaluate
+from allrec.evaluation.stored_ranks import save_ranks
 from allrec.events import recording
+from allrec.generating import TASKS, Task, WrittenGenres, WrittenTitle, write_genres, write_titles
 from allrec.pipeline import Observer, ignore, load_scoring, train_stages
 from allrec.run_folder import METRICS, RunFolder
 from allrec.scoring import Scoring
 from allrec.setup import choose_language_model, default_cache, describe, load_language_model, metrics_of, plan_of
+
+NUM_RANKED = 20
+"""So many candidates the language model reads, unless told otherwise: as in training."""
 
 
 @dataclass(frozen=True)
@@ -140,10 +146,19 @@ class AllRec:
         """
         dataset = dataset if isinstance(dataset, Dataset) else load_dataset(dataset)
         self.run.check_dataset(dataset.sha256, dataset.name)
+
+        def on_progress(share: float, users: int) -> None:
+            observer("evaluate", share, {"users": float(users)})
+
         with self.run.stage("evaluate") as folder:
-            plan = plan or plan_of(self.run.recipe(), folder, lambda share: observer("evaluate", share, {}))
+            plan = plan or plan_of(self.run.recipe(), folder, on_progress)
             rankings = evaluate(self.scoring, dataset, plan)
+            save_ranks(folder, rankings, dataset)
         metrics = metrics_of(self.run, dataset, rankings)
+        scoring = self.scoring
+        metrics["alignment"] = measure_alignment(
+            scoring.alignment, scoring.item_embeddings, scoring.text_embeddings, scoring.catalogue.train_counts
+        )
         write_json(self.run.path / METRICS, metrics)
         return metrics
 
@@ -160,11 +175,7 @@ class AllRec:
         Raises:
             InputError: an unknown id, an item given twice, or candidates that outgrow the model's prompt.
         """
-        if not candidates:
-            raise InputError("no candidates were given, expected at least one item id.")
-        items = np.array([self.scoring.catalogue.item(item_id) for item_id in candidates])
-        if len(np.unique(items)) < len(items):
-            raise InputError("a candidate stands in the list twice; give each item once.")
+        items = self._given(candidates)
         told = self.history_of(user, history)
         return self._ranked(self.scoring.represent([told]), told, items)
 
@@ -175,7 +186,7 @@ class AllRec:
         history: Sequence[str] | None = None,
         k: int = 10,
         with_history: bool = False,
-        num_ranked: int = 20,
+        num_ranked: int = NUM_RANKED,
     ) -> list[Recommendation]:
         """The k best items of the whole catalogue for a known user or a bare history.
 
@@ -193,6 +204,63 @@ class AllRec:
             raise InputError(f"got k = {k}, expected at least 1.")
         told = self.history_of(user, history)
         representation = self.scoring.represent([told])
+        order = self._retrieved(representation, told, with_history)
+        best = self._ranked(representation, told, order[:num_ranked])
+        rest = [self._recommendation(item, representation[0], None) for item in order[num_ranked:k]]
+        return (best + rest)[:k]
+
+    def generate(
+        self,
+        *,
+        user: str | None = None,
+        history: Sequence[str] | None = None,
+        task: Task = "title",
+        candidates: Sequence[str] | None = None,
+        k: int = 1,
+    ) -> list[WrittenTitle] | list[WrittenGenres]:
+        """What the language model writes for a known user or a bare history; nothing keeps it to the catalogue.
+
+        Args:
+            user: a known user's id.
+            history: item ids, oldest first, in place of a user.
+            task: "title" asks for the next item, out of candidates; "genres" for the genres that the user likes.
+            candidates: item ids that the prompt lists; the first of ``recommend``'s where None. Only for "title".
+            k: so many texts, likeliest first: 1 is greedy, more come of a beam as wide.
+
+        Raises:
+            InputError: an unknown id or task, a data set without genres, or candidates that outgrow the prompt.
+        """
+        if task not in TASKS:
+            raise InputError(f"unknown task {task!r}: {nearest(task, list(TASKS))}.")
+        told = self.history_of(user, history)
+        users = self.scoring.represent([told])
+        if task == "genres":
+            if candidates is not None:
+                raise InputError("candidates are titles to choose from; genres have none. Leave them out.")
+            return write_genres(self.scoring, users, [told], k)[0]
+        listed = self._retrieved(users, told)[:NUM_RANKED] if candidates is None else self._given(candidates)
+        return write_titles(self.scoring, users, [told], listed[None], k)[0]
+
+    def history_of(self, user: str | None, history: Sequence[str] | None) -> Int[ndarray, "length"]:
+        """Positions of the items of a known user or of a bare history."""
+        if (user is None) == (history is None):
+            raise InputError("give either a user or a history.")
+        if user is not None:
+            return self.scoring.catalogue.history(self.scoring.catalogue.user(user)).astype(np.int64)
+        return np.array([self.scoring.catalogue.item(item_id) for item_id in history or []], np.int64)
+
+    def _given(self, candidates: Sequence[str]) -> Int[ndarray, "n"]:
+        if not candidates:
+            raise InputError("no candidates were given, expected at least one item id.")
+        items = np.array([self.scoring.catalogue.item(item_id) for item_id in candidates])
+        if len(np.unique(items)) < len(items):
+            raise InputError("a candidate stands in the list twice; give each item once.")
+        return items
+
+    def _retrieved(
+        self, representation: Float[Tensor, "1 dim"], told: Int[ndarray, "length"], with_history: bool = False
+    ) -> Int[ndarray, "n"]:
+        """Items in the backbone's order, best first; by popularity where there is no history."""
         scores = (
             (self.scoring.item_embeddings @ representation[0]).numpy()
             if len(told)
@@ -202,18 +270,7 @@ class AllRec:
             scores = scores.copy()
             scores[told] = -np.inf
         order = np.argsort(-scores, kind="stable")
-        order = order[np.isfinite(scores[order])]
-        best = self._ranked(representation, told, order[:num_ranked])
-        rest = [self._recommendation(item, representation[0], None) for item in order[num_ranked:k]]
-        return (best + rest)[:k]
-
-    def history_of(self, user: str | None, history: Sequence[str] | None) -> Int[ndarray, "length"]:
-        """Positions of the items of a known user or of a bare history."""
-        if (user is None) == (history is None):
-            raise InputError("give either a user or a history.")
-        if user is not None:
-            return self.scoring.catalogue.history(self.scoring.catalogue.user(user)).astype(np.int64)
-        return np.array([self.scoring.catalogue.item(item_id) for item_id in history or []], np.int64)
+        return order[np.isfinite(scores[order])]
 
     def _ranked(
         self, representation: Tensor, told: Int[ndarray, "length"], items: Int[ndarray, "n"]

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from allrec.artifacts import check_sha256, read_json, sha256_file, write_json, write_text
+from allrec.artifacts import check_sha256, link_or_copy, read_json, sha256_file, write_json, write_text
 from allrec.base import InputError, Wording
 from allrec.config import Recipe, dump_recipe, load_recipe
 
@@ -150,6 +150,22 @@ class RunFolder:
         files = {file.name: sha256_file(file) for file in sorted(folder.iterdir()) if file.is_file()}
         seconds = before + time.perf_counter() - start
         self._note(name, {"state": "done", "seconds": seconds, "sha256": files})
+
+    def adopt(self, stage: str, other: "RunFolder") -> None:
+        """Takes over a stage that another run has done: its files, checksums and seconds, and whose they are.
+
+        The caller knows that both runs have the same inputs to it.
+
+        Raises:
+            InputError: the stage is not done there, or a file is damaged.
+        """
+        source, target = other.folder(stage), self.path / stage
+        (target / CHECKPOINT).unlink(missing_ok=True)
+        for file in sorted(source.rglob("*")):
+            if file.is_file() and not file.match(PARTS):
+                link_or_copy(file, target / file.relative_to(source))
+        noted = other.manifest["stages"][stage]
+        self._note(stage, noted | {"adopted": noted.get("adopted", other.path.name)})
 
     def folder(self, stage: str) -> Path:
         """The folder of a stage that is done, its files checked.

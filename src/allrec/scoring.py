@@ -13,14 +13,14 @@ from torch import Tensor
 from allrec.base import InputError
 from allrec.config import Recipe
 from allrec.data.catalogue import Catalogue
-from allrec.models.alignment import Alignment
+from allrec.models.alignment import Alignment, NoAlignment
 from allrec.models.backbones.base import Backbone
 from allrec.models.candidate_scoring import score_candidates
 from allrec.models.language_model import LanguageModel
 from allrec.models.prompt import PromptBuilder, PromptConfig
 from allrec.models.soft_tokens import SoftTokens
 from allrec.training.backbone import encode_histories
-from allrec.training.soft_tokens import project
+from allrec.training.soft_tokens import item_inputs_of, project
 
 LlmScorer = Literal["llm", "llm-random-items", "llm-no-soft"]
 USERS_TOGETHER = 256
@@ -46,7 +46,7 @@ class Scoring:
         catalogue: Catalogue,
         backbone: Backbone,
         text_embeddings: Float[Tensor, "items text_dim"],
-        alignment: Alignment,
+        alignment: Alignment | NoAlignment,
         llm: LanguageModel,
         soft_tokens: SoftTokens | None,
     ) -> None:
@@ -56,7 +56,8 @@ class Scoring:
         self.item_embeddings = backbone.item_embeddings().detach()
         with torch.no_grad():
             self.joint_items = alignment.joint_items(self.item_embeddings, text_embeddings, self.is_cold)
-            self.joint_embeddings = alignment.items.decode(self.joint_items)
+            self.joint_embeddings = alignment.scored_items(self.joint_items)
+        self.item_inputs = item_inputs_of(self.joint_items, recipe.soft_tokens.item_source, recipe.seed)
         self.builder = self.new_builder(recipe.prompt)
 
     def new_builder(self, config: PromptConfig) -> PromptBuilder:
@@ -76,6 +77,17 @@ class Scoring:
     def bare_builder(self) -> PromptBuilder:
         """Lays out the same prompts without any soft token; made once, for it reads every title."""
         return self.new_builder(self.recipe.prompt.model_copy(update={"soft_token": "none", "has_user": False}))
+
+    @property
+    def trained_soft_tokens(self) -> SoftTokens:
+        """F_U and F_I.
+
+        Raises:
+            InputError: stage 2 has not been trained.
+        """
+        if self.soft_tokens is None:
+            raise InputError("stage 2 has not been trained. Resume with: allrec train DATASET --run RUN --resume")
+        return self.soft_tokens
 
     def represent(self, histories: Sequence[Int[ndarray, "length"]]) -> Float[Tensor, "users dim"]:
         """x_u of bare histories, oldest first."""
@@ -103,8 +115,7 @@ class Scoring:
             candidates: item positions in the order in which the prompt lists them; -1 pads, and scores minus infinity.
             scorer: the system; the same with the items' soft tokens exchanged at random; or the bare text alone.
         """
-        if self.soft_tokens is None:
-            raise InputError("stage 2 has not been trained. Resume with: allrec train DATASET --run RUN --resume")
+        soft_tokens = self.trained_soft_tokens
         builder, joint = self._variant(scorer)
         scores = np.empty(candidates.shape, np.float32)
         for start in range(0, len(candidates), USERS_TOGETHER):
@@ -113,7 +124,7 @@ class Scoring:
             prompts = builder.prompts(histories[rows], candidates[rows])
             answers = builder.answers(candidates[rows][is_candidate])
             with torch.no_grad():
-                soft = project(self.soft_tokens, users[rows], joint, prompts.soft_items)
+                soft = project(soft_tokens, users[rows], joint, prompts.soft_items)
             asked = self.recipe.evaluation
             scores[rows] = score_candidates(
                 self.llm, prompts, answers, is_candidate, soft,
@@ -123,10 +134,10 @@ class Scoring:
 
     def _variant(self, scorer: LlmScorer) -> tuple[PromptBuilder, Tensor]:
         if scorer == "llm-no-soft":
-            return self.bare_builder, self.joint_items
+            return self.bare_builder, self.item_inputs
         if scorer == "llm-random-items":
-            exchanged = np.random.default_rng([self.recipe.seed, len(self.joint_items)]).permutation(
-                len(self.joint_items)
+            exchanged = np.random.default_rng([self.recipe.seed, len(self.item_inputs)]).permutation(
+                len(self.item_inputs)
             )
-            return self.builder, self.joint_items[torch.from_numpy(exchanged)]
-        return self.builder, self.joint_items
+            return self.builder, self.item_inputs[torch.from_numpy(exchanged)]
+        return self.builder, self.item_inputs

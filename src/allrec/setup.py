@@ -64,13 +64,15 @@ def describe(dataset: Dataset) -> dict[str, Any]:
 
 
 def plan_of(recipe: Recipe, folder: Path, on_progress: Any) -> Plan:
-    """The evaluation that a recipe asks for."""
+    """The evaluation that a recipe asks for; without a stage 1 there is no joint space to score in."""
     asked = recipe.evaluation
+    has_joint = recipe.alignment.network.kind != "identity"
     return Plan(
         protocols=asked.protocols,
         splits=asked.splits,
         llm_users={"valid": asked.llm_valid_users, "test": asked.llm_users},
         ablation_users=asked.ablation_users,
+        scorers=tuple(scorer for scorer in Plan.scorers if has_joint or scorer != "joint"),
         folder=folder,
         seed=asked.bootstrap_seed,
         on_progress=on_progress,
@@ -89,10 +91,19 @@ def metrics_of(run: RunFolder, dataset: Dataset, rankings: list[Ranking]) -> dic
         "seed": run.manifest["seed"],
         "llm": run.manifest["llm"],
         "seconds": stages | {"total": sum(stages.values())},
+        "scoring_seconds": scoring_seconds(rankings),
         "chance": chances(dataset, rankings),
         "results": [row for ranking in rankings for row in result_rows(ranking, masks[ranking.split], seed)],
         "comparisons": comparison_rows(_llm_first(rankings), seed),
     }
+
+
+def scoring_seconds(rankings: list[Ranking]) -> dict[str, float]:
+    """Time by scorer, over splits and protocols; scores that an earlier attempt kept count as read."""
+    seconds: dict[str, float] = {}
+    for ranking in rankings:
+        seconds[ranking.scorer] = seconds.get(ranking.scorer, 0.0) + ranking.seconds
+    return seconds
 
 
 def chances(dataset: Dataset, rankings: list[Ranking]) -> dict[str, dict[str, float]]:

@@ -1,13 +1,13 @@
-"""What the program says: progress, tables, and a few users with what is recommended to them."""
+"""What the program says: tables, and a few users with what is recommended to them."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from allrec.base import InputError
@@ -15,50 +15,19 @@ from allrec.config import Recipe, load_recipe
 from allrec.data import Dataset, PrepareConfig, SimulationConfig, load_dataset, simulate
 from allrec.data import prepare as prepare_dataset
 from allrec.data.dataset import is_dataset
-from allrec.pipeline import Observer
+from allrec.data.fetching import Fetched, fetch, record_of
+from allrec.data.published import PUBLISHED, PublishedSet, find_published
+from allrec.generating import WrittenGenres, WrittenTitle
+from allrec.progress import number, observing
 from allrec.recommender import AllRec, Recommendation
+from allrec.report.page import PAGE, write_report
+from allrec.report.style import has_matplotlib
 from allrec.run_folder import MANIFEST, RECIPE, RunFolder
 from allrec.setup import plan_of
 
 out = Console()
-err = Console(stderr=True)
-STAGE_NAMES = {
-    "backbone": "backbone (SASRec)",
-    "text": "text embeddings",
-    "alignment": "stage 1, alignment",
-    "language_model": "stage 2, soft tokens",
-    "evaluate": "evaluation",
-}
 DEFAULT_RECIPE = "a-llmrec"
 COLUMNS = ("HR@1", "HR@10", "NDCG@10")
-
-
-@contextmanager
-def observing() -> Iterator[Observer]:
-    """An observer that draws a bar a stage with the time left on a terminal, and writes a line a stage in a log."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, TextColumn("{task.fields[note]}"), console=err, disable=not err.is_terminal) as progress:
-        tasks: dict[str, Any] = {}
-
-        def observer(stage: str, share: float, values: dict[str, float]) -> None:
-            if stage not in tasks:
-                tasks[stage] = progress.add_task(STAGE_NAMES.get(stage, stage), total=1.0, note="")
-                if not err.is_terminal:
-                    err.print(f"{STAGE_NAMES.get(stage, stage)} ...", highlight=False)
-            progress.update(tasks[stage], completed=share, note=_note(values))
-
-        yield observer
-
-
-def _note(values: dict[str, float]) -> str:
-    shown = {"total": "loss", "validation": "valid NDCG@10", "step": "step"}
-    return "  ".join(f"{name} {values[key]:.4g}" for key, name in shown.items() if key in values)
 
 
 def run_quickstart(folder: Path, num_users: int, seed: int) -> None:
@@ -68,14 +37,14 @@ def run_quickstart(folder: Path, num_users: int, seed: int) -> None:
     out.print(f"A simulated marketplace of {num_users} users goes through the whole pipeline, into {folder}.")
     if not is_dataset(prepared):
         simulate(source, simulation)
-        prepare_dataset(source, prepared, config=PrepareConfig(name="simulated marketplace", seed=seed))
+        _prepared(source, prepared, None, PrepareConfig(name="simulated marketplace", seed=seed))
     recipe = load_recipe("quickstart", (f"seed={seed}",))
     system = _trained(prepared, run, recipe, None, resume=(run / MANIFEST).is_file())
     show_results(system.run)
     show_users(system, load_dataset(prepared))
-    out.print(
-        f"\nMore: allrec recommend {run} --history ID,ID   (ids stand in {source / 'items.jsonl'})", highlight=False
-    )
+    if has_matplotlib():
+        _say(f"\nFigures and tables: {write_report(run, out=folder / PAGE)}")
+    _say(f"\nMore: allrec recommend {run} --history ID,ID   (ids stand in {source / 'items.jsonl'})")
 
 
 def run_prepare(
@@ -95,9 +64,21 @@ def run_prepare(
         values["item_columns"] = dict(_pair(text, "--item-column") for text in item_columns)
     if format is not None:
         values["format"] = format
-    with err.status("reading") as status:
-        dataset = prepare_dataset(source, folder, items=items, config=PrepareConfig(**values), progress=status.update)
-    show_counts(dataset)
+    show_counts(_prepared(source, folder, items, PrepareConfig(**values)))
+
+
+def _prepared(source: Path, folder: Path, items: Path | None, config: PrepareConfig) -> Dataset:
+    with observing() as observer:
+        dataset = prepare_dataset(
+            source,
+            folder,
+            items=items,
+            config=config,
+            on_step=lambda name, share: observer("prepare", share, {"rows": 0.0}, name),
+        )
+        num_rows = dataset.counts["interactions"] + dataset.counts["rejected_rows"]
+        observer("prepare", 1.0, {"rows": float(num_rows)})
+    return dataset
 
 
 def run_train(dataset: Path, run: Path, recipe: str | None, llm: str | None, sets: list[str], resume: bool) -> None:
@@ -116,14 +97,60 @@ def run_evaluate(run: Path, dataset: Path, protocols: list[str]) -> None:
         values = recipe.evaluation.model_dump() | {"protocols": protocols}
         recipe = recipe.model_copy(update={"evaluation": type(recipe.evaluation)(**values)})
     with observing() as observer:
-        plan = plan_of(recipe, run / "evaluate", lambda share: observer("evaluate", share, {}))
-        system.evaluate(dataset, plan=plan)
+
+        def on_progress(share: float, users: int) -> None:
+            observer("evaluate", share, {"users": float(users)})
+
+        system.evaluate(dataset, plan=plan_of(recipe, run / "evaluate", on_progress))
     show_results(system.run)
 
 
 def _trained(dataset: Path, run: Path, recipe: Recipe, llm: str | None, resume: bool) -> AllRec:
     with observing() as observer:
         return AllRec.train(dataset, run=run, recipe=recipe, llm=llm, resume=resume, observer=observer)
+
+
+def run_data_list() -> None:
+    """Prints the published data sets that can be fetched."""
+    width = max(len(published.name) for published in PUBLISHED)
+    for terms, group in groupby(PUBLISHED, key=attrgetter("terms")):
+        _say(f"\n{terms}")
+        for published in group:
+            size = "" if published.size is None else f" ({number(published.size / 1e6)} MB)"
+            _say(f"  {published.name:{width}}  {published.about}{size}")
+
+
+def run_data_fetch(name: str, folder: Path | None) -> None:
+    """Fetches a published data set and says how to prepare it."""
+    published = find_published(name)
+    folder = folder or Path("downloads") / name
+    _say(f"{published.about}. {published.terms}.")
+    with observing() as observer:
+
+        def on_bytes(file: str, done: int, total: int | None) -> None:
+            observer(file, done / total if total else 0.0, {"bytes": float(done)})
+
+        fetched = fetch(published, folder, on_bytes)
+    show_fetched(published, folder, fetched)
+
+
+def show_fetched(published: PublishedSet, folder: Path, fetched: Sequence[Fetched]) -> None:
+    """Prints why each file is trusted, and the command that prepares them."""
+    for one in fetched:
+        reason = {
+            "published": "its checksum is the published one",
+            "recorded": f"its checksum is the one of the first fetch, in {record_of(one.path).name}",
+            "first use": f"no checksum was published, so what came is trusted; {record_of(one.path).name} holds its "
+            "sha256, and later fetches must agree",
+        }[one.trust]
+        _say(f"{one.path}: {reason}.")
+    options = "".join(f" --set {option}" for option in published.options)
+    command = f"allrec prepare {folder} --format {published.format} --out data/{published.name}{options}"
+    _say(f"\nNext: {command}")
+
+
+def _say(text: str) -> None:
+    out.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def show_counts(dataset: Dataset) -> None:
@@ -156,13 +183,12 @@ def show_results(run: RunFolder) -> None:
         out.print(table)
     for row in metrics["comparisons"]:
         if row["split"] == "test" and row["metric"] == "HR@1":
-            out.print(
+            _say(
                 f"HR@1 of {row['scorer']} less that of {row['against']}: {row['difference']:+.4f}, "
-                f"p = {row['p']:.4f} (paired, {row['users']} users, protocol {row['protocol']})",
-                highlight=False,
+                f"p = {row['p']:.4f} (paired, {row['users']} users, protocol {row['protocol']})"
             )
     seconds = ", ".join(f"{name.replace('_', ' ')} {value:.0f} s" for name, value in metrics["seconds"].items())
-    out.print(f"Time: {seconds}", highlight=False)
+    _say(f"Time: {seconds}")
 
 
 def show_users(system: AllRec, dataset: Dataset, num_users: int = 3) -> None:
@@ -198,6 +224,19 @@ def show_recommendations(
             str(rank), escape(item.item_id), escape(item.title or "(no title)"), mark, score, f"{item.cf:.2f}"
         )
     out.print(table)
+
+
+def show_written(written: Sequence[WrittenTitle] | Sequence[WrittenGenres]) -> None:
+    """Prints what the language model wrote, a line a text, and what of it the catalogue knows."""
+    for text in written:
+        if isinstance(text, WrittenTitle):
+            listed = "a candidate" if text.is_candidate else "no candidate"
+            items = f"in the catalogue, {listed}: {', '.join(text.item_ids)}"
+            _say(f'"{text.title}"\n    {items if text.is_in_catalogue else "not in the catalogue"}')
+        else:
+            known, unknown = (", ".join(names) or "none" for names in (text.known, text.unknown))
+            _say(f"{text.text}\n    known genres: {known}; unknown: {unknown}")
+        _say(f"    log P {text.score:.2f}")
 
 
 def _pair(text: str, option: str) -> tuple[str, str]:

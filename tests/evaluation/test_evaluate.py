@@ -202,7 +202,7 @@ def test_partial_scores_are_used_again_after_a_kill(tmp_path, monkeypatch):
     def score(history, item, scorer):
         return float(table[sum(history) % NUM_ITEMS, item]) + len(scorer)
 
-    def kill(share):
+    def kill(share, users):
         # Three scorers have three chunks each; the fifth is the second scorer's second.
         if len(system.asked) == 5:
             raise Killed
@@ -233,9 +233,13 @@ def test_partial_scores_of_another_sample_are_not_taken(tmp_path):
 
 def test_progress_rises_to_one():
     told = []
-    evaluate(System(np.eye(NUM_ITEMS)), make_dataset(), plan_of(splits=("valid", "test"), on_progress=told.append))
+
+    def note(share, users):
+        told.append((share, users))
+
+    rankings = evaluate(System(np.eye(NUM_ITEMS)), make_dataset(), plan_of(splits=("valid", "test"), on_progress=note))
     assert told == sorted(told)
-    assert told[-1] == 1
+    assert told[-1] == (1, sum(len(ranking.rows) for ranking in rankings))
 
 
 def test_a_split_without_targets_is_left_out():

@@ -142,12 +142,14 @@ def test_validation_takes_a_fixed_sample_and_reads_no_test_target():
     train_backbone(dataset, few, seed=0)
 
 
+@pytest.mark.parametrize("kind", ["sasrec", "ncf", "nextitnet", "gru4rec"])
 @pytest.mark.parametrize("loss", ["bce", "softmax", "sampled-softmax"])
-def test_same_seed_same_bytes_killed_and_resumed_too(tmp_path, loss):
+def test_same_seed_same_bytes_killed_and_resumed_too(tmp_path, kind, loss):
     dataset = dataset_of(HISTORIES, 9)
+    config = config_of(loss, {"kind": kind, "dim": 8, "max_length": 3, "dropout": 0.2})
 
     def weights(seed, **arguments):
-        return train_backbone(dataset, config_of(loss), seed=seed, **arguments).model.state_dict()
+        return train_backbone(dataset, config, seed=seed, **arguments).model.state_dict()
 
     def kill(step, _):
         if step == 5:

@@ -15,7 +15,10 @@ from allrec.data.dataset import Dataset
 
 @dataclass(frozen=True)
 class Catalogue:
-    """Items with ids, titles, texts and training counts; users with ids and whole histories, oldest first."""
+    """Items with ids, titles, texts and training counts; users with ids and whole histories, oldest first.
+
+    ``genres`` is None where the data set has none, or the catalogue was written before genres were kept.
+    """
 
     item_ids: list[str]
     titles: list[str | None]
@@ -25,6 +28,7 @@ class Catalogue:
     offsets: Int[ndarray, "users+1"]
     items: Int[ndarray, "interactions"]
     wording: Wording
+    genres: list[list[str]] | None = None
     _item_of: dict[str, int] = field(init=False, repr=False, compare=False)
     _user_of: dict[str, int] = field(init=False, repr=False, compare=False)
 
@@ -37,7 +41,7 @@ class Catalogue:
         """The catalogue of a data set, with every interaction in the histories and only training ones counted."""
         return cls(
             dataset.item_ids, dataset.titles, dataset.texts, dataset.train_counts(),
-            dataset.user_ids, dataset.offsets, dataset.items, dataset.wording,
+            dataset.user_ids, dataset.offsets, dataset.items, dataset.wording, dataset.genres,
         )  # fmt: skip
 
     @property
@@ -70,6 +74,8 @@ class Catalogue:
         columns = {"item_id": self.item_ids, "title": self.titles, "text": self.texts}
         schema = dict.fromkeys(columns, pl.String)
         items = pl.DataFrame(columns, schema=schema).with_columns(pl.Series("num_train", self.train_counts))
+        if self.genres is not None:
+            items = items.with_columns(pl.Series("genres", self.genres, pl.List(pl.String)))
         lengths = np.diff(self.offsets)
         histories = pl.DataFrame({"user": np.repeat(np.arange(len(lengths)), lengths), "history": self.items})
         grouped = histories.group_by("user", maintain_order=True).agg("history")
@@ -91,6 +97,7 @@ class Catalogue:
             items["item_id"].to_list(), items["title"].to_list(), items["text"].to_list(),
             items["num_train"].to_numpy(writable=True),
             users["user_id"].to_list(), np.concatenate([[0], np.cumsum(lengths)]), values, wording,
+            items["genres"].to_list() if "genres" in items.columns else None,
         )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ FORMAT_VERSION = 1
 MANIFEST = "dataset.json"
 FILES = ("interactions.parquet", "items.parquet", "rejected.jsonl", "splits.parquet", "users.parquet")
 SPLITS = ("valid", "test")
+GENRE_COLUMNS = ("genres", "genre", "categories", "category")
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class Dataset:
         sha256: of the files' hashes; equal data sets have equal ones.
         counts: users, items, interactions, evaluated users and more, as in dataset.json.
         seconds: how long preparing it took; 0 where that is not known.
+        genres: what kinds of thing every item is; None where the source has no such column.
     """
 
     name: str
@@ -73,6 +75,7 @@ class Dataset:
     sha256: str
     counts: dict[str, int]
     seconds: float = 0.0
+    genres: list[list[str]] | None = None
 
     @property
     def num_users(self) -> int:
@@ -121,7 +124,7 @@ def load_dataset(path: Path | str) -> Dataset:
     manifest = read_manifest(path)
     for name, sha256 in manifest["files"].items():
         check_sha256(path / name, sha256)
-    items = pl.read_parquet(path / "items.parquet", columns=["item_id", "title", "text"], glob=False)
+    items = pl.read_parquet(path / "items.parquet", glob=False)
     users = pl.read_parquet(path / "users.parquet", glob=False)
     interactions = pl.read_parquet(path / "interactions.parquet", columns=["user", "item"], glob=False)
     lengths = np.bincount(interactions["user"].to_numpy(), minlength=len(users))
@@ -140,7 +143,19 @@ def load_dataset(path: Path | str) -> Dataset:
         sha256=combine_hashes(manifest["files"]),
         counts=manifest["counts"],
         seconds=float(manifest.get("seconds", 0.0)),
+        genres=genres_of(items),
     )
+
+
+def genres_of(items: pl.DataFrame) -> list[list[str]] | None:
+    """The genres of every item: a column of lists, or of strings with ``|`` between genres; an item may have none."""
+    name = next((name for name in GENRE_COLUMNS if name in items.columns), None)
+    if name is None:
+        return None
+    column = items[name]
+    if not isinstance(column.dtype, pl.List):
+        column = column.cast(pl.String).str.split("|")
+    return [[genre.strip() for genre in genres or [] if genre and genre.strip()] for genres in column.to_list()]
 
 
 def is_dataset(path: Path) -> bool:

@@ -31,6 +31,10 @@ from allrec.data.sources.source import Source, SourceOptions
 from allrec.data.split import Split, leave_last_out, split_at_times
 from allrec.data.staging import staging
 
+OnStep = Callable[[str, float], None]
+"""Called with what begins and the share of the whole that is done, as measured with 1.5 million rows: lazy frames do
+not tell how many rows they have come through."""
+
 PARSED = ".parsed.parquet"
 ROW_GROUP = 1 << 17
 
@@ -57,7 +61,7 @@ def prepare(
     *,
     items: Path | str | None = None,
     config: PrepareConfig | None = None,
-    progress: Callable[[str], None] = lambda step: None,
+    on_step: OnStep = lambda name, share: None,
 ) -> Dataset:
     """Turns own tables or a published format into a data set folder.
 
@@ -66,7 +70,7 @@ def prepare(
         out: the data set folder; a data set that is there already is replaced, anything else is left alone.
         items: the table of items, where it does not lie beside the interactions.
         config: every option.
-        progress: told in a few words what begins.
+        on_step: told in a few words what begins, and which share of the whole is done by then.
 
     Returns:
         The data set, loaded from its folder.
@@ -81,31 +85,31 @@ def prepare(
     start = time.perf_counter()
     with staging(out, is_dataset, "data set") as folder:
         opened = open_source(source, options, config.format)
-        write_dataset(folder, source, opened, config, progress)
+        write_dataset(folder, source, opened, config, on_step)
         note_seconds(folder, time.perf_counter() - start)
     return load_dataset(out)
 
 
-def write_dataset(
-    folder: Path, path: Path, source: Source, config: PrepareConfig, progress: Callable[[str], None]
-) -> None:
+def write_dataset(folder: Path, path: Path, source: Source, config: PrepareConfig, on_step: OnStep) -> None:
     """Reads a source and writes every file of a data set into ``folder``."""
-    progress("reading interactions")
+    on_step("reading interactions", 0.0)
     with diagnosing(source.files):
         refuse_missing_rating(source.interactions, config.min_rating, path)
         # One pass leaves low ratings out of its counts alone, and so meets them again in keep().
         minimum = None if config.count_filter == "one-pass" else config.min_rating
         parse(source.interactions, minimum).sink_parquet(folder / PARSED)
+    num_rows = pl.scan_parquet(folder / PARSED, glob=False).select(pl.len()).collect().item()
+    on_step(f"filtering and ordering {num_rows:,} rows", 0.1)
     kept = keep(code(folder / PARSED), config)
-    progress("reading items")
+    on_step("reading items", 0.2)
     catalogue = read_catalogue(source, kept, config)
     kept = renumber_items(kept, catalogue)
-    progress("splitting and drawing candidates")
+    on_step(f"splitting {len(kept.frame):,} interactions and drawing candidates", 0.25)
     reasons = write_rejected(folder, kept, catalogue)
     refuse_nothing_left(len(kept.frame), reasons, path)
     split = make_split(kept, config)
     splits = draw_splits(kept, split, len(catalogue.frame), config.seed)
-    progress("writing the data set")
+    on_step("writing the data set", 0.75)
     write_tables(folder, kept, catalogue, split, splits)
     (folder / PARSED).unlink()
     counts = count(kept, catalogue, split, reasons)

@@ -57,7 +57,7 @@ class Plan:
         scorers: which scorers, of all protocols that they can do.
         folder: partial scores lie here; None keeps none.
         seed: of the sample of users.
-        on_progress: called with the share done.
+        on_progress: called with the share done, and how many users were scored so far, each scorer's counted.
     """
 
     protocols: tuple[str, ...]
@@ -67,7 +67,7 @@ class Plan:
     scorers: tuple[str, ...] = ("cf", "joint", *LLM_SCORERS)
     folder: Path | None = None
     seed: int = 0
-    on_progress: Callable[[float], None] = lambda share: None
+    on_progress: Callable[[float, int], None] = lambda share, users: None
 
     def sample_of(self, split: str, scorer: str) -> int | None:
         """How many rows a language-model scorer scores; None is all."""
@@ -80,7 +80,7 @@ def evaluate(system: Scorers, dataset: Dataset, plan: Plan) -> list[Ranking]:
 
     Language-model scorers take part where a list of candidates is stored and fits into the prompt.
     """
-    rankings = []
+    rankings: list[Ranking] = []
     tasks = [
         (split, protocol, scorer)
         for split in plan.splits
@@ -90,16 +90,17 @@ def evaluate(system: Scorers, dataset: Dataset, plan: Plan) -> list[Ranking]:
     ]
     for done, (split, protocol, scorer) in enumerate(tasks):
         start = time.perf_counter()
+        users_before = sum(len(ranking.rows) for ranking in rankings)
 
-        def report(share: float, done: int = done) -> None:
-            plan.on_progress((done + share) / len(tasks))
+        def report(scored: int, asked: int, done: int = done, before: int = users_before) -> None:
+            plan.on_progress((done + scored / asked) / len(tasks), before + scored)
 
         if scorer in LLM_SCORERS:
             rows, ranks = _llm_ranks(system, dataset, split, protocol, scorer, plan, report)
         else:
             rows, ranks = _dot_product_ranks(system, dataset, dataset.targets[split], protocol, scorer)
         rankings.append(Ranking(split, protocol, scorer, rows, ranks, time.perf_counter() - start))
-        report(1.0)
+        report(len(rows), len(rows))
     if not rankings:
         raise InputError(f"{dataset.name} has nobody to evaluate: no user has three interactions.")
     return rankings
@@ -135,7 +136,7 @@ def _llm_ranks(
     protocol: str,
     scorer: str,
     plan: Plan,
-    report: Callable[[float], None],
+    report: Callable[[int, int], None],
 ) -> tuple[Int[ndarray, "rows"], Int[ndarray, "rows"]]:
     targets = dataset.targets[split]
     rows = sample_rows(len(targets), plan.sample_of(split, scorer), plan.seed)
@@ -152,7 +153,7 @@ def _llm_ranks(
             if path is not None:
                 save_tensors(path, {"scores": torch.from_numpy(chunk)})
         scores[part] = chunk if path is None else load_tensors(path)["scores"].numpy()
-        report(min(1.0, (start + USERS_A_CHUNK) / len(rows)))
+        report(min(len(rows), start + USERS_A_CHUNK), len(rows))
     return rows, candidate_ranks(scores, candidates, targets.items[rows])
 
 

@@ -18,11 +18,11 @@ from urllib.request import getproxies
 
 import torch
 from huggingface_hub.constants import ENDPOINT
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from tokenizers import Tokenizer
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from allrec.base import Config, InputError
@@ -61,6 +61,7 @@ class LanguageModel:
         end: the id of the end of a sequence, in a list.
         dim: width of the input embeddings, which the layers may widen (OPT-350m).
         vocabulary: number of input embeddings.
+        num_tokens: so many of them, from the first on, the tokenizer knows.
         max_length: positions that the model has, in tokens.
         window: so far back every layer looks, in tokens.
 
@@ -73,6 +74,9 @@ class LanguageModel:
         self._model: Any = model.eval().requires_grad_(False)
         self._table = model.get_input_embeddings()
         self._head = model.get_output_embeddings()
+        # What a published model says of sampling and penalties is not for us: decoding is plain.
+        model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
+        self._tokenizer = tokenizer
         self._ids = plain_encoder(tokenizer)
         self._anchor = anchor_of(self._ids)
         text_config = model.config.get_text_config()
@@ -80,6 +84,7 @@ class LanguageModel:
         self.device: torch.device = model.device
         self.dim = int(self._table.weight.shape[1])
         self.vocabulary = int(self._table.weight.shape[0])
+        self.num_tokens = min(self.vocabulary, len(tokenizer))
         self.max_length = int(_first(text_config, "max_position_embeddings", "n_positions", "max_seq_len") or UNLIMITED)
         self.window = int(_first(text_config, "sliding_window", "attention_chunk_size") or UNLIMITED)
         self._scale = float(_first(text_config, "logit_scale") or 1) / float(_first(text_config, "logits_scaling") or 1)
@@ -116,6 +121,49 @@ class LanguageModel:
         """
         start = len(self._ids([self._anchor])[0])
         return [row[start:] for row in self._ids([self._anchor + text for text in texts])]
+
+    def decode(self, rows: list[list[int]]) -> list[str]:
+        """The text of each row of token ids, without begin and end."""
+        texts: list[str] = self._tokenizer.batch_decode(
+            rows, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return texts
+
+    @torch.no_grad()
+    def write(
+        self,
+        embeddings: Float[Tensor, "batch length dim"],
+        is_read: Bool[Tensor, "batch length"],
+        is_whole: Callable[[Int[Tensor, "rows written"]], Bool[Tensor, "rows"]],
+        *,
+        k: int,
+        max_tokens: int,
+    ) -> tuple[Int[Tensor, "batch k written"], Float[Tensor, "batch k written"]]:
+        """What the model writes next, without chance: its likeliest token each time, or the k best of a beam of k.
+
+        Args:
+            embeddings: what it reads, padded on the left.
+            is_read: False where a row is padded.
+            is_whole: whether a text is written to its end, from its token ids; the end of sequence ends one too.
+            k: width of the beam; 1 is greedy.
+            max_tokens: it writes no more than so many.
+
+        Returns:
+            Token ids, best first, and their log-probabilities in nats; meaningless after a text's end.
+        """
+        # A sum, not a mean over the tokens; greedy decoding warns of it.
+        beam = {"num_beams": k, "num_return_sequences": k, "length_penalty": 0.0} if k > 1 else {}
+        output = self._model.generate(
+            inputs_embeds=embeddings.to(self.dtype), attention_mask=is_read.long(), max_new_tokens=max_tokens,
+            do_sample=False, eos_token_id=self.end[0], pad_token_id=self.end[0],
+            stopping_criteria=[lambda ids, scores, **_: is_whole(ids)],
+            return_dict_in_generate=True, output_scores=True, **beam,
+        )  # fmt: skip
+        log_probs = self._model.compute_transition_scores(
+            output.sequences, output.scores, getattr(output, "beam_indices", None), normalize_logits=True
+        )
+        shape = (len(embeddings), k, -1)
+        return output.sequences.view(shape), log_probs.view(shape)
 
     def embed(self, ids: Int[Tensor, "*places"]) -> Float[Tensor, "*places dim"]:
         """The model's own embeddings of token ids."""

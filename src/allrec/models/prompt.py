@@ -25,8 +25,8 @@ Row = Sequence[int] | Int[ndarray, "length"]
 Rows = Sequence[Row] | Int[ndarray, "rows length"]
 USER = -1
 """Stands in ``soft_items`` where the user's soft token goes."""
-BEGIN, MARKER, COMMA, END, OPENING, HISTORY_END, NEWCOMER, CANDIDATES, CLOSING = range(9)
-FIRST_TITLE = 9
+BEGIN, MARKER, COMMA, END, OPENING, HISTORY_END, NEWCOMER, CANDIDATES, CLOSING, GENRES = range(10)
+FIRST_TITLE = 10
 
 
 class PromptConfig(Config):
@@ -38,6 +38,11 @@ class PromptConfig(Config):
         "after", description="Where an item's soft token stands: after its title (the paper), before it, or nowhere."
     )
     has_user: bool = Field(True, description="Whether the prompt begins with the user's soft token.")
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether there is no soft token at all, so that stage 2 has nothing to learn."""
+        return self.soft_token == "none" and not self.has_user
 
 
 @dataclass(frozen=True)
@@ -117,7 +122,8 @@ class PromptBuilder:
             raise InputError("the tokenizer has no end-of-sequence token; an answer could never end. Choose another.")
         self.config = config
         self.max_length = max_length
-        fixed = [*begin], [end[0]], *encode([","]), [*end], *encode(list(wording_pieces(wording, config)))
+        spoken = [*wording_pieces(wording, config), genre_question(wording)]
+        fixed = [*begin], [end[0]], *encode([","]), [*end], *encode(spoken)
         self.pieces = Packed.of([*fixed, *title_tokens(encode, titles, wording, config)])
         self._lengths = self.pieces.lengths
 
@@ -154,17 +160,18 @@ class PromptBuilder:
         taken = self.pieces.take(rows)
         return Packed(taken.values, taken.offsets[::2])
 
-    def prompts(self, histories: Rows, candidates: Rows) -> Prompts:
+    def prompts(self, histories: Rows, candidates: Rows, closing: int = CLOSING) -> Prompts:
         """Lays out a prompt a user.
 
         Args:
             histories: item positions, oldest first, -1 pads; the latest that fit are told.
             candidates: item positions in the order in which they are listed; may be empty, and -1 pads.
+            closing: the piece that the answer follows: ``CLOSING`` asks for a title, ``GENRES`` for genres.
 
         Raises:
             InputError: the candidates alone outgrow the model.
         """
-        rows = [self._row(history, listed) for history, listed in zip(histories, candidates, strict=True)]
+        rows = [self._row(history, listed, closing) for history, listed in zip(histories, candidates, strict=True)]
         lengths = np.array([len(row) for row, _ in rows], np.int64)
         pieces = np.concatenate([np.array(row, np.int64) for row, _ in rows]) if rows else np.zeros(0, np.int64)
         taken = self.pieces.take(pieces)
@@ -173,7 +180,7 @@ class PromptBuilder:
         soft_items = np.array([item for _, items in rows for item in items], np.int64)
         return Prompts(Packed(taken.values, offsets), is_soft, soft_items)
 
-    def _row(self, history: Row, candidates: Row) -> tuple[list[int], list[int]]:
+    def _row(self, history: Row, candidates: Row, closing: int) -> tuple[list[int], list[int]]:
         history = [int(item) for item in history if item >= 0]
         history = history[max(0, len(history) - self.config.max_history) :]
         candidates = [int(item) for item in candidates if item >= 0]
@@ -185,7 +192,8 @@ class PromptBuilder:
             )
         while history and self._length(history, candidates) > self.max_length:
             history = history[1:]
-        return self._pieces(history, candidates), [USER] * self.config.has_user + self._soft(history + candidates)
+        pieces = self._pieces(history, candidates, closing)
+        return pieces, [USER] * self.config.has_user + self._soft(history + candidates)
 
     def _length(self, history: list[int], candidates: list[int]) -> int:
         answer = max((self._lengths[FIRST_TITLE + item] for item in candidates), default=self.config.max_title_tokens)
@@ -194,11 +202,11 @@ class PromptBuilder:
     def _soft(self, items: list[int]) -> list[int]:
         return items if self.config.soft_token != "none" else []
 
-    def _pieces(self, history: list[int], candidates: list[int]) -> list[int]:
+    def _pieces(self, history: list[int], candidates: list[int], closing: int = CLOSING) -> list[int]:
         user = [MARKER] if self.config.has_user else []
         told = [OPENING, *self._listing(history), HISTORY_END] if history else [NEWCOMER]
         listed = [CANDIDATES, *self._listing(candidates)] if candidates else []
-        return [BEGIN, *user, *told, *listed, CLOSING]
+        return [BEGIN, *user, *told, *listed, closing]
 
     def _listing(self, items: list[int]) -> list[int]:
         return [piece for item in items for piece in (*self._named(FIRST_TITLE + item), COMMA)][:-1]
@@ -218,6 +226,11 @@ def wording_pieces(wording: Wording, config: PromptConfig) -> tuple[str, ...]:
         f". Recommend one {wording.noun} for this user to {wording.verb} next, out of these {wording.noun} titles:",
         ". The recommendation is",
     )
+
+
+def genre_question(wording: Wording) -> str:
+    """What the genres that a user likes follow."""
+    return f". The {wording.noun} genres that this user likes are"
 
 
 def title_tokens(

@@ -1,4 +1,4 @@
-"""Q_i: a frozen sentence encoder reads an item's text. The one door to sentence-transformers."""
+"""Q_i: a sentence encoder, frozen unless tuned, reads an item's text. The one door to sentence-transformers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from jaxtyping import Float
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from allrec.base import Config, InputError
 from allrec.models.language_model import is_hub_reachable, quiet_loading
@@ -38,7 +38,7 @@ class TextEncoderConfig(Config):
 
 
 class TextEncoder:
-    """A frozen sentence encoder, in eval mode and without gradients.
+    """A sentence encoder, frozen: in eval mode and without gradients until ``tunable`` is called.
 
     Raises:
         InputError: the model cannot be loaded.
@@ -66,6 +66,28 @@ class TextEncoder:
                 list(texts), batch_size=self.config.batch_size, convert_to_tensor=True, show_progress_bar=False
             )
         return embeddings.float().cpu()
+
+    def tunable(self) -> nn.Module:
+        """The encoder's weights for an optimizer, with gradients from now on."""
+        return self._model.requires_grad_(True)
+
+    def embed(self, texts: Sequence[str]) -> Float[Tensor, "texts text_dim"]:
+        """Embeddings with gradients, for tuning; all texts at once."""
+        prompt = self._model.prompts.get(self._model.default_prompt_name or "")
+        features = self._model.preprocess(list(texts), prompt=prompt)
+        on_device = {
+            name: value.to(self._model.device) if isinstance(value, Tensor) else value
+            for name, value in features.items()
+        }
+        return self._model(on_device)["sentence_embedding"].float().cpu()
+
+    def weights(self) -> dict[str, Tensor]:
+        """All weights by name, to be stored where they were tuned."""
+        return dict(self._model.state_dict())
+
+    def load_weights(self, weights: dict[str, Tensor]) -> None:
+        """Takes over weights that were tuned."""
+        self._model.load_state_dict(weights)
 
 
 def fingerprint(config: TextEncoderConfig) -> str:

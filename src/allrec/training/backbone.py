@@ -2,19 +2,19 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
-from allrec.base import Config
+from allrec.base import Config, InputError, nearest
 from allrec.data.dataset import Dataset, Targets
 from allrec.evaluation.metrics import ndcg_at
 from allrec.evaluation.ranking import Excluded, candidate_ranks, catalogue_ranks, dot_product_scores
-from allrec.models.backbones.base import Backbone, freeze
+from allrec.models.backbones.base import Backbone, StatesBackbone, freeze
 from allrec.models.backbones.losses import (
     BackboneLoss,
     Negatives,
@@ -22,8 +22,10 @@ from allrec.models.backbones.losses import (
     sampled_softmax,
     softmax,
 )
-from allrec.models.backbones.sasrec import SASRec, SASRecConfig
+from allrec.models.backbones.registry import KINDS, BackboneModel, make_backbone
+from allrec.models.backbones.sasrec import SASRecConfig
 from allrec.training.batching import LazyBatches, NegativeSampler, length_batches, pad_histories, windows
+from allrec.training.foreign import Taken, TakenReport, take_backbone
 from allrec.training.loop import FitReport, LoopConfig, fit
 
 STAGE = 0
@@ -34,7 +36,10 @@ ENCODED_TOGETHER = 1024
 class BackboneConfig(Config):
     """The backbone and how it is trained; the defaults are the paper's backbone."""
 
-    model: SASRecConfig = Field(SASRecConfig(), description="Shape of the SASRec.")
+    model: BackboneModel = Field(SASRecConfig(), description="Kind and shape; a table without a kind is a SASRec.")
+    checkpoint: str | None = Field(
+        None, description="A checkpoint of the public SASRec, taken in place of training; it decides on sizes."
+    )
     loss: Literal["bce", "softmax", "sampled-softmax"] = Field(
         "bce", description="One negative and yes-or-no (the paper), the whole catalogue, or a sample of it."
     )
@@ -51,11 +56,27 @@ class BackboneConfig(Config):
         LoopConfig(epochs=100, betas=(0.9, 0.98), patience=10), description="Optimizer, epochs and patience."
     )
 
+    @field_validator("model", mode="before")
+    @classmethod
+    def _of_its_kind(cls, model: Any) -> Any:
+        if not isinstance(model, dict):
+            return model
+        kind = str(model.get("kind", "sasrec"))
+        if kind not in KINDS:
+            raise InputError(f"unknown backbone {kind!r}: {nearest(kind, list(KINDS))}")
+        return KINDS[kind](**model)
+
+    @model_validator(mode="after")
+    def _checkpoints_are_of_sasrec(self) -> "BackboneConfig":
+        if self.checkpoint is not None and self.model.kind != "sasrec":
+            raise ValueError(f"a checkpoint is read for the kind sasrec alone, got {self.model.kind}")
+        return self
+
 
 class TrainedBackbone(NamedTuple):
     """A frozen backbone and how its training went; the report's validations are NDCG@10."""
 
-    model: SASRec
+    model: StatesBackbone
     report: FitReport
 
 
@@ -76,7 +97,9 @@ def train_backbone(
     on_step: Callable[[int, dict[str, float]], None] | None = None,
     device: torch.device | str = "cpu",
 ) -> TrainedBackbone:
-    """Trains a SASRec on the training histories and keeps the epoch with the best NDCG@10 on validation.
+    """Trains a backbone on the training histories and keeps the epoch with the best NDCG@10 on validation.
+
+    One that others trained is taken instead: a checkpoint, or external embeddings.
 
     Args:
         dataset: its training interactions and validation targets are read, its test targets are not.
@@ -87,10 +110,14 @@ def train_backbone(
         device: where to train.
 
     Raises:
-        InputError: no user has two training interactions, or, with loss bce, one has touched every item.
+        InputError: no user has two training interactions, or, with loss bce, one has touched every item; or what
+            others trained does not fit the data set.
     """
+    taken = take_backbone(dataset, config.model, config.checkpoint)
+    if taken is not None:
+        return _report(taken, dataset, config, seed, device)
     generator = torch.Generator().manual_seed(int(np.random.SeedSequence([seed, STAGE]).generate_state(1)[0]))
-    model = SASRec(dataset.num_items, config.model, generator).to(device)
+    model = make_backbone(dataset.num_items, config.model, generator).to(device)
     source = TrainingBatches(dataset, config, seed, device)
 
     def loss(batch: Batch) -> Tensor:
@@ -111,6 +138,15 @@ def train_backbone(
         on_step=on_step,
     )
     return TrainedBackbone(freeze(model), report)
+
+
+def _report(
+    taken: Taken, dataset: Dataset, config: BackboneConfig, seed: int, device: torch.device | str
+) -> TrainedBackbone:
+    model = freeze(taken.model.to(device))
+    validate = validation(model, dataset, config, seed)
+    validations = [] if validate is None else [float(validate())]
+    return TrainedBackbone(model, TakenReport(0, 0, [], validations, None, taken.counts))
 
 
 class TrainingBatches:
@@ -157,7 +193,7 @@ class TrainingBatches:
         return Negatives(torch.from_numpy(items).to(self.device), log_expected.to(self.device))
 
 
-def validation(model: SASRec, dataset: Dataset, config: BackboneConfig, seed: int) -> Callable[[], float] | None:
+def validation(model: Backbone, dataset: Dataset, config: BackboneConfig, seed: int) -> Callable[[], float] | None:
     """NDCG@10 on validation targets, of a fixed sample of users where there are too many; None where there are none."""
     targets = dataset.targets["valid"]
     num_rows = len(targets.users)

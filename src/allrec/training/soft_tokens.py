@@ -13,7 +13,7 @@ from torch import Tensor
 from allrec.base import Config
 from allrec.data import Dataset
 from allrec.data.candidates import Touched, draw_candidates
-from allrec.models.backbones.base import Backbone
+from allrec.models.backbones.base import Backbone, freeze
 from allrec.models.candidate_scoring import answer_loss
 from allrec.models.language_model import LanguageModel
 from allrec.models.prompt import USER, PromptBuilder
@@ -21,6 +21,9 @@ from allrec.models.soft_tokens import SoftTokens, SoftTokensConfig
 from allrec.training.batching import LazyBatches, length_batches
 from allrec.training.examples import LANGUAGE_MODEL, Examples, OnStep, initialized, represent_users, training_examples
 from allrec.training.loop import FitReport, LoopConfig, fit
+
+RANDOM_ITEMS = 1 << 20
+"""Keeps the draw of random item vectors apart from the epochs' draws."""
 
 
 class SoftTokensStageConfig(Config):
@@ -33,6 +36,9 @@ class SoftTokensStageConfig(Config):
     sample: int | None = Field(
         None, ge=1, description="Train on so many targets, drawn once at random; none takes all."
     )
+    item_source: Literal["joint", "random"] = Field(
+        "joint", description="What F_I reads: joint embeddings, or fixed random vectors in their place (an ablation)."
+    )
     num_candidates: int = Field(20, ge=2, description="Titles listed in a training prompt, the target's among them.")
     batch_tokens: int = Field(8192, ge=1, description="Tokens of titles a step, those of prompts and answers together.")
     loop: LoopConfig = LoopConfig(epochs=5, learning_rate=1e-4)
@@ -41,7 +47,7 @@ class SoftTokensStageConfig(Config):
 def train_soft_tokens(
     dataset: Dataset,
     backbone: Backbone,
-    joint_items: Float[Tensor, "items joint"],
+    item_inputs: Float[Tensor, "items joint"],
     llm: LanguageModel,
     builder: PromptBuilder,
     config: SoftTokensStageConfig,
@@ -52,17 +58,29 @@ def train_soft_tokens(
 ) -> tuple[SoftTokens, FitReport]:
     """Stage 2: F_U and F_I learn to steer a frozen language model towards the title of the next item.
 
-    Each epoch draws other negatives and another order of the candidates.
+    Each epoch draws other negatives and another order of the candidates. Where the prompt has no soft token there is
+    nothing to learn, and no step is taken.
+
+    Args:
+        dataset: its training interactions are learned from.
+        backbone: frozen; gives x_u.
+        item_inputs: what F_I reads of every item; see ``item_inputs_of``.
+        llm: frozen.
+        builder: lays out the prompts.
+        config: targets, candidates, batches, steps.
+        seed: of samples, negatives and first weights.
+        checkpoint: where progress is kept.
+        on_step: told of each step's loss.
 
     Source: arXiv:2404.11343, section 4.3, equations 8 to 10.
     """
+    if builder.config.is_bare:
+        unused = new_soft_tokens(torch.zeros(1, backbone.dim), item_inputs, llm, config.soft_tokens, seed)
+        return freeze(unused), FitReport(steps=0, epochs=0, losses=[], validations=[], best_epoch=None)
     examples = _sampled(training_examples(dataset, config.positions), config.sample, seed)
     users = represent_users(backbone, dataset, examples.users, examples.positions)
-    soft_tokens = new_soft_tokens(users, joint_items, llm, config.soft_tokens, seed)
-    offsets, items = dataset.train_csr()
-    touched = Touched(
-        np.repeat(np.arange(dataset.num_users), np.diff(offsets)), items, dataset.num_users, dataset.num_items
-    )
+    soft_tokens = new_soft_tokens(users, item_inputs, llm, config.soft_tokens, seed)
+    touched = _touched(dataset)
 
     def batches(epoch: int) -> LazyBatches[tuple[ndarray, ndarray]]:
         rng = np.random.default_rng([seed, LANGUAGE_MODEL, epoch])
@@ -74,7 +92,7 @@ def train_soft_tokens(
         rows, candidates = batch
         histories = [dataset.history(examples.users[row])[: examples.positions[row]] for row in rows]
         prompts = builder.prompts(histories, candidates)
-        soft = project(soft_tokens, users[rows], joint_items, prompts.soft_items)
+        soft = project(soft_tokens, users[rows], item_inputs, prompts.soft_items)
         return answer_loss(llm, prompts, builder.answers(examples.items[rows]), soft)
 
     report = fit(
@@ -82,6 +100,25 @@ def train_soft_tokens(
     )
     soft_tokens.requires_grad_(False)
     return soft_tokens, report
+
+
+def item_inputs_of(
+    joint_items: Float[Tensor, "items joint"], source: Literal["joint", "random"], seed: int
+) -> Float[Tensor, "items joint"]:
+    """What F_I reads of every item, in training and in scoring alike.
+
+    Args:
+        joint_items: e_i, or q_i where cold.
+        source: "joint" takes them as they are; "random" takes standard normal vectors of the same width, which belong
+            to an item for good: more items at the end change none of them.
+        seed: of the random vectors.
+
+    Source: arXiv:2404.11343, section 5.3, the ablation of stage 2.
+    """
+    if source == "joint":
+        return joint_items
+    drawn = np.random.default_rng([seed, LANGUAGE_MODEL, RANDOM_ITEMS]).standard_normal(tuple(joint_items.shape))
+    return torch.from_numpy(drawn).to(joint_items)
 
 
 def new_soft_tokens(
@@ -125,6 +162,12 @@ def project(
     order = np.empty(len(soft_items), np.int64)
     order[is_user], order[~is_user] = np.arange(num_users), num_users + places
     return projected[torch.from_numpy(order)]
+
+
+def _touched(dataset: Dataset) -> Touched:
+    offsets, items = dataset.train_csr()
+    users = np.repeat(np.arange(dataset.num_users), np.diff(offsets))
+    return Touched(users, items, dataset.num_users, dataset.num_items)
 
 
 def _sampled(examples: Examples, sample: int | None, seed: int) -> Examples:

@@ -1,10 +1,13 @@
 """What every collaborative backbone offers, whatever is inside."""
 
-from typing import Protocol, TypeVar, runtime_checkable
+from abc import ABC, abstractmethod
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+
+from allrec.base import Config
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -38,6 +41,65 @@ class Backbone(Protocol):
             ValueError: an id outside the catalogue, or padding before an item.
         """
         ...
+
+
+class StatesBackbone(nn.Module, ABC):
+    """A backbone that gives a state at every place of a history, from the items up to it; x_u is the last of them.
+
+    Attributes:
+        config: its shape, complete: with it and the tensors it can be built again.
+        item_table: E, the embeddings that score.
+    """
+
+    config: Config
+
+    def __init__(self, num_items: int, dim: int, max_length: int) -> None:
+        super().__init__()
+        self.num_items, self.dim, self.max_length = num_items, dim, max_length
+        self.item_table = nn.Parameter(torch.zeros(num_items, dim))
+
+    @abstractmethod
+    def states(self, histories: Int[Tensor, "batch length"]) -> Float[Tensor, "batch length dim"]:
+        """The state at every place, each a function of the items up to it and of the history's length.
+
+        Args:
+            histories: as for ``encode``, at most ``max_length`` wide; places of padding give no meaning.
+        """
+
+    def item_embeddings(self) -> Float[Tensor, "items dim"]:
+        """E of every item, in the catalogue's order."""
+        return self.item_table
+
+    def encode(self, histories: Int[Tensor, "batch length"]) -> Float[Tensor, "batch dim"]:
+        """x_u of every history: the state at its latest item. An empty history gives zeros.
+
+        Raises:
+            ValueError: an id outside the catalogue, or padding before an item.
+        """
+        check_histories(histories, self.num_items)
+        histories = latest(histories, self.max_length)
+        if histories.shape[1] == 0:
+            return self.item_table.new_zeros(len(histories), self.dim)
+        lengths = (histories >= 0).sum(dim=1)
+        states = self.states(histories)
+        users = states[torch.arange(len(states), device=states.device), (lengths - 1).clamp(min=0)]
+        return users * (lengths > 0)[:, None]
+
+
+def undrawn(kind: type[Module], *arguments: Any, **settings: Any) -> Module:
+    """A layer without weights yet, so that nothing draws from torch's global generator; its biases are zero."""
+    layer = kind(*arguments, device="meta", **settings).to_empty(device="cpu")
+    for parameter in layer.parameters():
+        if parameter.dim() == 1:
+            nn.init.zeros_(parameter)
+    return layer
+
+
+def draw_weights(module: nn.Module, generator: torch.Generator) -> None:
+    """Draws all matrices and kernels of a module, normal with Glorot's variance, in the order of its parameters."""
+    for parameter in module.parameters():
+        if parameter.dim() > 1:
+            nn.init.xavier_normal_(parameter, generator=generator)
 
 
 def freeze(module: Module) -> Module:

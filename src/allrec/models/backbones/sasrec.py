@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from allrec.base import Config
-from allrec.models.backbones.base import check_histories, latest
+from allrec.models.backbones.base import StatesBackbone, draw_weights, undrawn
 
 # As in the original code; nn.LayerNorm's own 1e-5 would change what an imported checkpoint gives.
 NORM_EPSILON = 1e-8
@@ -19,6 +19,7 @@ NORM_EPSILON = 1e-8
 class SASRecConfig(Config):
     """Shape of a SASRec."""
 
+    kind: Literal["sasrec"] = Field("sasrec", description="Names this backbone.")
     dim: int = Field(50, ge=1, description="Width of item embeddings and user representations.")
     blocks: int = Field(2, ge=1, description="Number of attention blocks.")
     heads: int = Field(1, ge=1, description="Attention heads; a divisor of dim.")
@@ -40,7 +41,7 @@ class SASRecConfig(Config):
         return self
 
 
-class SASRec(nn.Module):
+class SASRec(StatesBackbone):
     """Self-attentive sequential recommendation.
 
     The latest item always stands at the last position, as if histories were padded on the left; tensors are padded on
@@ -53,45 +54,20 @@ class SASRec(nn.Module):
         A-LLMRec builds; attention heads share no weights with it, ``importer`` translates.
     """
 
+    config: SASRecConfig
+
     def __init__(self, num_items: int, config: SASRecConfig, generator: torch.Generator) -> None:
         """Draws all weights from ``generator``, normal with Glorot's variance; biases start at zero."""
-        super().__init__()
-        self.config, self.num_items = config, num_items
-        self.dim, self.max_length = config.dim, config.max_length
-        self.item_table = nn.Parameter(torch.empty(num_items, config.dim))
+        super().__init__(num_items, config.dim, config.max_length)
+        self.config = config
         self.position_table = nn.Parameter(torch.empty(config.max_length, config.dim))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
         self.last_norm = nn.LayerNorm(config.dim, eps=NORM_EPSILON)
         self.dropout = nn.Dropout(config.dropout)
-        for parameter in self.parameters():
-            if parameter.dim() == 2:
-                nn.init.xavier_normal_(parameter, generator=generator)
-
-    def item_embeddings(self) -> Float[Tensor, "items dim"]:
-        """E of every item: the input embedding, not scaled."""
-        return self.item_table
-
-    def encode(self, histories: Int[Tensor, "batch length"]) -> Float[Tensor, "batch dim"]:
-        """x_u of every history: the state at its latest item. An empty history gives zeros.
-
-        Raises:
-            ValueError: an id outside the catalogue, or padding before an item.
-        """
-        check_histories(histories, self.num_items)
-        histories = latest(histories, self.max_length)
-        if histories.shape[1] == 0:
-            return self.item_table.new_zeros(len(histories), self.dim)
-        lengths = (histories >= 0).sum(dim=1)
-        states = self.states(histories)
-        users = states[torch.arange(len(states), device=states.device), (lengths - 1).clamp(min=0)]
-        return users * (lengths > 0)[:, None]
+        draw_weights(self, generator)
 
     def states(self, histories: Int[Tensor, "batch length"]) -> Float[Tensor, "batch length dim"]:
-        """The state at every place, each a function of the items up to it and of the history's length.
-
-        Args:
-            histories: as for ``encode``, at most ``max_length`` wide; places of padding give no meaning.
-        """
+        """The state at every place, see ``StatesBackbone``; the latest item has the last position."""
         lengths = (histories >= 0).sum(dim=1)
         places = torch.arange(histories.shape[1], device=histories.device)
         positions = (self.max_length - lengths[:, None] + places).clamp(max=self.max_length - 1)
@@ -125,10 +101,10 @@ class Block(nn.Module):
         self.attention = Attention(config)
         self.attention_norm = nn.LayerNorm(config.dim, eps=NORM_EPSILON)
         self.network = nn.Sequential(
-            empty_linear(config.dim, config.dim),
+            undrawn(nn.Linear, config.dim, config.dim),
             nn.Dropout(config.dropout),
             nn.ReLU(),
-            empty_linear(config.dim, config.dim),
+            undrawn(nn.Linear, config.dim, config.dim),
             nn.Dropout(config.dropout),
         )
         self.network_norm = nn.LayerNorm(config.dim, eps=NORM_EPSILON)
@@ -155,7 +131,7 @@ class Attention(nn.Module):
     def __init__(self, config: SASRecConfig) -> None:
         super().__init__()
         self.heads, self.dropout = config.heads, config.dropout
-        self.query, self.key, self.value, self.output = (empty_linear(config.dim, config.dim) for _ in range(4))
+        self.query, self.key, self.value, self.output = (undrawn(nn.Linear, config.dim, config.dim) for _ in range(4))
 
     def forward(
         self,
@@ -190,10 +166,3 @@ def padding_bias(
     bias = causal.repeat(len(num_padding), 1, 1, 1)
     bias[:, 0, 1:, 0] = num_padding.float().log()[:, None]
     return bias
-
-
-def empty_linear(inputs: int, outputs: int) -> nn.Linear:
-    """A linear layer whose weight is yet to be drawn, so that nothing draws from torch's global generator."""
-    layer: nn.Linear = nn.utils.skip_init(nn.Linear, inputs, outputs)  # type: ignore[no-untyped-call]
-    nn.init.zeros_(layer.bias)
-    return layer

@@ -1,0 +1,100 @@
+"""What gives evidence, in a run folder: tensors as safetensors, names and words as JSON."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from allrec.artifacts import load_tensors, read_json, save_tensors, write_json
+from allrec.base import InputError
+from allrec.evidence.collect import ContentParts, EvidenceConfig
+from allrec.models.backbones.base import Module, freeze
+from allrec.models.backbones.sasrec import SASRec, SASRecConfig
+from allrec.models.content import ContentTower, ItemContent, Vocabulary
+from allrec.models.fusion import EvidenceScale, Fusion, FusionConfig
+from allrec.training.content import CatalogueContent
+
+TABLE = "model.item_table"
+
+
+def save_content_parts(folder: Path, parts: ContentParts) -> dict[str, str]:
+    """Writes ``content.safetensors`` and ``content.json``, without the texts. Returns the tensors' SHA-256."""
+    modules = {"tower": parts.tower, "content": parts.content, "model": parts.model}
+    tensors = {
+        f"{part}.{name}": value for part, module in modules.items() for name, value in module.state_dict().items()
+    }
+    write_json(folder / "content.json", {"words": parts.catalogue.vocabulary.words})
+    rarity = parts.catalogue.vocabulary.rarity
+    return {"content.safetensors": save_tensors(folder / "content.safetensors", {**tensors, "rarity": rarity})}
+
+
+def load_content_parts(
+    folder: Path,
+    titles: Sequence[str | None],
+    text_embeddings: Float[Tensor, "items text_dim"],
+    config: EvidenceConfig,
+) -> ContentParts:
+    """Reads what ``save_content_parts`` wrote; items beyond those that were trained enter by their content.
+
+    Args:
+        folder: the folder.
+        titles: of the catalogue, new items last.
+        text_embeddings: of the same items.
+        config: what the parts were trained with.
+
+    Raises:
+        InputError: a file is missing or damaged, or the catalogue has fewer items.
+    """
+    tensors = load_tensors(folder / "content.safetensors")
+    num_trained = len(tensors[TABLE])
+    if len(titles) < num_trained:
+        raise InputError(
+            f"{folder} holds content of {num_trained} items, got {len(titles)}. Give the catalogue it was trained on."
+        )
+    vocabulary = Vocabulary(read_json(folder / "content.json")["words"], tensors["rarity"])
+    catalogue = CatalogueContent(text_embeddings, vocabulary, vocabulary.weigh(titles))
+    shape = config.content.backbone.model
+    if not isinstance(shape, SASRecConfig):
+        raise InputError(f"content.backbone.model is {type(shape).__name__}, expected SASRecConfig: leave kind out.")
+    generator, sizes = torch.Generator(), (text_embeddings.shape[1], len(vocabulary))
+    content_config = config.content.content.model_copy(update={"dim": shape.dim})
+    content = _filled(ItemContent(*sizes, content_config, generator), tensors, "content")
+    tower = ContentTower(ItemContent(*sizes, config.tower.content, generator), config.tower.dropout)
+    with torch.no_grad():
+        new_rows = content.embed(catalogue.texts, catalogue.words)[num_trained:]
+    tensors[TABLE] = torch.cat([tensors[TABLE], new_rows])
+    model = _filled(SASRec(len(titles), shape, generator), tensors, "model")
+    return ContentParts(catalogue, _filled(tower, tensors, "tower"), model, content)
+
+
+def save_fusion(folder: Path, fusion: Fusion) -> dict[str, str]:
+    """Writes ``fusion.safetensors`` and ``fusion.json``. Returns the tensors' SHA-256."""
+    described = {"names": fusion.names, "free": fusion.free, "context": fusion.context}
+    write_json(folder / "fusion.json", described | {"config": fusion.config.model_dump()})
+    return {"fusion.safetensors": save_tensors(folder / "fusion.safetensors", fusion.state_dict())}
+
+
+def load_fusion(folder: Path) -> Fusion:
+    """Reads what ``save_fusion`` wrote, frozen.
+
+    Raises:
+        InputError: a file is missing or damaged.
+    """
+    described, tensors = read_json(folder / "fusion.json"), load_tensors(folder / "fusion.safetensors")
+    scale = EvidenceScale(tensors["mean"], tensors["spread"], tensors["members.0.knots"])
+    config = FusionConfig(**described["config"])
+    fusion = Fusion(
+        described["names"], described["free"], described["context"], config, scale, torch.Generator().manual_seed(0)
+    )
+    fusion.load_state_dict(tensors)
+    return freeze(fusion)
+
+
+def _filled(module: Module, tensors: dict[str, Tensor], prefix: str) -> Module:
+    start = f"{prefix}."
+    module.load_state_dict(
+        {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
+    )
+    return freeze(module)

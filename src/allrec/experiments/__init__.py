@@ -1,0 +1,1 @@
+"""What we claim: recipes side by side, ablations, and the tables that come of them."""

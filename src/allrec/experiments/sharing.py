@@ -1,0 +1,44 @@
+"""What each stage of a run depends on, so that runs of one comparison train what they share once."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from allrec.run_folder import RunFolder
+
+SHARED = ("catalogue", "backbone", "text", "alignment", "language_model")
+"""Stages that another run may have done already; an evaluation is its run's own."""
+NEVER = {"name", "evaluation"}
+AFTER_ALIGNMENT = {"llm", "prompt", "soft_tokens", "cold_below"}
+
+
+def stage_inputs(run: RunFolder, stage: str) -> dict[str, Any]:
+    """All that decides what a stage of a run comes to: equal inputs, equal bytes.
+
+    What nobody has told apart here counts as an input, so a new key of the recipe costs time and never truth.
+    """
+    recipe = run.recipe().model_dump(mode="json", exclude=NEVER)
+    inputs = {"dataset": run.manifest["dataset"]["sha256"]}
+    if stage == "catalogue":
+        return inputs
+    if stage == "text":
+        return inputs | {"text": recipe["text"]}
+    if stage == "backbone":
+        return inputs | {"backbone": recipe["backbone"], "seed": recipe["seed"]}
+    if stage == "alignment":
+        return inputs | {key: value for key, value in recipe.items() if key not in AFTER_ALIGNMENT}
+    return inputs | {"fingerprint": run.manifest["llm"], "chosen": recipe["llm"]["chosen"]} | recipe | {"llm": None}
+
+
+def adopt_stages(run: RunFolder, others: Iterable[RunFolder]) -> list[str]:
+    """Takes over every stage that ``run`` lacks and another run has done from the same inputs, and names them."""
+    others = [other for other in others if other.path != run.path]
+    adopted = []
+    for stage in SHARED:
+        if run.is_done(stage):
+            continue
+        inputs = stage_inputs(run, stage)
+        donor = next((other for other in others if other.is_done(stage) and stage_inputs(other, stage) == inputs), None)
+        if donor is not None:
+            run.adopt(stage, donor)
+            adopted.append(stage)
+    return adopted

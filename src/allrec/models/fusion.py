@@ -1,0 +1,189 @@
+"""Fusion: one small listwise model over named evidence, whose score is a sum of what each evidence contributed.
+
+    score(u, i) = sum over evidence f of gate_f(context) · shape_f(evidence_f) + interplay
+
+A shape is piecewise linear and, where more must not count less, never falls; a gate is positive and reads the context
+alone (how often the item was seen, how long the history is, whether the item stands in it). The interplay is a small
+network that never falls in the same evidence.
+
+Source: neural additive models, Agarwal et al., arXiv:2004.13912; positive weights for monotone networks, Sill 1998.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from allrec.base import Config
+
+INTERPLAY = "interplay"
+# softplus of it is 1, so that gates begin open.
+ONE = math.log(math.e - 1)
+# softplus of it is 0.13: a slope that is neither nothing nor all.
+SMALL = -2.0
+
+
+class FusionConfig(Config):
+    """Shape of the fusion model."""
+
+    knots: int = Field(8, ge=2, description="Ends of the pieces of a shape, at quantiles of the evidence.")
+    gate_width: int = Field(16, ge=1, description="Hidden width of what computes the gates.")
+    interplay_width: int = Field(16, ge=0, description="Hidden width of the interplay; 0 leaves it out.")
+    members: int = Field(1, ge=1, description="Models from different initial weights whose scores are averaged.")
+
+
+class EvidenceScale(NamedTuple):
+    """How evidence spreads where fusion is fitted: frozen, so that a list cannot change what a value means."""
+
+    mean: Float[Tensor, "evidence"]
+    spread: Float[Tensor, "evidence"]
+    knots: Float[Tensor, "evidence knots"]
+
+
+def evidence_scale(features: Float[Tensor, "values evidence"], num_knots: int) -> EvidenceScale:
+    """Mean, standard deviation (1 for a constant) and standardised quantiles, strictly ascending."""
+    mean, spread = features.mean(dim=0), features.std(dim=0, correction=0)
+    spread = torch.where(spread > 1e-6, spread, torch.ones_like(spread))
+    values = ((features - mean) / spread).sort(dim=0).values
+    places = torch.linspace(0.02, 0.98, num_knots) * (len(values) - 1)
+    knots = values[places.round().long()].T
+    # Equal quantiles are pulled apart, so that no piece has length 0.
+    return EvidenceScale(mean, spread, knots + torch.arange(num_knots) * 1e-3)
+
+
+class Fusion(nn.Module):
+    """Scores candidates by their evidence; a mean over members.
+
+    Args:
+        names: of the evidence, in the order of the features.
+        free: names of evidence that may count either way.
+        context: names of evidence that the gates read.
+        config: widths.
+        scale: of the evidence where fusion is fitted.
+        generator: draws all weights.
+    """
+
+    mean: Tensor
+    spread: Tensor
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        free: Sequence[str],
+        context: Sequence[str],
+        config: FusionConfig,
+        scale: EvidenceScale,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        self.names, self.free, self.context, self.config = list(names), list(free), list(context), config
+        is_monotone = torch.tensor([name not in free for name in names])
+        places = torch.tensor([self.names.index(name) for name in context])
+        self.register_buffer("mean", scale.mean)
+        self.register_buffer("spread", scale.spread)
+        self.members = nn.ModuleList(
+            Member(is_monotone, places, config, scale.knots, generator) for _ in range(config.members)
+        )
+
+    def contributions(
+        self, features: Float[Tensor, "rows candidates evidence"]
+    ) -> Float[Tensor, "rows candidates evidence_and_interplay"]:
+        """What each evidence, and last the interplay, adds to the score; they sum to it."""
+        standard = (features - self.mean) / self.spread
+        return torch.stack([member(standard) for member in self.members]).mean(dim=0)
+
+    def score(self, features: Float[Tensor, "rows candidates evidence"]) -> Float[Tensor, "rows candidates"]:
+        """Logits of a softmax over the candidates of a row; larger is better."""
+        return self.contributions(features).sum(dim=2)
+
+    def loss(
+        self,
+        features: Float[Tensor, "rows candidates evidence"],
+        is_candidate: Bool[Tensor, "rows candidates"],
+        targets: Int[Tensor, "rows"],
+    ) -> Float[Tensor, ""]:
+        """Cross-entropy of each member's softmax over a row's candidates, a mean over rows and members, in nats.
+
+        Args:
+            features: evidence.
+            is_candidate: False for padding.
+            targets: each row's target, as its place among the candidates.
+        """
+        standard = (features - self.mean) / self.spread
+        losses = [
+            functional.cross_entropy(member(standard).sum(dim=2).masked_fill(~is_candidate, -torch.inf), targets)
+            for member in self.members
+        ]
+        return torch.stack(losses).mean()
+
+
+class Member(nn.Module):
+    """One model of the fusion, over standardised evidence."""
+
+    is_monotone: Tensor
+    context: Tensor
+    knots: Tensor
+
+    def __init__(
+        self,
+        is_monotone: Bool[Tensor, "evidence"],
+        context: Int[Tensor, "context"],
+        config: FusionConfig,
+        knots: Float[Tensor, "evidence knots"],
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        num_evidence, num_context = len(is_monotone), len(context)
+        self.register_buffer("is_monotone", is_monotone)
+        self.register_buffer("context", context)
+        self.register_buffer("knots", knots)
+        start = torch.where(is_monotone, SMALL, 0.0)
+        self.rises = nn.Parameter(start[:, None].repeat(1, knots.shape[1] - 1))
+        self.slopes = nn.Parameter(start.clone())
+        self.gate_input = drawn(num_context, config.gate_width, generator)
+        self.gate_bias = nn.Parameter(torch.zeros(config.gate_width))
+        self.gate_output = nn.Parameter(torch.zeros(config.gate_width, num_evidence))
+        self.gate_offset = nn.Parameter(torch.full((num_evidence,), ONE))
+        self.interplay_input = drawn(num_evidence, config.interplay_width, generator)
+        self.interplay_bias = nn.Parameter(torch.randn(config.interplay_width, generator=generator))
+        self.interplay_output = nn.Parameter(torch.full((config.interplay_width,), SMALL))
+
+    def forward(
+        self, evidence: Float[Tensor, "rows candidates evidence"]
+    ) -> Float[Tensor, "rows candidates evidence_and_interplay"]:
+        """Contributions of standardised evidence."""
+        context = evidence[:, :, self.context]
+        hidden = torch.tanh(context @ self.gate_input + self.gate_bias)
+        gates = functional.softplus(hidden @ self.gate_output + self.gate_offset)
+        return torch.cat([gates * self.shapes(evidence), self.interplay(evidence, context)[:, :, None]], dim=2)
+
+    def shapes(self, evidence: Float[Tensor, "rows candidates evidence"]) -> Float[Tensor, "rows candidates evidence"]:
+        """Piecewise linear functions, one an evidence; linear beyond the outer knots."""
+        lower, lengths = self.knots[:, :-1], self.knots.diff(dim=1)
+        covered = ((evidence[..., None] - lower) / lengths).clamp(0, 1)
+        rises, slopes = self.rising(self.rises), self.rising(self.slopes)
+        return torch.einsum("rcek,ek->rce", covered, rises) + slopes * evidence
+
+    def interplay(
+        self,
+        evidence: Float[Tensor, "rows candidates evidence"],
+        context: Float[Tensor, "rows candidates context"],
+    ) -> Float[Tensor, "rows candidates"]:
+        """A network of one hidden layer."""
+        hidden = torch.tanh(evidence @ self.rising(self.interplay_input) + self.interplay_bias)
+        return hidden @ functional.softplus(self.interplay_output)
+
+    def rising(self, parameter: Float[Tensor, "evidence *more"]) -> Float[Tensor, "evidence *more"]:
+        """The parameter itself where evidence may count either way, else made positive."""
+        is_monotone = self.is_monotone.view(-1, *[1] * (parameter.dim() - 1))
+        return torch.where(is_monotone, functional.softplus(parameter), parameter)
+
+
+def drawn(inputs: int, outputs: int, generator: torch.Generator) -> nn.Parameter:
+    """A weight, normal with variance 1 / inputs."""
+    return nn.Parameter(torch.randn(inputs, outputs, generator=generator) / math.sqrt(inputs))

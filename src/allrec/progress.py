@@ -1,0 +1,188 @@
+"""How far the program has come: a bar a stage on a terminal, plain lines in a log."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+err = Console(stderr=True)
+STAGE_NAMES = {
+    "prepare": "preparation",
+    "backbone": "backbone (SASRec)",
+    "text": "text embeddings",
+    "alignment": "stage 1, alignment",
+    "language_model": "stage 2, soft tokens",
+    "evaluate": "evaluation",
+}
+UNITS = {
+    "step": ("steps", 1.0),
+    "texts": ("texts", 1.0),
+    "users": ("users", 1.0),
+    "rows": ("rows", 1.0),
+    "bytes": ("MB", 1e6),
+}
+"""The named value that counts a stage's own unit, the unit's name, and how many of the value make one."""
+COUNTED_FROM_ZERO = ("texts", "users", "rows")
+"""What a stage counts from its own beginning; the others may go on from an earlier process."""
+SHOWN = {"total": "loss", "validation": "valid NDCG@10"}
+WINDOW = 10.0
+"""Seconds that a bar's rate looks back."""
+TICK = 0.2
+"""Seconds between two points that a rate is taken from."""
+
+
+class Reporter(Protocol):
+    """An observer of stages that takes a remark besides."""
+
+    def __call__(self, stage: str, share: float, values: dict[str, float], note: str = "") -> None: ...
+
+
+class Pace:
+    """How many of its own unit a stage has done, and how many a second.
+
+    Args:
+        clock: seconds, never going back.
+        start: when the stage began, by that clock; now if left out.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic, start: float | None = None) -> None:
+        self.clock, self.unit = clock, ""
+        self.start = clock() if start is None else start
+        self.first: tuple[float, float] | None = None
+        self.last = (0.0, 0.0)
+        self.recent: deque[tuple[float, float]] = deque()
+
+    def tell(self, values: dict[str, float]) -> None:
+        """Takes the count among named values; values without one change nothing."""
+        key = next((key for key in UNITS if key in values), None)
+        if key is None:
+            return
+        self.unit, size = UNITS[key]
+        self.last = (self.clock(), values[key] / size)
+        if self.first is None:
+            self.first = (self.start, 0.0) if key in COUNTED_FROM_ZERO else self.last
+            self.recent.append(self.first)
+        if self.last[0] - self.recent[-1][0] >= TICK:
+            self.recent.append(self.last)
+        while len(self.recent) > 1 and self.last[0] - self.recent[0][0] > WINDOW:
+            self.recent.popleft()
+
+    def rate(self) -> str:
+        """The rate of the last seconds, such as "35 steps/s"; "" before there is one."""
+        return self._between(self.recent[0] if self.recent else None)
+
+    def mean_rate(self) -> str:
+        """The rate since the stage began."""
+        return self._between(self.first)
+
+    def done(self) -> str:
+        """What was done, such as "1,200 steps"; "" of a stage that counts nothing."""
+        return f"{number(self.last[1])} {self.unit}" if self.unit else ""
+
+    def _between(self, start: tuple[float, float] | None) -> str:
+        if start is None or self.last[0] <= start[0] or self.last[1] <= start[1]:
+            return ""
+        return f"{number((self.last[1] - start[1]) / (self.last[0] - start[0]))} {self.unit}/s"
+
+
+class Bars:
+    """Draws a bar a stage with its share, rate and time left."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self.told = time.monotonic()
+        self.tasks: dict[str, TaskID] = {}
+        self.paces: dict[str, Pace] = {}
+
+    def __call__(self, stage: str, share: float, values: dict[str, float], note: str = "") -> None:
+        if stage not in self.tasks:
+            self.close()
+            self.tasks[stage] = self.progress.add_task(STAGE_NAMES.get(stage, stage), total=1.0, rate="", note="")
+            self.paces[stage] = Pace(start=self.told)
+        pace = self.paces[stage]
+        pace.tell(values)
+        self.told = pace.clock()
+        self.progress.update(self.tasks[stage], completed=share, rate=pace.rate(), note=note or remark(values))
+
+    def close(self) -> None:
+        """Fills the bars of stages that are over; those that stopped early did not reach their end."""
+        for stage, task in self.tasks.items():
+            self.progress.update(task, completed=1.0, rate=self.paces[stage].mean_rate())
+
+
+class Lines:
+    """Writes a line when a stage begins and one when it is over, without control characters."""
+
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+        self.console, self.clock = console, clock
+        self.stage: str | None = None
+        self.start = clock()
+        self.pace = Pace(clock)
+
+    def __call__(self, stage: str, share: float, values: dict[str, float], note: str = "") -> None:
+        if stage != self.stage:
+            self.close()
+            self.stage, self.pace = stage, Pace(self.clock, self.start)
+            self._say(f"{STAGE_NAMES.get(stage, stage)} ...")
+        self.pace.tell(values)
+
+    def close(self) -> None:
+        """Says what the stage that is over did, and how fast."""
+        now = self.clock()
+        if self.stage is not None:
+            told = (self.pace.done(), self.pace.mean_rate(), f"{now - self.start:.1f} s")
+            self._say(f"{STAGE_NAMES.get(self.stage, self.stage)}: {', '.join(part for part in told if part)}")
+        self.start = now
+
+    def _say(self, text: str) -> None:
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def observing(console: Console = err) -> Iterator[Reporter]:
+    """An observer that draws bars on a terminal, and writes lines where the output is a file or a pipe."""
+    if not is_live(console):
+        lines = Lines(console)
+        yield lines
+        lines.close()
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=16),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
+    )
+    with Progress(*columns, console=console) as progress:
+        bars = Bars(progress)
+        yield bars
+        bars.close()
+
+
+def is_live(console: Console) -> bool:
+    """Whether bars can be drawn: a true terminal, whatever FORCE_COLOR says, that moves its cursor."""
+    return console.file.isatty() and console.is_terminal and not console.is_dumb_terminal
+
+
+def remark(values: dict[str, float]) -> str:
+    """The named values that are worth a look, such as "loss 0.69"."""
+    return "  ".join(f"{name} {values[key]:.4g}" for key, name in SHOWN.items() if key in values)
+
+
+def number(value: float) -> str:
+    """A count or a rate in few digits: 1,234, 35, 4.2."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -1,0 +1,165 @@
+"""What a page shows of a run, read from its folder; what a folder lacks is None, and the page leaves it out."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from numpy import ndarray
+
+from allrec.artifacts import load_tensors, read_json
+from allrec.base import InputError
+from allrec.config import Recipe
+from allrec.data.catalogue import Catalogue
+from allrec.evaluation.evaluate import USERS_A_CHUNK
+from allrec.evaluation.stored_ranks import RANKS, StoredRanks, load_ranks
+from allrec.events import read_curves
+from allrec.models.alignment import Alignment
+from allrec.pipeline import load_aligned
+from allrec.run_folder import METRICS, RunFolder
+
+TRAINED = ("backbone", "alignment", "language_model")
+
+
+class Joint(NamedTuple):
+    """Both joint embeddings of every item, and how often it was seen in training."""
+
+    items: Float[ndarray, "items joint"]
+    texts: Float[ndarray, "items joint"]
+    has_text: Bool[ndarray, "items"]
+    seen: Int[ndarray, "items"]
+
+
+class Confidence(NamedTuple):
+    """How sure a scorer was of its first choice, between 0 and 1, and whether that was the target."""
+
+    values: Float[ndarray, "users"]
+    is_hit: Bool[ndarray, "users"]
+
+
+@dataclass(frozen=True)
+class RunView:
+    """A run as the page shows it.
+
+    Attributes:
+        name: how the page calls it.
+        run: its folder.
+        recipe: complete.
+        metrics: ``metrics.json``; None before an evaluation.
+        reports: ``training.json`` of each trained stage.
+        curves: steps and values of every curve that was recorded.
+        stored: ranks; None where the run is older than they are.
+        joint: e and q; None without a trained stage 1.
+        counts: training interactions of every item; None before the first stage.
+        categories: each item's first genre, where the data set has genres.
+    """
+
+    name: str
+    run: RunFolder
+    recipe: Recipe
+    metrics: dict[str, Any] | None
+    reports: dict[str, dict[str, Any]]
+    curves: dict[str, list[tuple[int, float]]]
+    stored: StoredRanks | None
+    joint: Joint | None
+    counts: Int[ndarray, "items"] | None
+    categories: list[str | None] | None = None
+
+    @property
+    def protocol(self) -> str:
+        """The protocol of the figures: the paper's, where the run has it."""
+        protocols = list((self.metrics or {}).get("chance", {}))
+        return "paper" if "paper" in protocols or not protocols else str(protocols[0])
+
+    def rows(self, scorer: str, split: str = "test") -> list[dict[str, Any]]:
+        """The scorer's rows of ``metrics.json``, one a segment."""
+        wanted = (split, self.protocol, scorer)
+        results = (self.metrics or {}).get("results", [])
+        return [row for row in results if (row["split"], row["protocol"], row["scorer"]) == wanted]
+
+    def scorers(self) -> list[str]:
+        """Every scorer of the test split, in the order of ``metrics.json``."""
+        results = (self.metrics or {}).get("results", [])
+        found = [row["scorer"] for row in results if (row["split"], row["protocol"]) == ("test", self.protocol)]
+        return list(dict.fromkeys(found))
+
+    def confidence(self, scorer: str) -> Confidence | None:
+        """Of a language-model scorer on the test split, from the scores that the evaluation kept."""
+        if self.stored is None or ("test", self.protocol, scorer) not in self.stored.rankings:
+            return None
+        ranks = self.stored.rankings["test", self.protocol, scorer].ranks
+        scores = kept_scores(self.run.path / "evaluate", f"test-{self.protocol}-{scorer}", len(ranks))
+        return None if scores is None else Confidence(torch.softmax(scores, 1).max(1).values.numpy(), ranks == 0)
+
+
+def load_view(path: Path, name: str | None = None) -> RunView:
+    """Reads a run for the page.
+
+    Args:
+        path: the run folder.
+        name: how the page calls it; the recipe's name if left out.
+    """
+    run = RunFolder.open(path)
+    catalogue = Catalogue.load(run.folder("catalogue"), run.wording()) if run.is_done("catalogue") else None
+    stored = load_ranks(run.folder("evaluate")) if (path / "evaluate" / RANKS).is_file() else None
+    return RunView(
+        name=name or str(run.manifest["recipe"]),
+        run=run,
+        recipe=run.recipe(),
+        metrics=run.metrics() if (path / METRICS).is_file() else None,
+        reports={stage: read_json(path / stage / "training.json") for stage in TRAINED
+                 if run.is_done(stage) and (path / stage / "training.json").is_file()},
+        curves=_curves(run),
+        stored=stored,
+        joint=_joint(run),
+        counts=None if catalogue is None else np.asarray(catalogue.train_counts),
+        categories=None if catalogue is None or catalogue.genres is None else _first(catalogue.genres),
+    )  # fmt: skip
+
+
+def kept_scores(folder: Path, start: str, num_rows: int) -> torch.Tensor | None:
+    """The scores that an evaluation kept in chunks, in their order; None where they do not cover ``num_rows`` rows.
+
+    Where evaluations of several samples kept a chunk of one place, the latest of the right length counts.
+    """
+    scores = []
+    for place in range(0, num_rows, USERS_A_CHUNK):
+        paths = sorted(folder.glob(f"{start}-{place}-{'[0-9a-f]' * 12}.safetensors"), key=_written, reverse=True)
+        chunks = (load_tensors(path)["scores"] for path in paths)
+        chunk = next((chunk for chunk in chunks if len(chunk) == min(USERS_A_CHUNK, num_rows - place)), None)
+        if chunk is None:
+            return None
+        scores.append(chunk)
+    return torch.cat(scores) if scores else None
+
+
+def _written(path: Path) -> float:
+    return path.stat().st_mtime
+
+
+def _curves(run: RunFolder) -> dict[str, list[tuple[int, float]]]:
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for stage in TRAINED:
+        owner = run.manifest["stages"].get(stage, {}).get("adopted", run.path.name)
+        found = read_curves(run.path.parent / owner / "events")
+        curves |= {name: points for name, points in found.items() if name.startswith(f"{stage}/")}
+    return curves
+
+
+def _first(genres: list[list[str]]) -> list[str | None]:
+    return [next(iter(one), None) for one in genres]
+
+
+def _joint(run: RunFolder) -> Joint | None:
+    try:
+        catalogue, backbone, texts, alignment = load_aligned(run)
+    except InputError:
+        return None
+    if not isinstance(alignment, Alignment):
+        return None
+    with torch.no_grad():
+        items = alignment.items.encode(backbone.item_embeddings()).numpy()
+        joint = alignment.texts.encode(texts).numpy()
+    return Joint(items, joint, (texts != 0).any(1).numpy(), np.asarray(catalogue.train_counts))

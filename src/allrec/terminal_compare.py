@@ -1,0 +1,98 @@
+"""What ``allrec compare`` and ``allrec report`` say."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from allrec.base import InputError
+from allrec.experiments.compare import compare
+from allrec.experiments.rows import rows_of
+from allrec.experiments.tables import EVIDENCE_HEADER, HEADER, Cells, cells, evidence_cells, notes
+from allrec.pipeline import Observer
+from allrec.progress import err, observing
+from allrec.report.page import write_report
+
+out = Console()
+Asked = tuple[tuple[str, ...], str | None, tuple[str, ...], tuple[str, ...]]
+"""Recipes, ablations, backbones and changes."""
+
+
+def run_compare(
+    dataset: Path, folder: Path, asked: Asked, seeds: tuple[str, ...], llm: str | None, resume: bool
+) -> None:
+    """Compares, prints the tables and says where they lie."""
+    recipes, ablations, backbones, sets = asked
+    rows = rows_of(recipes, ablations=ablations, backbones=backbones, sets=sets)
+    numbers = [_seed(text) for text in seeds]
+    result = compare(dataset, rows, folder, seeds=numbers, llm=llm, resume=resume, watch=watching)
+    page = write_report(folder)
+    show_comparison(result)
+    _say(f"Written: {folder / 'table.csv'}, {folder / 'table.md'}, {page}")
+
+
+def run_report(path: Path, page: Path | None) -> None:
+    """Writes the page and says where it lies."""
+    _say(f"Written: {write_report(path, out=page)}")
+
+
+@contextmanager
+def watching(sentence: str) -> Iterator[Observer]:
+    """Says which run comes, and shows how far its stages have come."""
+    err.print(sentence, markup=False, highlight=False, soft_wrap=True)
+    with observing() as observer:
+        yield observer
+
+
+def show_comparison(result: dict[str, Any]) -> None:
+    """Prints the poster's table, the scorers of each recipe, the notes, and what comparing cost."""
+    table = result["table"]
+    what = f"{table['dataset']}, protocol {table['protocol']}"
+    header, rows = [name.rpartition(" ")[2] for name in HEADER], cells(table)
+    for split, chosen in (("validation", (0, 4, 5, 6)), ("test", (0, 7, 8, 9))):
+        out.print(_table(f"{what}, {split}", [header[place] for place in chosen], _chosen(rows, chosen)))
+    aside = ["recipe", "training", "inference", "HR@1 less first row's"]
+    out.print(_table("Seconds, and a paired test on test users", aside, _chosen(rows[:-1], (0, 2, 3, 10))))
+    names = [EVIDENCE_HEADER[place] for place in (0, 1, 2)] + header[7:10]
+    scorers = _chosen(evidence_cells(table), (0, 1, 2, 6, 7, 8))
+    out.print(_table(f"{what}, test: every scorer", names, [_means(row) for row in scorers]))
+    for note in notes(table):
+        _say(note)
+    seconds = result["seconds"]
+    _say(
+        f"The comparison took {seconds['compare']:,.1f} s, its stages {seconds['stages']:,.1f} s: "
+        f"{seconds['overhead']:.1%} above them."
+    )
+
+
+def _chosen(rows: Cells, places: Sequence[int]) -> Cells:
+    return [[row[place] for place in places] for row in rows]
+
+
+def _means(row: list[str]) -> list[str]:
+    return [text.partition(" [")[0] for text in row]
+
+
+def _table(title: str, header: Sequence[str], rows: Cells) -> Table:
+    table = Table(title=escape(title))
+    for place, name in enumerate(header):
+        table.add_column(name, justify="right" if place else "left", overflow="fold")
+    for row in rows:
+        # The interval goes below its mean, so that the table fits a terminal.
+        lines = [text.replace(" [", "\n[") for text in row]
+        table.add_row(*map(escape, lines), style="dim" if row[0] == "chance" else "")
+    return table
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal():
+        raise InputError(f"got the seed {text!r}, expected whole numbers with commas, such as --seeds 0,1,2")
+    return int(text)
+
+
+def _say(text: str) -> None:
+    out.print(text, markup=False, highlight=False, soft_wrap=True)

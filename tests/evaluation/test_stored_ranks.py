@@ -1,0 +1,30 @@
+"""Ranks come back from disk as they were."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from allrec.base import InputError
+from allrec.evaluation.protocols import Ranking
+from allrec.evaluation.stored_ranks import load_ranks, save_ranks
+
+
+def test_ranks_rows_and_targets_come_back(tmp_path):
+    targets = {split: SimpleNamespace(items=np.array(items, np.int32)) for split, items in
+               (("valid", [4, 5, 6]), ("test", [7, 8, 9]))}  # fmt: skip
+    rankings = [
+        Ranking("valid", "full", "cf", np.arange(3), np.array([2, 0, 1])),
+        Ranking("test", "paper", "llm-no-soft", np.array([0, 2]), np.array([3, 19])),
+    ]
+    save_ranks(tmp_path, rankings, SimpleNamespace(targets=targets))
+    stored = load_ranks(tmp_path)
+    assert stored.rankings.keys() == {("valid", "full", "cf"), ("test", "paper", "llm-no-soft")}
+    found = stored.rankings["test", "paper", "llm-no-soft"]
+    assert (found.rows.tolist(), found.ranks.tolist()) == ([0, 2], [3, 19])
+    assert stored.targets["test"][found.rows].tolist() == [7, 9]
+
+
+def test_a_run_without_ranks_says_so(tmp_path):
+    with pytest.raises(InputError, match="no such file"):
+        load_ranks(tmp_path)

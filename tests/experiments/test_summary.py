@@ -1,0 +1,87 @@
+"""The numbers of the table, by arithmetic."""
+
+import csv
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from allrec.experiments.summary import STUDENT, cell, is_above, seed_interval
+from allrec.experiments.tables import cells, notes, p_text, to_csv, to_markdown
+
+
+@pytest.mark.parametrize("number", [2, 3, 10, 31, 32, 60])
+def test_students_interval_is_that_of_scipy(number):
+    means = np.random.default_rng(number).normal(size=number)
+    expected = stats.t.interval(0.95, number - 1, loc=means.mean(), scale=stats.sem(means))
+    assert seed_interval(means) == pytest.approx(expected, rel=2e-3)
+
+
+def test_the_table_of_student_is_exact_to_its_digits():
+    assert pytest.approx(stats.t.ppf(0.975, np.arange(1, 31)), abs=6e-4) == list(STUDENT)
+
+
+def test_three_seeds_give_the_interval_by_hand():
+    # Means .4, .5, .6: standard deviation .1, so 4.303 · .1 / √3 beside .5.
+    width = 4.303 * 0.1 / 3**0.5
+    assert cell([np.array([0.4]), np.array([0.5]), np.array([0.6])]) == pytest.approx([0.5, 0.5 - width, 0.5 + width])
+
+
+def test_the_interval_of_a_share_stays_a_share():
+    assert cell([np.array([0.0]), np.array([1.0])]) == [0.5, 0.0, 1.0]
+
+
+def test_one_seed_has_the_interval_over_its_users():
+    mean, low, high = cell([np.array([0.0, 1.0] * 200)])
+    # The bootstrap's standard error is .5 / √400.
+    assert (mean, high - low) == (0.5, pytest.approx(2 * 1.96 * 0.5 / 20, rel=0.1))
+
+
+def row(name, difference=0.1, p=0.01, scorer="llm"):
+    metrics = {"NDCG@10": [0.5, 0.4, 0.6], "HR@10": [0.7, 0.6, 0.8], "HR@1": [0.3, 0.2, 0.4]}
+    test = {metric: {"difference": difference, "ci95": [0, 1], "p": p, "users": 9} for metric in metrics}
+    return {
+        "name": name, "run": name, "scorer": scorer, "llm": "embedded-small in place of facebook/opt-6.7b", "seeds": 1,
+        "seconds": {"training": 1234.5, "inference": 10.0, "total": 1244.5}, "users": {"valid": 8, "test": 9},
+        "valid": metrics, "test": metrics, "against_first": None if name == "first" else test,
+        "against_random_items": test if scorer == "llm" else None,
+    }  # fmt: skip
+
+
+def table(*rows):
+    chance = {"NDCG@10": 0.227, "HR@10": 0.5, "HR@1": 0.05}
+    return {"dataset": "shop", "protocol": "paper", "seeds": [0], "chance": chance, "rows": rows, "evidence": rows}
+
+
+def test_a_cell_holds_mean_and_interval_and_the_last_row_is_chance():
+    shown = cells(table(row("first"), row("other", -0.02, 0.5)))
+    assert shown[0][:4] == ["first", "embedded-small in place of facebook/opt-6.7b", "1,234", "10"]
+    assert shown[0][4] == "0.5000 [0.400, 0.600]"
+    assert (shown[0][-1], shown[1][-1]) == ("", "-0.0200, p = 0.500")
+    assert shown[2] == ["chance", "", "", "", *["0.2270", "0.5000", "0.0500"] * 2, ""]
+
+
+def test_a_row_that_is_not_above_exchanged_soft_tokens_is_named():
+    said = notes(table(row("first"), row("lucky", 0.1, 0.2), row("worse", -0.1, 0.001)))
+    assert any(note.startswith("Above its own") and "1 of 3 rows" in note for note in said)
+    assert "NOT above its own llm-random-items: lucky (+0.1000, p = 0.200), worse (-0.1000, p = 0.001)." in said
+    assert any("embedded-small in place of" in note for note in said)
+    assert not any(note.startswith("NOT") for note in notes(table(row("first"))))
+    assert is_above(row("x")["against_random_items"])
+
+
+def test_a_csv_line_begins_with_the_name_whatever_it_holds():
+    text = to_csv([row("first"), row('a, "b"\nc')])
+    lines = list(csv.reader(text.splitlines(keepends=True)))
+    assert lines[0][0] == "recipe"
+    assert [line[0] for line in lines[1:]] == ["first", 'a, "b"\nc']
+    assert len({len(line) for line in lines}) == 1
+
+
+def test_a_bar_in_a_name_breaks_no_markdown_table():
+    lines = [line for line in to_markdown(table(row("a|b"))).splitlines() if line.startswith("| a")]
+    assert lines[0].startswith(r"| a\|b |")
+
+
+def test_no_p_is_nought():
+    assert [p_text(p) for p in (0.00005, 0.001, 0.5)] == ["p < .001", "p = 0.001", "p = 0.500"]

@@ -1,0 +1,117 @@
+"""What figures show, by arithmetic, and that they draw nothing of nothing."""
+
+import numpy as np
+import pytest
+
+from allrec.report.figures import Seen, Series, by_popularity, calibration, reliability, segment_bars, stage_times
+from allrec.report.item_map import item_map, principal_plane
+from allrec.report.style import COLOURS, HATCHES, LINES, MARKERS, bar_style, data_uri, house_style, line_style
+from allrec.report.view import Confidence, Joint, kept_scores
+
+
+def result(segment, value):
+    return {"segment": segment, "users": 10, "HR@1": value, "ci95": {"HR@1": [value - 0.1, value + 0.1]}}
+
+
+def test_bars_stand_at_their_values_with_their_intervals():
+    series = [Series("llm", [result("all", 0.4), result("cold", 0.2)]), Series("cf", [result("all", 0.3)])]
+    axes = segment_bars(series, 0.05).axes[0]
+    assert [bar.get_height() for bar in axes.patches] == [0.4, 0.2, 0.3]
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["all\nn=10", "cold\nn=10"]
+    assert "share" in axes.get_ylabel()
+
+
+def test_the_hit_rate_stands_over_how_often_targets_were_seen():
+    # Six targets that nobody had seen, one of them found; six seen thrice, half of them found.
+    ranks = np.array([0, 1, 1, 1, 1, 1, 0, 0, 0, 2, 2, 2])
+    axes = by_popularity([Seen("llm", ranks, np.array([0] * 6 + [3] * 6))], None).axes[0]
+    where, means = axes.lines[0].get_data()
+    assert where.tolist() == [0, 3]
+    assert means == pytest.approx([1 / 6, 1 / 2])
+    assert [text.get_text() for text in axes.get_xticklabels()][3] == "3–5\nn=6"
+
+
+def test_a_bucket_of_few_users_is_no_point():
+    axes = by_popularity([Seen("llm", np.zeros(9, int), np.array([0] * 6 + [200] * 3))], None).axes[0]
+    assert axes.lines[0].get_data()[0].tolist() == [0]
+
+
+def test_nobody_in_any_bucket_draws_nothing():
+    assert by_popularity([Seen("llm", np.zeros(2, int), np.array([0, 1]))], 0.05) is None
+
+
+def test_calibration_is_shares_of_hits_in_bins_of_equal_size():
+    confidence = Confidence(np.array([0.9, 0.1, 0.8, 0.2]), np.array([True, False, False, False]))
+    means, rates, error = reliability(confidence, bins=2)
+    assert (means.tolist(), rates.tolist()) == (pytest.approx([0.15, 0.85]), [0.0, 0.5])
+    assert error == pytest.approx(0.5 * 0.15 + 0.5 * 0.35)
+    assert calibration({"llm": confidence}) is not None
+
+
+def test_stages_are_stacked_in_seconds():
+    axes = stage_times([("a", {"backbone": 3.0, "text": 1.0}), ("b", {"backbone": 2.0, "text": 0.0})]).axes[0]
+    assert [bar.get_width() for bar in axes.patches] == [3.0, 2.0, 1.0, 0.0]
+    assert [bar.get_x() for bar in axes.patches][2:] == [3.0, 2.0]
+    assert axes.get_xlabel() == "seconds"
+
+
+def test_nothing_draws_nothing():
+    assert segment_bars([Series("llm", [])], None) is None
+    assert calibration({}) is None
+    assert stage_times([]) is None
+    few = Joint(np.zeros((2, 3)), np.zeros((2, 3)), np.ones(2, bool), np.ones(2, int))
+    assert item_map(few, None) is None
+
+
+def test_the_plane_keeps_the_two_widest_directions():
+    rng = np.random.default_rng(0)
+    wide = rng.normal(size=(400, 5)) * [10, 5, 0.1, 0.1, 0.1]
+    plane = principal_plane(wide[:200], wide[200:])
+    assert plane.shares == pytest.approx([0.8, 0.2], abs=0.03)
+    centred = wide - wide.mean(0)
+    assert np.abs(np.concatenate([plane.items, plane.texts])[:, 0]) == pytest.approx(np.abs(centred[:, 0]), abs=0.5)
+
+
+def test_the_map_joins_the_two_embeddings_of_an_item():
+    rng = np.random.default_rng(1)
+    joint = Joint(rng.normal(size=(40, 4)), rng.normal(size=(40, 4)), np.ones(40, bool), np.ones(40, int))
+    plane = principal_plane(joint.items, joint.texts)
+    axes = item_map(joint, ["x", "y"] * 20).axes[0]
+    pairs = [np.array(line.get_data()).T for line in axes.lines if len(line.get_data()[0]) == 2]
+    assert len(pairs) == 30
+    for start, end in pairs:
+        item = np.abs(plane.items - start).sum(1).argmin()
+        assert plane.items[item] == pytest.approx(start)
+        assert plane.texts[item] == pytest.approx(end)
+
+
+@pytest.mark.parametrize("looks", [COLOURS, LINES, MARKERS, HATCHES])
+def test_no_two_looks_are_the_same(looks):
+    assert len(set(looks)) == len(looks) == 8
+
+
+def test_series_are_told_apart_without_colour():
+    assert len({(line_style(n)["linestyle"], line_style(n)["marker"]) for n in range(8)}) == 8
+    assert len({bar_style(n)["hatch"] for n in range(8)}) == 8
+
+
+def test_equal_figures_have_equal_bytes():
+    uris = set()
+    for _ in range(2):
+        with house_style():
+            uris.add(data_uri(stage_times([("a$^$ 衣", {"backbone": 3.0})])))
+    assert len(uris) == 1
+
+
+def test_kept_scores_are_joined_in_the_order_of_their_rows(tmp_path, monkeypatch):
+    import torch
+
+    from allrec.artifacts import save_tensors
+
+    monkeypatch.setattr("allrec.report.view.USERS_A_CHUNK", 2)
+    for place, rows, sha in ((2, 1, "a" * 12), (0, 2, "b" * 12), (0, 1, "c" * 12), (10, 2, "d" * 12)):
+        path = tmp_path / f"test-paper-llm-{place}-{sha}.safetensors"
+        save_tensors(path, {"scores": torch.full((rows, 4), float(place))})
+    assert kept_scores(tmp_path, "test-paper-llm", 3)[:, 0].tolist() == [0, 0, 2]
+    assert kept_scores(tmp_path, "test-paper-llm", 4) is None
+    assert kept_scores(tmp_path, "test-paper-llm-no-soft", 3) is None

@@ -1,0 +1,300 @@
+"""Evidence: against a plain writing of each number, the same in every list, and blind to the target."""
+
+import numpy as np
+import pytest
+import torch
+from tests.training.histories import dataset_of
+
+from allrec.base import InputError
+from allrec.evidence import CONTEXT, FREE, DenseSpace, Evidence, Neighbours, Scorer, WordSpace
+from allrec.evidence.collect import EvidenceConfig, collect, train_content_parts
+from allrec.evidence.evidence import LATEST, STEP_BACK, nearest_items
+from allrec.evidence.histories import histories_before, histories_of
+from allrec.evidence.similarity import DAMPING
+from allrec.evidence.storage import load_content_parts, save_content_parts
+from allrec.evidence.whole_catalogue import catalogue_lists, is_in_history, retrieved_ranks
+from allrec.models.backbones.base import freeze
+from allrec.models.backbones.sasrec import SASRec, SASRecConfig
+from allrec.models.content import Vocabulary
+from allrec.training.loop import LoopConfig
+
+NUM_ITEMS = 30
+SEQUENCES = [np.array([3, 4, 5]), np.array([7, 3, 7]), np.array([], dtype=np.int64), np.arange(25)]
+TITLES = [f"brand{item % 3} thing{item % 7}" for item in range(NUM_ITEMS - 1)] + [None]
+
+
+def make_evidence():
+    generator = torch.Generator().manual_seed(0)
+    backbone = freeze(SASRec(NUM_ITEMS, SASRecConfig(dim=8, max_length=20), generator))
+    vocabulary = Vocabulary.of(TITLES)
+    counts = np.arange(NUM_ITEMS) % 5
+    offsets, items = np.array([0, 3, 6]), np.array([3, 4, 5, 7, 3, 7])
+    return Evidence(
+        counts,
+        {"cf": Scorer(backbone, backbone.item_embeddings()), "joint": Scorer(backbone, torch.eye(NUM_ITEMS, 8))},
+        {
+            "text": DenseSpace.of(torch.randn(NUM_ITEMS, 6, generator=generator)),
+            "words": WordSpace.of(vocabulary.weigh(TITLES), len(vocabulary)),
+            "neighbours": Neighbours.of(offsets, items, NUM_ITEMS),
+        },
+    )
+
+
+@pytest.fixture(scope="module")
+def evidence():
+    return make_evidence()
+
+
+def values(evidence, features, name):
+    return features[:, :, evidence.names.index(name)]
+
+
+def test_it_names_every_column(evidence):
+    names = evidence.names
+    assert names[:3] == ["cf", "joint", "text_largest"]
+    assert evidence.features(histories_of(SEQUENCES), np.zeros((4, 2), np.int64)).shape == (4, 2, len(names))
+    assert {*FREE, *CONTEXT} <= set(names)
+
+
+def test_scores_are_log_probabilities_over_the_catalogue(evidence):
+    everything = np.tile(np.arange(NUM_ITEMS), (4, 1))
+    features = evidence.features(histories_of(SEQUENCES), everything)
+    for name in ("cf", "joint"):
+        np.testing.assert_allclose(np.exp(values(evidence, features, name)).sum(axis=1), np.ones(4), rtol=1e-5)
+    user = evidence.scorers["cf"].backbone.encode(torch.tensor([[3, 4, 5]]))
+    scores = (user @ evidence.scorers["cf"].items.T)[0].detach().numpy()
+    expected = scores - np.log(np.exp(scores).sum())
+    np.testing.assert_allclose(values(evidence, features, "cf")[0], expected, atol=1e-5)
+
+
+def test_similarity_equals_a_plain_writing(evidence):
+    candidates = np.array([[0, 5, 9]] * 4)
+    features = evidence.features(histories_of(SEQUENCES), candidates)
+    unit = evidence.spaces["text"].unit.double().numpy()
+    for row, sequence in enumerate(SEQUENCES):
+        latest = sequence[::-1][:LATEST]
+        weights = STEP_BACK ** np.arange(len(latest))
+        for column, candidate in enumerate(candidates[row]):
+            cosines = unit[latest] @ unit[candidate]
+            got = [values(evidence, features, f"text_{pool}")[row, column] for pool in ("largest", "latest", "mean")]
+            expected = [cosines.max(), cosines[0], cosines @ weights / weights.sum()] if len(latest) else [0.0] * 3
+            np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+def test_words_are_compared_by_their_rarity():
+    titles = ["red lamp", "red chair", "Red, lamp!", "blue sofa", None, "blue lamp"]
+    vocabulary = Vocabulary.of(titles)
+    assert vocabulary.words == ["blue", "lamp", "red"]
+    rarity = {word: np.log((1 + 6) / (1 + count)) + 1 for word, count in (("red", 3), ("lamp", 3), ("blue", 2))}
+    space = WordSpace.of(vocabulary.weigh(titles), len(vocabulary))
+    similarity = space.similarity(torch.tensor([[0]]), torch.tensor([[0, 1, 2, 3, 4]]))[0, 0]
+    share = rarity["red"] / np.hypot(rarity["red"], rarity["lamp"])
+    np.testing.assert_allclose(similarity, [1.0, share, 1.0, 0.0, 0.0], atol=1e-6)
+
+
+def test_a_vocabulary_is_frozen_for_new_titles():
+    vocabulary = Vocabulary.of(["red lamp", "red chair", "lamp"])
+    words = vocabulary.weigh(["unheard of", "red unheard"])
+    assert words.ids.tolist() == [vocabulary.words.index("red")]
+    assert words.weights.tolist() == [1.0]
+    assert words.offsets.tolist() == [0, 0]
+
+
+def test_neighbours_are_counted_within_histories():
+    pairs = Neighbours.of(np.array([0, 3, 5]), np.array([1, 2, 1, 2, 3]), 5)
+    similarity = pairs.similarity(torch.tensor([[1, 2]]), torch.tensor([[1, 2, 3, 4, -1]]))[0]
+    counts = np.array([0, 2, 2, 1, 0]) + DAMPING
+    # 1 and 2 stand together twice (1 2, 2 1), 1 with itself once, counted from both sides; 2 and 3 once.
+    together = {(1, 1): 2, (1, 2): 2, (2, 1): 2, (2, 3): 1}
+    expected = [
+        [together.get((item, other), 0) / np.sqrt(counts[item] * counts[other]) for other in range(1, 5)]
+        for item in (1, 2)
+    ]
+    np.testing.assert_allclose(similarity[:, :4], expected, rtol=1e-6)
+
+
+def test_what_stands_in_the_history(evidence):
+    features = evidence.features(histories_of(SEQUENCES), np.array([[7, 3, 4, 24]] * 4))
+    assert values(evidence, features, "in_history")[:3].tolist() == [[0, 1, 1, 0], [1, 1, 0, 0], [0, 0, 0, 0]]
+    np.testing.assert_allclose(values(evidence, features, "times_in_history")[1], np.log1p([2, 1, 0, 0]), rtol=1e-6)
+    np.testing.assert_allclose(values(evidence, features, "recency_in_history")[1], [1, 1 / 2, 0, 0], rtol=1e-6)
+    np.testing.assert_allclose(values(evidence, features, "history_length")[3], np.log1p([25] * 4), rtol=1e-6)
+    np.testing.assert_allclose(values(evidence, features, "log_count")[0], np.log1p([2, 3, 4, 4]), rtol=1e-6)
+
+
+def test_a_value_does_not_depend_on_the_list(evidence):
+    histories = histories_of(SEQUENCES)
+    everything = evidence.features(histories, np.tile(np.arange(NUM_ITEMS), (4, 1)))
+    few = evidence.features(histories, np.array([[9, -1, 2]] * 4))
+    np.testing.assert_allclose(few[:, [0, 2]], everything[:, [9, 2]], atol=1e-5)
+    assert not few[:, 1].any()
+
+
+def test_chunks_change_nothing(evidence, monkeypatch):
+    histories, candidates = histories_of(SEQUENCES), np.array([[9, 1, 2]] * 4)
+    whole = evidence.features(histories, candidates)
+    monkeypatch.setattr("allrec.evidence.evidence.CELLS", 1)
+    monkeypatch.setattr("allrec.evidence.evidence.ROWS", 1)
+    np.testing.assert_allclose(evidence.features(histories, candidates), whole, atol=1e-5)
+    assert evidence.retrieve(histories, 3).shape[0] == 4
+
+
+def test_the_target_and_what_follows_are_not_read(evidence):
+    dataset = dataset_of([[1, 2, 3, 4, 5], [2, 3, 4, 1, 6]], NUM_ITEMS)
+    changed = dataset_of([[1, 2, 3, 9, 8], [2, 3, 4, 7, 6]], NUM_ITEMS)
+    candidates = np.array([[4, 9, 1]] * 2)
+    first, second = (
+        evidence.features(histories_before(each, each.targets["valid"]), candidates) for each in (dataset, changed)
+    )
+    np.testing.assert_array_equal(first, second)
+
+
+def test_retrieval_is_the_union_without_repeats(evidence):
+    histories = histories_of(SEQUENCES)
+    retrieved = evidence.retrieve(histories, 4)
+    for row, sequence in enumerate(SEQUENCES):
+        items = retrieved[row][retrieved[row] >= 0]
+        assert len(items) == len(set(items.tolist()))
+        assert set(sequence[-LATEST:]) <= set(items.tolist())
+    user = evidence.scorers["cf"].backbone.encode(torch.tensor([[3, 4, 5]]))
+    best = (user @ evidence.scorers["cf"].items.T)[0].topk(4).indices
+    nearest = nearest_items(histories, evidence.spaces["text"], 4)[0]
+    assert {*best.tolist(), *nearest.tolist()} <= set(retrieved[0].tolist())
+
+
+@pytest.mark.parametrize("excludes_history", [False, True])
+def test_lists_to_fit_on_hold_the_target_once_and_not_always_first(evidence, excludes_history):
+    rng = np.random.default_rng(0)
+    histories = histories_of([np.array([3, 4, 5])] * 40)
+    targets = np.arange(40) % NUM_ITEMS
+    settings = {"depth": 5, "num_candidates": 6, "excludes_history": excludes_history}
+    lists = catalogue_lists(evidence, histories, targets, rng, **settings)
+    assert lists.shape == (40, 7)
+    assert ((lists == targets[:, None]).sum(axis=1) == 1).all()
+    assert len(set((lists == targets[:, None]).argmax(axis=1).tolist())) > 3
+    assert all(len(set(row[row >= 0])) == (row >= 0).sum() for row in lists)
+    others = lists[(lists != targets[:, None]) & (lists >= 0)]
+    assert np.isin([3, 4, 5], others).all() == (not excludes_history)
+    assert np.isin([3, 4, 5], others).any() == (not excludes_history)
+
+
+def test_what_stands_anywhere_in_a_history():
+    histories = histories_of([np.arange(80, 160), np.array([3]), np.array([], dtype=np.int64)])
+    found = is_in_history(histories, np.array([[80, 159, 3, -1]] * 3), 200)
+    assert found.tolist() == [[True, True, False, False], [False, False, True, False], [False] * 4]
+
+
+def test_ranks_over_the_catalogue_equal_those_of_its_scores_where_all_is_retrieved(evidence):
+    rng = np.random.default_rng(0)
+    dataset = dataset_of(rng.integers(0, NUM_ITEMS, (12, 6)).tolist(), NUM_ITEMS)
+    targets = dataset.targets["test"]
+    scores = evidence.features(histories_before(dataset, targets), np.tile(np.arange(NUM_ITEMS), (12, 1)))[:, :, 0]
+    for excludes_history in (True, False):
+        got = retrieved_ranks(
+            evidence, lambda features: features[:, :, 0], dataset, targets, NUM_ITEMS, excludes_history=excludes_history
+        )
+        for row, target in enumerate(targets.items):
+            history = dataset.history(targets.users[row])[: targets.positions[row]]
+            others = [
+                item for item in range(NUM_ITEMS) if item != target and not (excludes_history and item in history)
+            ]
+            assert got.ranks[row] == (scores[row, others] >= scores[row, target]).sum()
+        assert got.is_retrieved.all()
+
+
+def test_a_target_that_was_not_retrieved_stands_last_and_ties_count_against_it(evidence):
+    dataset = dataset_of([[0, 1, 2, 3, item] for item in range(5, NUM_ITEMS)], NUM_ITEMS)
+    targets = dataset.targets["test"]
+    got = retrieved_ranks(
+        evidence, lambda features: np.zeros(features.shape[:2]), dataset, targets, 2, excludes_history=True
+    )
+    assert 0 < got.is_retrieved.sum() < len(targets)
+    assert (got.ranks[~got.is_retrieved] == NUM_ITEMS - 1).all()
+    num_others = (evidence.retrieve(histories_of([np.array([0, 1, 2, 3])]), 2) > 3).sum() - 1
+    assert (got.ranks[got.is_retrieved] == num_others).all()
+
+
+@pytest.fixture(scope="module")
+def pairs_world():
+    """Items come in pairs that are bought one after the other; a pair's titles share one word, as do no others'."""
+    rng = np.random.default_rng(0)
+    first = rng.integers(0, 10, (150, 3)) * 2
+    histories = np.stack([first, first + 1], axis=2).reshape(150, 6).tolist()
+    dataset = dataset_of(histories, 24)
+    titles = [f"maker{item // 2} item{item}" for item in range(24)]
+    texts = torch.randn(24, 8, generator=torch.Generator().manual_seed(0))
+    return dataset.__class__(**{**dataset.__dict__, "titles": titles}), texts
+
+
+def quick_config():
+    loop = LoopConfig(epochs=8, learning_rate=1e-2)
+    config = EvidenceConfig()
+    backbone = config.content.backbone.model_copy(
+        update={"model": SASRecConfig(dim=16, dropout=0.1), "loop": loop, "tokens_per_batch": 200}
+    )
+    content = config.content.content.model_copy(update={"dim": 16})
+    return config.model_copy(
+        update={
+            "tower": config.tower.model_copy(update={"content": content, "loop": loop, "batch_size": 64}),
+            "content": config.content.model_copy(update={"content": content, "backbone": backbone}),
+        }
+    )
+
+
+def test_content_learns_what_is_bought_together_and_again_the_same(pairs_world):
+    dataset, texts = pairs_world
+    parts = train_content_parts(dataset, texts, quick_config(), seed=0)
+    cosines = parts.tuned() @ parts.tuned().T
+    own = torch.stack([cosines[item, item + 1] for item in range(0, 20, 2)])
+    others = cosines[:20, :20][~torch.eye(10, dtype=torch.bool).repeat_interleave(2, 0).repeat_interleave(2, 1)]
+    assert own.min() > others.mean() + 0.3
+    again = train_content_parts(dataset, texts, quick_config(), seed=0)
+    assert torch.equal(parts.tuned(), again.tuned())
+    assert torch.equal(parts.model.item_table, again.model.item_table)
+
+
+def test_an_unseen_item_has_the_content_backbones_row_by_content_alone(pairs_world):
+    dataset, texts = pairs_world
+    parts = train_content_parts(dataset, texts, quick_config(), seed=0)
+    rows = parts.content.embed(parts.catalogue.texts, parts.catalogue.words)
+    is_unseen = torch.from_numpy(dataset.train_counts() == 0)
+    assert is_unseen.any()
+    torch.testing.assert_close(parts.model.item_table[is_unseen], rows[is_unseen])
+    assert not torch.allclose(parts.model.item_table[~is_unseen], rows[~is_unseen], atol=1e-3)
+    assert not parts.model.training
+    assert [name for name, _ in parts.model.named_parameters() if "parametriz" in name] == []
+
+
+def test_all_evidence_is_collected(pairs_world):
+    dataset, texts = pairs_world
+    parts = train_content_parts(dataset, texts, quick_config(), seed=0)
+    backbone = freeze(SASRec(24, SASRecConfig(dim=8), torch.Generator().manual_seed(0)))
+    collected = collect(dataset, backbone, parts, joint_embeddings=torch.randn(24, 8))
+    assert {"cf", "content", "joint", "tuned_text_largest", "words_mean", "neighbours_latest"} <= set(collected.names)
+    targets = dataset.targets["valid"]
+    features = collected.features(histories_before(dataset, targets), targets.candidates["paper"])
+    assert np.isfinite(features).all()
+
+
+def test_content_comes_back_as_it_was_stored_and_takes_new_items(pairs_world, tmp_path):
+    dataset, texts = pairs_world
+    config = quick_config()
+    parts = train_content_parts(dataset, texts, config, seed=0)
+    save_content_parts(tmp_path, parts)
+    again = load_content_parts(tmp_path, dataset.titles, texts, config)
+    assert torch.equal(again.tuned(), parts.tuned())
+    assert torch.equal(again.model.item_table, parts.model.item_table)
+    more = load_content_parts(tmp_path, [*dataset.titles, "maker3 unheard"], torch.cat([texts, texts[:1]]), config)
+    assert torch.equal(more.model.item_table[:-1], parts.model.item_table)
+    torch.testing.assert_close(more.tuned()[:-1], parts.tuned(), atol=1e-6, rtol=0)
+    assert (more.tuned()[-1] @ parts.tuned()[6]) > (more.tuned()[-1] @ parts.tuned()[12])
+    histories = torch.tensor([[1, 2, 3]])
+    torch.testing.assert_close(more.model.encode(histories), parts.model.encode(histories), atol=1e-6, rtol=0)
+    assert not any(parameter.requires_grad for parameter in more.model.parameters())
+
+
+def test_stored_content_refuses_fewer_items(pairs_world, tmp_path):
+    dataset, texts = pairs_world
+    save_content_parts(tmp_path, train_content_parts(dataset, texts, quick_config(), seed=0))
+    with pytest.raises(InputError, match="holds content of 24 items, got 23"):
+        load_content_parts(tmp_path, dataset.titles[:-1], texts[:-1], quick_config())
