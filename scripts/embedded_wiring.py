@@ -3,12 +3,14 @@
 Training from noise finds copying after many hundred steps and choosing much later, if at all. Both are compositions of
 lookups that can be written down, so attention heads are those lookups:
 
-    layer 0   three heads read the tokens one, two and three places before, and marks such as: behind an opening quote
+    layer 0   two heads read the tokens one and two places before, and marks such as: behind an opening quote
+              one reads a tag, the vector nearest before, which all tokens of a title share and no other title has
     layer 1   one head fetches the user's vector, the place behind the latest beginning, to every token
-              two fetch a title's first and second token to the place of its vector, behind the closing quote
-    layer 2   two heads find the item whose vector is the user's: where a quote has just been opened its first token is
-              the answer, one place later its second
-    layer 3   one head copies the token that followed the last three tokens earlier (induction)
+              one fetches a title's first token and its tag to the place of its vector, behind the closing quote
+              one reads the token three places before
+    layer 2   two heads find the item whose vector is the user's: one says its first token where a quote has just been
+              opened, and that is the answer; one brings its tag to every token of the answer
+    layer 3   one head copies the token that followed the last three tokens earlier, under that tag (induction)
 
 Every lookup reads and writes coordinates of its own, so that none drowns another. A head that should find nothing looks
 at the beginning, whose content is zero. Gains are in units of attention score; all else is faint noise.
@@ -29,11 +31,12 @@ STEADY = torch.cat([torch.arange(FIRST_STEADY, PAIRS), torch.arange(FIRST_STEADY
 CONTENT = slice(0, 42)
 SHORT = slice(0, 13)
 IS_TOKEN, IS_BEGIN, IS_OPEN, IS_CLOSE, BEHIND_BEGIN, BEHIND_OPEN = range(42, 48)
-ONE_BEFORE, TWO_BEFORE, THREE_BEFORE = slice(48, 61), slice(61, 74), slice(74, 86)
+ONE_BEFORE, TWO_BEFORE, THREE_BEFORE = slice(48, 61), slice(61, 74), slice(189, 201)
+TAG, TITLE_TAG = slice(74, 86), slice(128, 140)
 # A vector's place needs the first token, all others the user.
 USER = FIRST_TOKEN = slice(86, 128)
-OUTPUT = SECOND_TOKEN = slice(142, 184)
-BEHIND_CLOSE, IS_PLAIN, IS_LAST, BEHIND_TOKEN, TWO_BEHIND_OPEN = range(184, 189)
+OUTPUT = slice(142, 184)
+BEHIND_CLOSE, IS_PLAIN, IS_LAST, BEHIND_TOKEN = range(184, 188)
 
 CODE, MARK, BEGIN_MARK = 1.6, 3.0, 10.0
 """Lengths of a token's code and of its marks."""
@@ -54,7 +57,7 @@ def wire(
     """Overwrites a fresh model's weights with the circuit.
 
     Args:
-        model: a Llama of four layers, at least 189 wide, with three heads of 64, attention biases and an output table
+        model: a Llama of four layers, at least 201 wide, with three heads of 64, attention biases and an output table
             of its own.
         generator: draws the tokens' codes and the noise that training begins from.
         begin: id of the token that begins a prompt.
@@ -69,8 +72,8 @@ def wire(
         wiring.write_codes(begin, end, open_quote, close_quote, last)
         wiring.look_back()
         wiring.fetch()
-        wiring.choose(0, IS_OPEN, FIRST_TOKEN)
-        wiring.choose(1, BEHIND_OPEN, SECOND_TOKEN)
+        wiring.choose()
+        wiring.recall_tag()
         wiring.copy()
 
 
@@ -113,50 +116,66 @@ class _Wiring:
         head[open_quote, IS_LAST] = MARKED_GAIN
 
     def look_back(self) -> None:
-        for head, (distance, part) in enumerate(((1, ONE_BEFORE), (2, TWO_BEFORE), (3, THREE_BEFORE))):
+        for head, (distance, part) in enumerate(((1, ONE_BEFORE), (2, TWO_BEFORE))):
             self.clear(0, head)
             self.near(0, head, distance, {0: 30.0, 1: 20.0, 2: 10.0, 3: 10.0})
             self.pass_on(0, head, slice(0, _size(part)), part, 0.35)
+        self.clear(0, 2)
+        self.near(0, 2, 0, {1: 3.0, 2: 60.0, 3: 110.0})
+        self.prefer(0, 2, 0, {IS_TOKEN: -12.0, IS_BEGIN: -12.0})
+        self.pass_on(0, 2, slice(0, _size(TAG)), TAG, 0.4)
         marks = ((IS_BEGIN, BEHIND_BEGIN), (IS_OPEN, BEHIND_OPEN), (IS_CLOSE, BEHIND_CLOSE), (IS_TOKEN, BEHIND_TOKEN))
         for row, (mark, behind) in enumerate(marks, start=_size(ONE_BEFORE)):
             self.mark(0, row, mark, behind, 0.1 if behind == BEHIND_TOKEN else 0.4)
-        self.mark(1, _size(TWO_BEFORE), IS_OPEN, TWO_BEHIND_OPEN, 0.4)
 
     def mark(self, head: int, row: int, mark: int, behind: int, gain: float) -> None:
         self.attention[0].v_proj.weight[head * HEAD_DIM + row, mark] = 1.0
         self.attention[0].o_proj.weight[behind, head * HEAD_DIM + row] = gain
 
     def fetch(self) -> None:
-        """The user's vector comes to tokens; a title's first and second token to its vector's place."""
+        """The user's vector comes to tokens, a title's first token and tag to its vector's place."""
         self.clear(1, 0)
         self.near(1, 0, 0, {2: 60.0, 3: 60.0})
         self.prefer(1, 0, 0, {BEHIND_BEGIN: 28.0})
         self.prefer(1, 0, 1, {IS_BEGIN: 8.0}, query={BEHIND_CLOSE: 1.0}, bias=-5.0)
         self.pass_on(1, 0, CONTENT, USER, 0.2)
-        for head, behind, write in ((1, BEHIND_OPEN, FIRST_TOKEN), (2, TWO_BEHIND_OPEN, SECOND_TOKEN)):
-            self.clear(1, head)
-            self.near(1, head, 0, {1: 3.0, 2: 60.0, 3: 110.0})
-            self.prefer(1, head, 0, {behind: 14.0})
-            self.prefer(1, head, 1, {IS_BEGIN: 9.0}, query={BEHIND_CLOSE: -1.0}, bias=5.0)
-            self.pass_on(1, head, CONTENT, write, 0.35)
+        self.clear(1, 1)
+        self.near(1, 1, 0, {1: 3.0, 2: 60.0, 3: 110.0})
+        self.prefer(1, 1, 0, {BEHIND_OPEN: 14.0})
+        self.prefer(1, 1, 1, {IS_BEGIN: 9.0}, query={BEHIND_CLOSE: -1.0}, bias=5.0)
+        self.pass_on(1, 1, CONTENT, FIRST_TOKEN, 0.35)
+        rows = slice(HEAD_DIM + _size(CONTENT), HEAD_DIM + _size(CONTENT) + _size(TAG))
+        self.attention[1].v_proj.weight[rows, TAG] = torch.eye(_size(TAG))
+        self.attention[1].o_proj.weight[TITLE_TAG, rows] = torch.eye(_size(TAG)) * 0.6
+        self.clear(1, 2)
+        self.near(1, 2, 1, {0: 30.0, 1: 20.0, 2: 10.0, 3: 10.0})
+        self.pass_on(1, 2, slice(TWO_BEFORE.start, TWO_BEFORE.start + 12), THREE_BEFORE, 0.9)
 
-    def choose(self, head: int, mark: int, read: slice) -> None:
-        """Where ``mark`` is, finds the item whose vector is the user's and says what its place holds in ``read``."""
-        self.clear(2, head)
-        free = self.match(2, head, 0, USER, CONTENT, 4.0)
-        self.prefer(2, head, free, {BEHIND_CLOSE: 4.0})
-        self.prefer(2, head, free + 1, {IS_BEGIN: 1.5}, query={mark: -1.0}, bias=8.0)
-        self.pass_on(2, head, read, OUTPUT, 2.0)
+    def choose(self) -> None:
+        """Where a quote has just been opened, finds the item whose vector is the user's and says its first token."""
+        self.clear(2, 0)
+        free = self.match(2, 0, 0, USER, CONTENT, 4.0)
+        self.prefer(2, 0, free, {BEHIND_CLOSE: 4.0})
+        self.prefer(2, 0, free + 1, {IS_BEGIN: 1.5}, query={IS_OPEN: -1.0}, bias=8.0)
+        self.pass_on(2, 0, FIRST_TOKEN, OUTPUT, 2.0)
+
+    def recall_tag(self) -> None:
+        """Brings the chosen title's tag to every token of the answer."""
+        self.clear(2, 1)
+        free = self.match(2, 1, 0, USER, CONTENT, 4.0)
+        self.prefer(2, 1, free, {BEHIND_CLOSE: 4.0})
+        self.pass_on(2, 1, TITLE_TAG, TITLE_TAG, 0.1)
 
     def copy(self) -> None:
         self.clear(3, 0)
-        never = {IS_CLOSE: 1.0, IS_OPEN: 1.0, IS_LAST: 1.0, BEHIND_OPEN: 1.0}
-        shorter = slice(TWO_BEFORE.start, TWO_BEFORE.start + _size(THREE_BEFORE))
+        never = {IS_CLOSE: 1.0, IS_OPEN: 1.0, IS_LAST: 1.0}
         free = self.match(3, 0, 0, SHORT, ONE_BEFORE, 3.2)
         free = self.match(3, 0, free, ONE_BEFORE, TWO_BEFORE, 3.04)
-        free = self.match(3, 0, free, shorter, THREE_BEFORE, 3.04)
+        shorter = slice(TWO_BEFORE.start, TWO_BEFORE.start + 12)
+        free = self.match(3, 0, free, shorter, THREE_BEFORE, 1.5)
+        free = self.match(3, 0, free, TITLE_TAG, TAG, 2.0)
         self.prefer(3, 0, free, {IS_BEGIN: 0.3}, query=never, bias=0.0)
-        self.prefer(3, 0, free + 1, {IS_TOKEN: 3.0, BEHIND_TOKEN: 6.0, IS_BEGIN: 5.6, BEHIND_CLOSE: -6.0})
+        self.prefer(3, 0, free + 1, {IS_TOKEN: 3.0, BEHIND_TOKEN: 6.0, IS_BEGIN: 5.4, BEHIND_CLOSE: -6.0})
         self.pass_on(3, 0, CONTENT, OUTPUT, 2.0)
 
     def clear(self, layer: int, head: int) -> None:

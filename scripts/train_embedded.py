@@ -27,7 +27,7 @@ from embedded_tasks import ANSWER, BEGIN, END, SOFT, TEXT, WORDINGS, Batch, Cata
 from embedded_text import titles
 from embedded_wiring import BASE, HEAD_DIM, wire
 
-VOCABULARY, WIDTH = 3072, 192
+VOCABULARY, WIDTH = 3072, 210
 VECTOR_SCALE = 0.15
 """Root mean square of a vector, a little over that of the token embeddings."""
 STEPS_AN_EPOCH = 50
@@ -67,7 +67,7 @@ def make_model(seed: int, catalogues: Catalogues) -> LlamaForCausalLM:
     config = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=WIDTH,
-        intermediate_size=32,
+        intermediate_size=16,
         num_hidden_layers=4,
         num_attention_heads=3,
         num_key_value_heads=3,

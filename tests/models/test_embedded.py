@@ -54,8 +54,8 @@ def test_it_copies_and_chooses_titles_never_seen(llm: LanguageModel) -> None:
     unseen = titles(np.random.default_rng(123), 400)
     shares = measure(llm, unseen, 40, 0)
     # Three standard errors below what docs/experiments.md records.
-    assert shares["choose"] > 0.8
-    assert shares["copy"] > 0.8
+    assert shares["choose"] > 0.75
+    assert shares["copy"] > 0.9
 
 
 @pytest.fixture(scope="module")
@@ -77,14 +77,16 @@ def test_the_item_whose_vector_is_the_users_is_chosen(attention: tuple[torch.Ten
     assert attention[2][0, 17, 15] > 0.9, "behind the answer's opening quote, the item is found"
 
 
-def test_behind_its_first_token_the_second_is_chosen(attention: tuple[torch.Tensor, ...]) -> None:
-    assert attention[1][2, 15, 12] > 0.9, "a title's second token comes to its vector"
-    assert attention[2][1, 18, 15] > 0.9
-
-
-def test_from_then_on_what_followed_earlier_is_copied(attention: tuple[torch.Tensor, ...]) -> None:
+def test_what_followed_earlier_is_copied(attention: tuple[torch.Tensor, ...]) -> None:
+    assert attention[3][0, 18, 12] > 0.9
     assert attention[3][0, 19, 13] > 0.9
-    assert attention[3][0, 18, 0] > 0.9, "while the second token is chosen nothing is copied"
+    assert attention[3][0, 17, 0] > 0.9, "while the first token is chosen nothing is copied"
+
+
+def test_a_titles_tokens_and_its_vector_share_a_vector_before(attention: tuple[torch.Tensor, ...]) -> None:
+    tags = attention[0][2, 11:14].argmax(dim=-1).tolist()
+    assert set(tags) in ({1}, {8}), "one vector before, whichever is the loudest"
+    assert attention[2][1, 18, 15] > 0.9, "which the answer's tokens get from the item chosen"
 
 
 def test_practice_has_a_finite_loss_with_a_gradient(tokenizer: Tokenizer) -> None:
