@@ -242,6 +242,13 @@ def test_spaces_that_agree_are_seen_to_agree():
     assert found["effective_rank"]["e"] == pytest.approx(found["effective_rank"]["E"])
 
 
+def test_each_way_of_retrieval_has_its_own_name():
+    # Two items of one embedding: a text finds both, which counts against it; their embedding finds the first text.
+    items, texts = torch.tensor([[1.0, 0], [1.0, 0]]), torch.tensor([[1.0, 0], [1.0, 0.1]])
+    found = space_measures(items, texts, items.double(), texts.double())["retrieval"]
+    assert (found["q to e"]["recall@1"], found["e to q"]["recall@1"]) == (0, 1 / 2)
+
+
 def test_without_stage_1_or_without_two_items_there_is_nothing_to_measure():
     items, texts, counts = embeddings_of()
     assert measure_alignment(NoAlignment(), items, texts, counts) is None
