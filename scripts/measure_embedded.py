@@ -83,7 +83,7 @@ def _decode(llm: LanguageModel, prompts: Prompts, soft: torch.Tensor, num_tokens
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", help="embedded-small, or a folder")
+    parser.add_argument("name", help="embedded-small, embedded-large, or a folder")
     parser.add_argument("--dataset", action="append", default=[], help="a prepared data set whose titles are used too")
     parser.add_argument("--questions", type=int, default=500)
     parser.add_argument("--threads", type=int, default=1)

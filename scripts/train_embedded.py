@@ -1,6 +1,7 @@
 """Makes an embedded language model from nothing but what scripts/embedded_text.py and embedded_wiring.py write down.
 
-    python scripts/train_embedded.py --out src/allrec/embedded/embedded-small
+    python scripts/train_embedded.py embedded-small --out src/allrec/embedded/embedded-small
+    python scripts/train_embedded.py embedded-large --out src/allrec/embedded/embedded-large
 
 The weights are a circuit (docs/decisions/0003). ``--practice`` trains it further, half an hour on one core; killed, it
 goes on where it was. It copies and chooses worse afterwards (docs/experiments.md), so what ships is not practised.
@@ -25,11 +26,11 @@ from allrec.training.batching import LazyBatches
 from allrec.training.loop import LoopConfig, fit
 from embedded_tasks import ANSWER, BEGIN, END, SOFT, TEXT, WORDINGS, Batch, Catalogues, Task, batch
 from embedded_text import titles
-from embedded_wiring import BASE, HEAD_DIM, wire
+from embedded_wiring import BASE, SIZES, Size, wire
 
-VOCABULARY, WIDTH = 3072, 210
+VOCABULARY = 3072
 VECTOR_SCALE = 0.15
-"""Root mean square of a vector, a little over that of the token embeddings."""
+"""Root mean square of a vector; that of a token's embedding is 0.31 in the small model and 0.22 in the large one."""
 STEPS_AN_EPOCH = 50
 TEXT_SHARE, TEXT_WEIGHT = 0.08, 0.02
 MIDDLE = Task((4, 16), (0, 3), 8, (0.65, 1.0), 400, 0.3, (2, 20), 0.4, 0.5)
@@ -62,16 +63,16 @@ def make_tokenizer(seed: int) -> Tokenizer:
     return tokenizer
 
 
-def make_model(seed: int, catalogues: Catalogues) -> LlamaForCausalLM:
+def make_model(seed: int, catalogues: Catalogues, size: Size) -> LlamaForCausalLM:
     """A rotary decoder of four layers with the circuit wired in."""
     config = LlamaConfig(
         vocab_size=VOCABULARY,
-        hidden_size=WIDTH,
+        hidden_size=size.width,
         intermediate_size=16,
         num_hidden_layers=4,
         num_attention_heads=3,
         num_key_value_heads=3,
-        head_dim=HEAD_DIM,
+        head_dim=size.head_dim,
         max_position_embeddings=4096,
         tie_word_embeddings=False,
         attention_bias=True,
@@ -83,7 +84,7 @@ def make_model(seed: int, catalogues: Catalogues) -> LlamaForCausalLM:
     model = LlamaForCausalLM(config)
     generator = torch.Generator().manual_seed(seed)
     wire(
-        model, generator, begin=BEGIN, end=END, open_quote=int(catalogues.open_quote[0]),
+        model, generator, size, begin=BEGIN, end=END, open_quote=int(catalogues.open_quote[0]),
         close_quote=int(catalogues.close_quote[0]), last=int(catalogues.wordings[0][-1][-1]),
     )  # fmt: skip
     return model
@@ -105,11 +106,11 @@ def practice_loss(model: LlamaForCausalLM, given: Batch, open_quote: int) -> dic
     return {"total": total, "answers": answers.mean(), "texts": texts, "chosen": chosen.mean()}
 
 
-def make(out: Path, seed: int, work: Path, has_practice: bool) -> None:
+def make(name: str, out: Path, seed: int, work: Path, has_practice: bool) -> None:
     """Writes the model in bf16 with its tokenizer."""
     tokenizer = make_tokenizer(seed)
     catalogues = Catalogues(tokenizer, np.random.default_rng([seed, 1]))
-    model = make_model(seed, catalogues)
+    model = make_model(seed, catalogues, SIZES[name])
     if has_practice:
         practise(model, tokenizer, seed, work)
     model.to(torch.bfloat16).save_pretrained(out)
@@ -134,7 +135,7 @@ def practise(model: LlamaForCausalLM, tokenizer: Tokenizer, seed: int, work: Pat
 
             def build(index: int, _: np.ndarray) -> Batch:
                 rng = np.random.default_rng([seed, 3, phase, epoch, index])
-                return batch(tasks[rng.choice(len(tasks), p=weights)], made, WIDTH, size, rng)
+                return batch(tasks[rng.choice(len(tasks), p=weights)], made, model.config.hidden_size, size, rng)
 
             return LazyBatches([np.arange(1)] * STEPS_AN_EPOCH, build)
 
@@ -164,12 +165,13 @@ def _on_step(phase: int):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=sorted(SIZES), help="which one")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--work", type=Path, default=Path("runs/embedded-small"), help="checkpoints")
+    parser.add_argument("--work", type=Path, default=Path("runs/embedded"), help="checkpoints")
     parser.add_argument("--practice", action="store_true", help="train the circuit further")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(given.threads)
-    make(given.out, given.seed, given.work, given.practice)
+    make(given.name, given.out, given.seed, given.work, given.practice)
