@@ -17,7 +17,7 @@ from allrec.config import Recipe, load_recipe
 from allrec.data import Dataset, load_dataset
 from allrec.evaluation.alignment_measures import measure_alignment
 from allrec.evaluation.evaluate import Plan, evaluate
-from allrec.evaluation.stored_ranks import save_ranks
+from allrec.evaluation.stored_ranks import save_ranks, with_earlier
 from allrec.events import recording
 from allrec.generating import TASKS, Task, WrittenGenres, WrittenTitle, write_genres, write_titles
 from allrec.pipeline import Observer, ignore, load_scoring, train_stages
@@ -131,7 +131,7 @@ class AllRec:
     def evaluate(
         self, dataset: Dataset | Path | str, *, plan: Plan | None = None, observer: Observer = ignore
     ) -> dict[str, Any]:
-        """Scores the system and writes ``metrics.json``.
+        """Scores the system and writes ``metrics.json``; what an earlier evaluation found under other protocols stays.
 
         Args:
             dataset: the data set of the run.
@@ -152,7 +152,7 @@ class AllRec:
 
         with self.run.stage("evaluate") as folder:
             plan = plan or plan_of(self.run.recipe(), folder, on_progress)
-            rankings = evaluate(self.scoring, dataset, plan)
+            rankings = with_earlier(folder, evaluate(self.scoring, dataset, plan))
             save_ranks(folder, rankings, dataset)
         metrics = metrics_of(self.run, dataset, rankings)
         scoring = self.scoring

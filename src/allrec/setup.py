@@ -4,19 +4,25 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from huggingface_hub import try_to_load_from_cache
 
 from allrec.config import Recipe
 from allrec.data import Dataset
 from allrec.evaluation.evaluate import Plan
-from allrec.evaluation.metrics import chance
+from allrec.evaluation.metrics import Metric, chance
 from allrec.evaluation.protocols import Ranking, comparison_rows, result_rows
 from allrec.evaluation.segments import segments
 from allrec.models.language_model import LanguageModel, LanguageModelConfig
-from allrec.run_folder import RunFolder
+from allrec.models.prompt import PromptConfig
+from allrec.run_folder import METRICS, RunFolder
 
 FORMAT_VERSION = 1
+CHANCES: dict[str, tuple[Metric, int]] = {
+    "HR@1": ("HR", 1), "HR@5": ("HR", 5), "HR@10": ("HR", 10), "NDCG@5": ("NDCG", 5), "NDCG@10": ("NDCG", 10),
+    "MRR": ("MRR", 1),
+}  # fmt: skip
 TIMED = ("backbone", "text", "alignment", "language_model", "evaluate")
 
 
@@ -64,23 +70,35 @@ def describe(dataset: Dataset) -> dict[str, Any]:
 
 
 def plan_of(recipe: Recipe, folder: Path, on_progress: Any) -> Plan:
-    """The evaluation that a recipe asks for; without a stage 1 there is no joint space to score in."""
+    """The evaluation that a recipe asks for; scorers that could only repeat another one are left out."""
     asked = recipe.evaluation
-    has_joint = recipe.alignment.network.kind != "identity"
+    idle = idle_controls(recipe.prompt) | ({"joint"} if recipe.alignment.network.kind == "identity" else set())
     return Plan(
         protocols=asked.protocols,
         splits=asked.splits,
         llm_users={"valid": asked.llm_valid_users, "test": asked.llm_users},
         ablation_users=asked.ablation_users,
-        scorers=tuple(scorer for scorer in Plan.scorers if has_joint or scorer != "joint"),
+        scorers=tuple(scorer for scorer in Plan.scorers if scorer not in idle),
         folder=folder,
         seed=asked.bootstrap_seed,
         on_progress=on_progress,
     )
 
 
+def idle_controls(prompt: PromptConfig) -> set[str]:
+    """Controls that take away what a prompt does not have: their scores are those of ``llm``."""
+    idle = {"llm-random-items"} if prompt.soft_token == "none" else set()
+    return idle | ({"llm-no-soft"} if prompt.is_bare else set())
+
+
 def metrics_of(run: RunFolder, dataset: Dataset, rankings: list[Ranking]) -> dict[str, Any]:
-    """What ``metrics.json`` holds."""
+    """What ``metrics.json`` holds.
+
+    Args:
+        run: the run.
+        dataset: its data set.
+        rankings: of this evaluation and of earlier ones, as ``with_earlier`` joins them.
+    """
     seed = run.recipe().evaluation.bootstrap_seed
     masks = {split: segments(dataset, dataset.targets[split]) for split in {ranking.split for ranking in rankings}}
     stages = {"prepare": dataset.seconds} | {name: run.seconds(name) for name in TIMED}
@@ -91,29 +109,37 @@ def metrics_of(run: RunFolder, dataset: Dataset, rankings: list[Ranking]) -> dic
         "seed": run.manifest["seed"],
         "llm": run.manifest["llm"],
         "seconds": stages | {"total": sum(stages.values())},
-        "scoring_seconds": scoring_seconds(rankings),
+        "scoring_seconds": scoring_seconds(run, rankings),
         "chance": chances(dataset, rankings),
         "results": [row for ranking in rankings for row in result_rows(ranking, masks[ranking.split], seed)],
         "comparisons": comparison_rows(_llm_first(rankings), seed),
     }
 
 
-def scoring_seconds(rankings: list[Ranking]) -> dict[str, float]:
-    """Time by scorer, over splits and protocols; scores that an earlier attempt kept count as read."""
-    seconds: dict[str, float] = {}
+def scoring_seconds(run: RunFolder, rankings: list[Ranking]) -> dict[str, float]:
+    """Time by scorer, over splits, protocols and evaluations; scores that an earlier attempt kept count as read."""
+    seconds: dict[str, float] = run.metrics()["scoring_seconds"] if (run.path / METRICS).is_file() else {}
     for ranking in rankings:
         seconds[ranking.scorer] = seconds.get(ranking.scorer, 0.0) + ranking.seconds
     return seconds
 
 
 def chances(dataset: Dataset, rankings: list[Ranking]) -> dict[str, dict[str, float]]:
-    """What a random order gives, by protocol."""
-    sizes = {"paper": 20, "sampled-99": 100}
-    numbers = {protocol: sizes.get(protocol, dataset.num_items) for protocol in {r.protocol for r in rankings}}
-    return {
-        protocol: {"HR@1": chance("HR", 1, n), "HR@10": chance("HR", 10, n), "NDCG@10": chance("NDCG", 10, n)}
-        for protocol, n in sorted(numbers.items())
-    }
+    """What a random order gives, by protocol: a mean over test lists as long as they are, or validation's lists."""
+    splits: dict[str, set[str]] = {}
+    for ranking in rankings:
+        splits.setdefault(ranking.protocol, set()).add(ranking.split)
+    found = {}
+    for protocol, among in sorted(splits.items()):
+        listed = dataset.targets["test" if "test" in among else "valid"].candidates.get(protocol)
+        sizes = np.array([dataset.num_items]) if listed is None else (listed >= 0).sum(axis=1)
+        lengths, counts = np.unique(sizes, return_counts=True)
+        shares = counts / counts.sum()
+        found[protocol] = {
+            name: float(shares @ [chance(metric, k, int(length)) for length in lengths])
+            for name, (metric, k) in CHANCES.items()
+        }
+    return found
 
 
 def _llm_first(rankings: list[Ranking]) -> list[Ranking]:

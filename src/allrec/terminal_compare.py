@@ -55,8 +55,8 @@ def show_comparison(result: dict[str, Any]) -> None:
     header, rows = [name.rpartition(" ")[2] for name in HEADER], cells(table)
     for split, chosen in (("validation", (0, 4, 5, 6)), ("test", (0, 7, 8, 9))):
         out.print(_table(f"{what}, {split}", [header[place] for place in chosen], _chosen(rows, chosen)))
-    aside = ["recipe", "training", "inference", "HR@1 less first row's"]
-    out.print(_table("Seconds, and a paired test on test users", aside, _chosen(rows[:-1], (0, 2, 3, 10))))
+    aside = ["recipe", "training", "inference", "HR@1 less first row's", "less its llm-random-items"]
+    out.print(_table("Seconds, and paired tests on test users", aside, _chosen(rows[:-1], (0, 2, 3, 10, 11))))
     names = [EVIDENCE_HEADER[place] for place in (0, 1, 2)] + header[7:10]
     scorers = _chosen(evidence_cells(table), (0, 1, 2, 6, 7, 8))
     out.print(_table(f"{what}, test: every scorer", names, [_means(row) for row in scorers]))

@@ -7,7 +7,7 @@ import pytest
 
 from allrec.base import InputError
 from allrec.evaluation.protocols import Ranking
-from allrec.evaluation.stored_ranks import load_ranks, save_ranks
+from allrec.evaluation.stored_ranks import load_ranks, save_ranks, with_earlier
 
 
 def test_ranks_rows_and_targets_come_back(tmp_path):
@@ -23,6 +23,19 @@ def test_ranks_rows_and_targets_come_back(tmp_path):
     found = stored.rankings["test", "paper", "llm-no-soft"]
     assert (found.rows.tolist(), found.ranks.tolist()) == ([0, 2], [3, 19])
     assert stored.targets["test"][found.rows].tolist() == [7, 9]
+
+
+def test_a_later_evaluation_keeps_what_it_did_not_ask_for(tmp_path):
+    dataset = SimpleNamespace(targets={"test": SimpleNamespace(items=np.array([7, 8]))})
+    rows, older, newer = np.arange(2), np.array([1, 1]), np.array([0, 0])
+    cf, joint = (Ranking("test", "paper", scorer, rows, older) for scorer in ("cf", "joint"))
+    again, full = (Ranking("test", protocol, "cf", rows, newer) for protocol in ("paper", "full"))
+    assert with_earlier(tmp_path, [cf]) == [cf]
+    save_ranks(tmp_path, [cf, joint], dataset)
+    found = with_earlier(tmp_path, [again, full])
+    assert [(one.protocol, one.scorer) for one in found] == [("paper", "joint"), ("paper", "cf"), ("full", "cf")]
+    assert found[0].ranks.tolist() == [1, 1]
+    assert found[1:] == [again, full]
 
 
 def test_a_run_without_ranks_says_so(tmp_path):

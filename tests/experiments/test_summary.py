@@ -57,14 +57,16 @@ def test_a_cell_holds_mean_and_interval_and_the_last_row_is_chance():
     shown = cells(table(row("first"), row("other", -0.02, 0.5)))
     assert shown[0][:4] == ["first", "embedded-small in place of facebook/opt-6.7b", "1,234", "10"]
     assert shown[0][4] == "0.5000 [0.400, 0.600]"
-    assert (shown[0][-1], shown[1][-1]) == ("", "-0.0200, p = 0.500")
-    assert shown[2] == ["chance", "", "", "", *["0.2270", "0.5000", "0.0500"] * 2, ""]
+    assert (shown[0][-2], shown[1][-2]) == ("", "-0.0200, p = 0.500")
+    assert shown[2] == ["chance", "", "", "", *["0.2270", "0.5000", "0.0500"] * 2, "", ""]
 
 
 def test_a_row_that_is_not_above_exchanged_soft_tokens_is_named():
     said = notes(table(row("first"), row("lucky", 0.1, 0.2), row("worse", -0.1, 0.001)))
     assert any(note.startswith("Above its own") and "1 of 3 rows" in note for note in said)
     assert "NOT above its own llm-random-items: lucky (+0.1000, p = 0.200), worse (-0.1000, p = 0.001)." in said
+    shown = cells(table(row("first"), row("lucky", 0.1, 0.2), row("alone", scorer="cf")))
+    assert [line[-1] for line in shown] == ["+0.1000, p = 0.010", "+0.1000, p = 0.200, NOT above", "", ""]
     assert any("embedded-small in place of" in note for note in said)
     assert not any(note.startswith("NOT") for note in notes(table(row("first"))))
     assert is_above(row("x")["against_random_items"])

@@ -1,7 +1,5 @@
 """The embedded language model: what ships, and whether it can do the two things that it is for."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch

@@ -38,6 +38,14 @@ def save_ranks(folder: Path, rankings: list[Ranking], dataset: Dataset) -> None:
     save_tensors(folder / RANKS, tensors)
 
 
+def with_earlier(folder: Path, rankings: list[Ranking]) -> list[Ranking]:
+    """What earlier evaluations of the run found and this one did not ask for, then what this one found."""
+    if not (folder / RANKS).is_file():
+        return rankings
+    found = {(ranking.split, ranking.protocol, ranking.scorer) for ranking in rankings}
+    return [ranking for key, ranking in load_ranks(folder).rankings.items() if key not in found] + rankings
+
+
 def load_ranks(folder: Path) -> StoredRanks:
     """Reads what ``save_ranks`` wrote.
 

@@ -11,6 +11,7 @@ Cells = list[list[str]]
 HEADER = (
     "recipe", "language model", "training, s", "inference, s",
     *(f"{split} {metric}" for split in SPLITS for metric in METRICS), "test HR@1 less the first row's",
+    "test HR@1 less its llm-random-items",
 )  # fmt: skip
 
 
@@ -18,7 +19,7 @@ def cells(table: dict[str, Any]) -> Cells:
     """The poster's table as text, a list a row, without its header; the last row is chance."""
     rows = [_cells(row) for row in table["rows"]]
     chance = [f"{table['chance'][metric]:.4f}" for metric in METRICS]
-    return [*rows, ["chance", "", "", "", *chance, *chance, ""]]
+    return [*rows, ["chance", "", "", "", *chance, *chance, "", ""]]
 
 
 def evidence_cells(table: dict[str, Any]) -> Cells:
@@ -28,7 +29,7 @@ def evidence_cells(table: dict[str, Any]) -> Cells:
     ]
 
 
-EVIDENCE_HEADER = ("recipe", "scorer", "test users", *HEADER[4:-1])
+EVIDENCE_HEADER = ("recipe", "scorer", "test users", *HEADER[4:-2])
 
 
 def notes(table: dict[str, Any]) -> list[str]:
@@ -72,7 +73,7 @@ def to_csv(rows: Sequence[dict[str, Any]]) -> str:
 
 def _cells(row: dict[str, Any]) -> list[str]:
     seconds = [_seconds(row["seconds"][kind]) for kind in ("training", "inference")]
-    return [row["name"], row["llm"], *seconds, *_metrics(row), _test(row["against_first"])]
+    return [row["name"], row["llm"], *seconds, *_metrics(row), _test(row["against_first"]), _control(row)]
 
 
 def _seconds(value: float) -> str:
@@ -85,6 +86,12 @@ def _metrics(row: dict[str, Any]) -> list[str]:
 
 def _cell(values: list[float] | None) -> str:
     return "–" if values is None else f"{values[0]:.4f} [{values[1]:.3f}, {values[2]:.3f}]"
+
+
+def _control(row: dict[str, Any]) -> str:
+    """How far a row of language model scores is above its own control; in capitals where it is not."""
+    test = row["against_random_items"]
+    return _test(test) + ("" if test is None or is_above(test) else ", NOT above")
 
 
 def _test(test: dict[str, Any] | None) -> str:
@@ -118,7 +125,8 @@ def _warnings(table: dict[str, Any]) -> list[str]:
     above = len(rows) - len(low) - len(untested)
     said = [f"Above its own llm-random-items (soft tokens exchanged; HR@1, p < .05): {above} of {len(rows)} rows."]
     said += [f"NOT above its own llm-random-items: {', '.join(low)}."] if low else []
-    return said + ([f"Not tested against llm-random-items: {', '.join(untested)}."] if untested else [])
+    why = "Not tested against llm-random-items (not scored, or the prompt has no items' soft tokens)"
+    return said + ([f"{why}: {', '.join(untested)}."] if untested else [])
 
 
 def _markdown(header: Sequence[str], rows: Cells) -> str:
