@@ -68,9 +68,9 @@ def _decode(llm: LanguageModel, prompts: Prompts, soft: torch.Tensor, num_tokens
     embeddings = embed_prompts(llm, prompts, soft)
     decoded = []
     for row, length in enumerate(prompts.tokens.lengths):
-        hidden, cache = llm.prefill(embeddings[row : row + 1, :length])
+        cache = llm.read(embeddings[row : row + 1, : length - 1])
         ids: list[int] = []
-        state = hidden[:, -1:]
+        state = llm.hidden(embeddings[row : row + 1, length - 1 : length], None, torch.tensor([[length - 1]]), cache)
         for place in range(num_tokens):
             ids.append(int(llm.logits(state)[0, -1].argmax()))
             if ids[-1] == llm.end[0]:

@@ -76,7 +76,7 @@ def test_what_follows_and_what_pads_changes_nothing(llm):
 
 def test_reading_on_from_a_cache_equals_reading_at_once(llm):
     embeddings = llm.embed(torch.tensor([[5, 9, 2, 7, 300]]))
-    _, cache = llm.prefill(embeddings[:, :3])
+    cache = llm.read(embeddings[:, :3])
     is_seen = torch.tensor([[[[True, True, True, True, False], [True] * 5]]])
     rest = llm.hidden(embeddings[:, 3:], additive_mask(is_seen, torch.float32), torch.tensor([[3, 4]]), cache)
     torch.testing.assert_close(rest, llm.hidden(embeddings)[:, 3:])

@@ -5,9 +5,8 @@ positions right after the prompt and blind to the others.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -16,12 +15,15 @@ from numpy import ndarray
 from torch import Tensor
 from torch.nn import functional
 
+from allrec.models.answer_tree import answer_trees, tree_mask
 from allrec.models.language_model import LanguageModel, additive_mask
 from allrec.models.prompt import Packed, Prompts
 from allrec.models.soft_tokens import insert
 
 LOGITS_PER_CHUNK = 1 << 24
 """So many logits (64 MiB) are held at once when candidates are scored."""
+CACHED_TOKENS = 2048
+"""So many tokens are read at once on a CPU."""
 
 
 def answer_loss(
@@ -37,9 +39,13 @@ def answer_loss(
 
     Source: arXiv:2404.11343, section 4.2; a long title weighs more than a short one, as in the public code.
     """
-    return -_answer_log_probs(llm, prompts, answers, soft).mean()
+    one_each = np.ones(len(answers), np.int64)
+    parts = _parts(prompts, answers, one_each, soft, tokens_at_once(llm, len(prompts.tokens.values)))
+    log_probs = torch.cat([_log_probs(llm, *part) for _, part in parts])
+    return -log_probs.mean()
 
 
+@torch.no_grad()
 def score_candidates(
     llm: LanguageModel,
     prompts: Prompts,
@@ -71,15 +77,10 @@ def score_candidates(
     users, _ = np.nonzero(is_candidate)
     if len(users) != len(answers):
         raise ValueError(f"{len(answers)} answers for {len(users)} candidates; padding has no answer.")
+    num_answers = is_candidate.sum(1)
     sums = torch.zeros(len(answers))
-    answer_rows = Packed(np.arange(len(answers)), np.searchsorted(users, np.arange(len(is_candidate) + 1)))
-    answer_tokens = np.diff(answers.offsets[answer_rows.offsets])
-    asked = np.flatnonzero(answer_rows.lengths)
-    for batch in _batches(prompts.tokens.lengths[asked], answer_tokens[asked], tokens_per_batch):
-        chosen, soft_rows = take_prompts(prompts, asked[batch])
-        rows = answer_rows.take(asked[batch])
-        batch_soft = soft[torch.from_numpy(soft_rows).to(soft.device)]
-        sums[torch.from_numpy(rows.values)] = _score(llm, chosen, answers.take(rows.values), rows.lengths, batch_soft)
+    for rows, part in _parts(prompts, answers, num_answers, soft, tokens_at_once(llm, tokens_per_batch)):
+        sums[torch.from_numpy(rows)] = _sums(_log_probs(llm, *part), part.answers)
     if normalize == "mean":
         sums /= torch.from_numpy(answers.lengths).clamp(min=1)
     scores = torch.full(is_candidate.shape, -torch.inf)
@@ -105,78 +106,72 @@ def embed_prompts(
     return insert(embeddings, torch.from_numpy(is_soft).to(llm.device), soft.to(llm.device))
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """Where the answers of a batch of users stand in one row a user, each answer without its last token."""
+class _Part(NamedTuple):
+    """Users that are read together."""
 
-    tokens: Int[ndarray, "users width"]
-    answer_ids: Int[ndarray, "users width"]
-    """-1 where a row is padded."""
-    places: Int[ndarray, "users width"]
-    """How far into its answer a token is, from 0."""
-    sources: Int[ndarray, "answer_tokens"]
-    """For each answer token what predicts it: the end of user u's prompt is u, the i-th laid out token is users + i."""
+    prompts: Prompts
+    answers: Packed
+    num_answers: Int[ndarray, "users"]
+    soft: Float[Tensor, "soft dim"]
 
 
-def _layout(answers: Packed, num_answers: Int[ndarray, "users"]) -> _Layout:
-    users = np.repeat(np.arange(len(num_answers)), num_answers)
-    answer_ids = np.repeat(np.arange(len(answers)), answers.lengths)
-    places = np.arange(len(answer_ids)) - answers.offsets[answer_ids]
-    is_read = places < answers.lengths[answer_ids] - 1
-    num_read = np.bincount(users[answer_ids[is_read]], minlength=len(num_answers))
-    offsets = np.concatenate([[0], np.cumsum(num_read)])
-    previous = len(num_answers) - 1 + np.cumsum(is_read) - is_read
-    return _Layout(
-        _padded(Packed(answers.values[is_read], offsets)),
-        _padded(Packed(answer_ids[is_read], offsets), -1),
-        _padded(Packed(places[is_read], offsets)),
-        np.where(places == 0, users[answer_ids], previous),
-    )
+def tokens_at_once(llm: LanguageModel, most: int) -> int:
+    """How many tokens to read at one time: on a CPU few, for what a layer makes of them should stay in its caches."""
+    return min(most, CACHED_TOKENS) if llm.device.type == "cpu" else most
 
 
-@torch.no_grad()
-def _score(
-    llm: LanguageModel, prompts: Prompts, answers: Packed, num_answers: Int[ndarray, "users"], soft: Tensor
-) -> Float[Tensor, "answers"]:
-    """Sums of the answers' log-probabilities, all users in one batch."""
-    longest = prompts.tokens.lengths.max(initial=0) + answers.lengths.max(initial=0)
-    if llm.can_pack and longest < llm.window:
-        log_probs = _packed_log_probs(llm, prompts, answers, num_answers, soft)
-    else:
-        log_probs = _separate_log_probs(llm, prompts, answers, num_answers, soft)
+def _parts(
+    prompts: Prompts, answers: Packed, num_answers: Int[ndarray, "users"], soft: Tensor, tokens_per_batch: int
+) -> Iterator[tuple[Int[ndarray, "chosen_answers"], _Part]]:
+    """Batches of users who have answers, and which answers theirs are."""
+    ends = np.cumsum(num_answers)
+    answer_rows = Packed(np.arange(len(answers)), np.concatenate([[0], ends]))
+    answer_tokens = np.diff(answers.offsets[answer_rows.offsets])
+    asked = np.flatnonzero(num_answers)
+    for batch in _batches(prompts.tokens.lengths[asked], answer_tokens[asked], tokens_per_batch):
+        chosen, soft_rows = take_prompts(prompts, asked[batch])
+        rows = answer_rows.take(asked[batch])
+        own_soft = soft[torch.from_numpy(soft_rows).to(soft.device)]
+        yield rows.values, _Part(chosen, answers.take(rows.values), rows.lengths, own_soft)
+
+
+def _sums(log_probs: Float[Tensor, "answer_tokens"], answers: Packed) -> Float[Tensor, "answers"]:
     table = torch.zeros(len(answers), int(answers.lengths.max(initial=0)))
     table[torch.from_numpy(_is_real(answers))] = log_probs.cpu()
     return table.sum(1)
 
 
+def _log_probs(
+    llm: LanguageModel, prompts: Prompts, answers: Packed, num_answers: Int[ndarray, "users"], soft: Tensor
+) -> Float[Tensor, "answer_tokens"]:
+    """Log-probability of each answer token, all users in one batch."""
+    longest = prompts.tokens.lengths.max(initial=0) + answers.lengths.max(initial=0)
+    if llm.can_pack and longest < llm.window:
+        return _packed_log_probs(llm, prompts, answers, num_answers, soft)
+    if (num_answers == 1).all():
+        return _answer_log_probs(llm, prompts, answers, soft)
+    return _separate_log_probs(llm, prompts, answers, num_answers, soft)
+
+
 def _packed_log_probs(
     llm: LanguageModel, prompts: Prompts, answers: Packed, num_answers: Int[ndarray, "users"], soft: Tensor
 ) -> Float[Tensor, "answer_tokens"]:
-    layout = _layout(answers, num_answers)
-    parts = (layout.tokens, layout.answer_ids, layout.places, layout.sources)
-    tokens, ids, places, sources = (torch.from_numpy(part).to(llm.device) for part in parts)
-    lengths = torch.from_numpy(prompts.tokens.lengths).to(llm.device)
-    prompt_hidden, cache = llm.prefill(embed_prompts(llm, prompts, soft))
-    hidden = prompt_hidden[torch.arange(len(lengths), device=llm.device), lengths - 1]
-    if tokens.shape[1]:
-        mask = _answer_mask(lengths, prompt_hidden.shape[1], ids, places, llm.dtype)
-        answer_hidden = llm.hidden(llm.embed(tokens), mask, lengths[:, None] + places, cache)
-        hidden = torch.cat([hidden, answer_hidden[ids >= 0]])
-    return _token_log_probs(llm, hidden[sources], answers)
-
-
-def _answer_mask(
-    lengths: Int[Tensor, "users"],
-    prompt_width: int,
-    ids: Int[Tensor, "users width"],
-    places: Int[Tensor, "users width"],
-    dtype: torch.dtype,
-) -> Float[Tensor, "users 1 width keys"]:
-    """An answer's token sees its prompt and what came before it in its own answer."""
-    in_prompt = torch.arange(prompt_width, device=ids.device) < lengths[:, None]
-    in_answer = (ids[:, :, None] == ids[:, None]) & (places[:, :, None] >= places[:, None])
-    is_seen = torch.cat([in_prompt[:, None].expand(-1, ids.shape[1], -1), in_answer], 2)
-    return additive_mask(is_seen[:, None], dtype)
+    """Prompts without their last token become keys and values; last tokens and answers are read behind them."""
+    trees = answer_trees(answers, num_answers)
+    last = torch.from_numpy(prompts.tokens.lengths - 1).to(llm.device)
+    embeddings = embed_prompts(llm, prompts, soft)
+    roots = embeddings[torch.arange(len(last), device=llm.device), last]
+    nodes = llm.embed(torch.from_numpy(trees.tokens[:, 1:]))
+    is_prompt = torch.arange(embeddings.shape[1] - 1, device=llm.device) < last[:, None]
+    seen_tree = tree_mask(trees, llm.device)
+    is_seen = torch.cat([is_prompt[:, None].expand(-1, seen_tree.shape[1], -1), seen_tree], 2)
+    hidden = llm.hidden(
+        torch.cat([roots[:, None], nodes], 1),
+        additive_mask(is_seen[:, None], llm.dtype),
+        last[:, None] + torch.from_numpy(trees.depths).to(llm.device),
+        llm.read(embeddings[:, :-1]),
+    )
+    return _token_log_probs(llm, hidden.flatten(0, 1)[torch.from_numpy(trees.sources).to(llm.device)], answers)
 
 
 def _separate_log_probs(

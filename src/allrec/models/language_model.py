@@ -7,7 +7,7 @@ is not among its parameters, and no ``.train()`` reaches it.
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from tokenizers import Tokenizer
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, GenerationConfig, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from allrec.base import Config, InputError
@@ -190,7 +190,7 @@ class LanguageModel:
             embeddings: what is read. Rows may be padded on the right: nothing looks ahead.
             attention_mask: added to the attention scores (0 sees, the lowest number does not); None means causal.
             position_ids: a place's position; None means 0, 1, 2, ...
-            cache: what ``prefill`` returned, where this goes on from there. It is changed.
+            cache: what ``read`` returned, where this goes on from there. It is changed.
         """
         given = {"attention_mask": attention_mask, "position_ids": position_ids, "past_key_values": cache}
         output = self._model.base_model(
@@ -201,12 +201,16 @@ class LanguageModel:
         states: Tensor = output.last_hidden_state
         return states
 
-    def prefill(
-        self, embeddings: Float[Tensor, "batch length dim"]
-    ) -> tuple[Float[Tensor, "batch length hidden_dim"], Any]:
-        """Last hidden states, and the keys and values that ``hidden`` can go on from."""
-        output = self._model.base_model(inputs_embeds=embeddings.to(self.dtype), use_cache=True)
-        return output.last_hidden_state, output.past_key_values
+    def read(self, embeddings: Float[Tensor, "batch length dim"]) -> Any:
+        """Keys and values that ``hidden`` can go on from.
+
+        The last layer's are all that is wanted of it, so what it would make of them is left out.
+        """
+        cache = _KeysAndValues(config=self._model.config)
+        with suppress(_HasAll):
+            self._model.base_model(inputs_embeds=embeddings.to(self.dtype), use_cache=True, past_key_values=cache)
+        cache.is_reading = False
+        return cache
 
     def logits(self, hidden: Float[Tensor, "*places hidden_dim"]) -> Float[Tensor, "*places vocabulary"]:
         """Logits of the next token, in float32."""
@@ -225,7 +229,7 @@ class LanguageModel:
         mask = additive_mask(torch.tensor([[sees]], device=self.device) == 1, self.dtype)
         positions = torch.tensor([[3, 4, 3, 4]], device=self.device)
         try:
-            _, cache = self.prefill(torch.cat([prompt, first[:, :1]], 1))
+            cache = self.read(torch.cat([prompt, first[:, :1]], 1))
             packed = self.hidden(torch.cat([first, second], 1), mask, positions, cache)
         except (RuntimeError, ValueError, TypeError, AttributeError, IndexError):
             return False
@@ -253,6 +257,22 @@ class LanguageModel:
             raise InputError(f"{name}: its logits are not what its head makes of its states. Choose another one.")
         if not self.end:
             raise InputError(f"{name}: the tokenizer has no end-of-sequence token; an answer could never end.")
+
+
+class _HasAll(Exception):  # noqa: N818
+    """The last layer's keys and values are there."""
+
+
+class _KeysAndValues(DynamicCache):
+    """Stops the model that fills it once the last layer's keys and values are there."""
+
+    is_reading = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        updated = super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        if self.is_reading and layer_idx == len(self.layers) - 1:
+            raise _HasAll
+        return updated
 
 
 def additive_mask(is_seen: Tensor, dtype: torch.dtype) -> Tensor:
