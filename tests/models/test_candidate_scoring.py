@@ -189,6 +189,20 @@ def test_loss_is_the_mean_over_answer_tokens(kind, monkeypatch):
     assert answer_loss(kind.llm, kind.prompts, answers, kind.soft).item() == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.parametrize("tokens_at_once", [1, 150])
+def test_reading_fewer_tokens_at_once_changes_no_loss(one, monkeypatch, tokens_at_once):
+    whole = answer_loss(one.llm, one.prompts, first_answers(one), one.soft).item()
+    monkeypatch.setattr(candidate_scoring, "CACHED_TOKENS", tokens_at_once)
+    assert answer_loss(one.llm, one.prompts, first_answers(one), one.soft).item() == pytest.approx(whole, abs=1e-5)
+
+
+def test_loss_of_models_that_cannot_pack_is_alike(kind, monkeypatch):
+    packed = answer_loss(kind.llm, kind.prompts, first_answers(kind), kind.soft).item()
+    monkeypatch.setattr(kind.llm, "can_pack", False)
+    monkeypatch.setattr(candidate_scoring, "_packed_log_probs", None)
+    assert answer_loss(kind.llm, kind.prompts, first_answers(kind), kind.soft).item() == pytest.approx(packed, abs=1e-4)
+
+
 def test_loss_of_a_batch_is_the_weighted_loss_of_its_rows(one):
     answers = first_answers(one)
     total = 0.0

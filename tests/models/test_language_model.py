@@ -82,6 +82,25 @@ def test_reading_on_from_a_cache_equals_reading_at_once(llm):
     torch.testing.assert_close(rest, llm.hidden(embeddings)[:, 3:])
 
 
+def test_reading_a_prompt_leaves_out_what_the_last_layer_would_make_of_it(llm):
+    layers = [module for module in llm._model.modules() if type(module).__name__.endswith("DecoderLayer")]
+    finished = []
+    hooks = [layer.register_forward_hook(lambda module, *_: finished.append(module)) for layer in layers]
+    llm.read(llm.embed(torch.tensor([[5, 9, 2]])))
+    assert finished == layers[:-1]
+    llm.hidden(llm.embed(torch.tensor([[5, 9, 2]])))
+    assert finished == layers[:-1] + layers
+    for hook in hooks:
+        hook.remove()
+
+
+def test_gradient_flows_through_what_was_read(llm):
+    embeddings = llm.embed(torch.tensor([[5, 9, 2, 7]])).requires_grad_()
+    (whole,) = torch.autograd.grad(llm.hidden(embeddings)[:, 3].square().sum(), embeddings)
+    last = llm.hidden(embeddings[:, 3:], None, torch.tensor([[3]]), llm.read(embeddings[:, :3]))
+    torch.testing.assert_close(torch.autograd.grad(last.square().sum(), embeddings)[0], whole, atol=1e-4, rtol=1e-4)
+
+
 def test_every_kind_can_read_answers_together(llm):
     assert llm.can_pack
 

@@ -4,7 +4,6 @@ The only file that knows transformers. A ``LanguageModel`` is no ``nn.Module``: 
 is not among its parameters, and no ``.train()`` reaches it.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -26,11 +25,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, Gene
 from transformers.utils import logging
 
 from allrec.base import Config, InputError
+from allrec.models.fingerprint import TOKENIZER_FILES, fingerprint_of
 
 EMBEDDED = ("embedded-small", "embedded-large")
 UNLIMITED = 1_000_000_000
 """The maximum length, in tokens, of a model that states none."""
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 CHUNK_ROWS = 8192
 
 
@@ -231,7 +230,7 @@ class LanguageModel:
         try:
             cache = self.read(torch.cat([prompt, first[:, :1]], 1))
             packed = self.hidden(torch.cat([first, second], 1), mask, positions, cache)
-        except (RuntimeError, ValueError, TypeError, AttributeError, IndexError):
+        except (RuntimeError, ValueError, TypeError, AttributeError, LookupError):
             return False
         return self._is_close(packed, alone)
 
@@ -259,7 +258,7 @@ class LanguageModel:
             raise InputError(f"{name}: the tokenizer has no end-of-sequence token; an answer could never end.")
 
 
-class _HasAll(Exception):  # noqa: N818
+class _HasAll(Exception):
     """The last layer's keys and values are there."""
 
 
@@ -328,20 +327,6 @@ def local_folder(name: str) -> Path | None:
         hint = " Pickled weights are never read: convert them to safetensors." if is_pickled else ""
         raise InputError(f"{folder} lacks {lacking}: expected what save_pretrained writes, tokenizer included.{hint}")
     return folder
-
-
-def fingerprint_of(name: str, folder: Path | None, model: Any) -> dict[str, str | None]:
-    """Name, revision and SHA-256 of a model: of a folder's files, or of a hub model's configuration at its commit."""
-    if folder is None:
-        revision = getattr(model.config, "_commit_hash", None)
-        digest = hashlib.sha256(model.config.to_json_string().encode())
-        return {"name": name, "revision": revision, "sha256": digest.hexdigest()}
-    total = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.suffix == ".safetensors" or path.name in ("config.json", *TOKENIZER_FILES):
-            with path.open("rb") as file:
-                total.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
-    return {"name": name, "revision": None, "sha256": total.hexdigest()}
 
 
 def is_hub_reachable() -> bool:
