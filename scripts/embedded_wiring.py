@@ -7,9 +7,10 @@ lookups that can be written down, so attention heads are those lookups:
               one reads a tag, the vector nearest before, which all tokens of a title share and no other title has
     layer 1   one head fetches the user's vector, the place behind the latest beginning, to every token
               one fetches a title's first token and its tag to the place of its vector, behind the closing quote
+              one tells the vectors behind the word that announces the candidates that they are theirs
+    layer 2   two heads find the candidate whose vector is the user's: one says its first token where a quote has just
+              been opened, and that is the answer; one brings its tag to every token of the answer
               one reads the token three places before
-    layer 2   two heads find the item whose vector is the user's: one says its first token where a quote has just been
-              opened, and that is the answer; one brings its tag to every token of the answer
     layer 3   one head copies the token that followed the last three tokens earlier, under that tag (induction)
 
 Every lookup reads and writes coordinates of its own, so that none drowns another. A head that should find nothing looks
@@ -71,7 +72,7 @@ class Places:
         # A vector's place needs the first token, all others the user.
         self.user = self.first_token = self._next(size.code)
         self.title_tag = self._next(size.brief)
-        self._next(2)
+        self.is_listing, self.is_listed = _each(self._next(2))
         self.output = self._next(size.code)
         self.behind_close, self.is_plain, self.is_last, self.behind_token = _each(self._next(4))
         self._next(1)
@@ -91,6 +92,11 @@ CODE_SHARES = (13 / 42, 29 / 42)
 HEAD_GAIN, MARKED_GAIN = 2.0, 3.0
 """Logits a unit of the normalised output, and of the marks that say which token must come next."""
 
+CHOICE = 8.0
+"""How sharply an item is chosen by its vector."""
+LISTING_GAIN, BEGIN_GAIN, LISTED, LISTED_GAIN = 0.25, 0.7, 0.25, 5.0
+"""Of the announcement of candidates and of the beginning in attention, of the note behind it, and of that note."""
+
 
 def wire(
     model: LlamaForCausalLM,
@@ -101,6 +107,7 @@ def wire(
     end: int,
     open_quote: int,
     close_quote: int,
+    listing: int,
     last: int,
 ) -> None:
     """Overwrites a fresh model's weights with the circuit.
@@ -114,16 +121,19 @@ def wire(
         end: id of the token that ends an answer.
         open_quote: id of the token before a title.
         close_quote: id of the token after a title.
+        listing: id of a token of the wording that stands between the history and the candidates, and nowhere else.
         last: id of the last token before an answer's opening quote.
     """
     with torch.no_grad():
         wiring = _Wiring(model, generator, size)
         wiring.quieten()
-        wiring.write_codes(begin, end, open_quote, close_quote, last)
+        wiring.write_codes(begin, end, open_quote, close_quote, listing, last)
         wiring.look_back()
         wiring.fetch()
+        wiring.note_list()
         wiring.choose()
         wiring.recall_tag()
+        wiring.look_further_back()
         wiring.copy()
 
 
@@ -151,7 +161,7 @@ class _Wiring:
             if name.endswith("norm.weight"):
                 weight.fill_((NORM_DIM / self.size.width) ** 0.5)
 
-    def write_codes(self, begin: int, end: int, open_quote: int, close_quote: int, last: int) -> None:
+    def write_codes(self, begin: int, end: int, open_quote: int, close_quote: int, listing: int, last: int) -> None:
         """A random code a token, the same where it is read and where it is written; and marks on a few tokens."""
         at = self.at
         table, head = self.model.get_input_embeddings().weight, self.model.lm_head.weight
@@ -170,6 +180,7 @@ class _Wiring:
         for token, place in marked:
             table[token, place] = BEGIN_MARK if token == begin else MARK
             table[token, at.is_plain] = 0
+        table[listing, at.is_listing] = MARK
         head[end, at.is_close] = MARKED_GAIN
         head[open_quote, at.is_last] = MARKED_GAIN
 
@@ -210,16 +221,22 @@ class _Wiring:
         rows = slice(self.head_dim + _size(at.content), self.head_dim + _size(at.content) + _size(at.tag))
         self.attention[1].v_proj.weight[rows, at.tag] = torch.eye(_size(at.tag))
         self.attention[1].o_proj.weight[at.title_tag, rows] = torch.eye(_size(at.tag)) * 0.6
+
+    def note_list(self) -> None:
+        """Tells a title's vector that it is a candidate's; other places look at the beginning, which says nothing."""
+        at = self.at
         self.clear(1, 2)
-        self.near(1, 2, 1, {0: 30.0, 1: 20.0, 2: 10.0, 3: 10.0})
-        self.pass_on(1, 2, self.beginning(at.two_before), at.three_before, 0.9)
+        self.prefer(1, 2, 0, {at.is_listing: LISTING_GAIN}, query={at.behind_close: 1.0}, bias=0.0)
+        self.prefer(1, 2, 1, {at.is_begin: BEGIN_GAIN})
+        self.attention[1].v_proj.weight[2 * self.head_dim, at.is_listing] = 1.0
+        self.attention[1].o_proj.weight[at.is_listed, 2 * self.head_dim] = LISTED
 
     def choose(self) -> None:
         """Where a quote has just been opened, finds the item whose vector is the user's and says its first token."""
         at = self.at
         self.clear(2, 0)
-        free = self.match(2, 0, 0, at.user, at.content, 4.0)
-        self.prefer(2, 0, free, {at.behind_close: 4.0})
+        free = self.match(2, 0, 0, at.user, at.content, CHOICE)
+        self.prefer(2, 0, free, {at.behind_close: 4.0, at.is_listed: LISTED_GAIN})
         self.prefer(2, 0, free + 1, {at.is_begin: 1.5}, query={at.is_open: -1.0}, bias=8.0)
         self.pass_on(2, 0, at.first_token, at.output, 2.0)
 
@@ -227,9 +244,15 @@ class _Wiring:
         """Brings the chosen title's tag to every token of the answer."""
         at = self.at
         self.clear(2, 1)
-        free = self.match(2, 1, 0, at.user, at.content, 4.0)
-        self.prefer(2, 1, free, {at.behind_close: 4.0})
+        free = self.match(2, 1, 0, at.user, at.content, CHOICE)
+        self.prefer(2, 1, free, {at.behind_close: 4.0, at.is_listed: LISTED_GAIN})
         self.pass_on(2, 1, at.title_tag, at.title_tag, 0.1)
+
+    def look_further_back(self) -> None:
+        at = self.at
+        self.clear(2, 2)
+        self.near(2, 2, 1, {0: 30.0, 1: 20.0, 2: 10.0, 3: 10.0})
+        self.pass_on(2, 2, self.beginning(at.two_before), at.three_before, 0.9)
 
     def copy(self) -> None:
         at = self.at

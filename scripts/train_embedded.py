@@ -85,7 +85,8 @@ def make_model(seed: int, catalogues: Catalogues, size: Size) -> LlamaForCausalL
     generator = torch.Generator().manual_seed(seed)
     wire(
         model, generator, size, begin=BEGIN, end=END, open_quote=int(catalogues.open_quote[0]),
-        close_quote=int(catalogues.close_quote[0]), last=int(catalogues.wordings[0][-1][-1]),
+        close_quote=int(catalogues.close_quote[0]), listing=int(catalogues.wordings[0][3][-2]),
+        last=int(catalogues.wordings[0][-1][-1]),
     )  # fmt: skip
     return model
 

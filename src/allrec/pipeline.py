@@ -65,6 +65,7 @@ def train_stages(
             scoring.soft_tokens, report = train_soft_tokens(
                 dataset, scoring.backbone, scoring.item_inputs, llm, scoring.builder, recipe.soft_tokens,
                 seed=recipe.seed, checkpoint=folder / CHECKPOINT, on_step=_on_step(observer, "language_model"),
+                on_warm_up=_on_step(observer, "warm_up"),
             )  # fmt: skip
             _save(folder, scoring.soft_tokens, report)
     return scoring

@@ -23,6 +23,7 @@ STAGE_NAMES = {
     "backbone": "backbone (SASRec)",
     "text": "text embeddings",
     "alignment": "stage 1, alignment",
+    "warm_up": "stage 2, warm-up",
     "language_model": "stage 2, soft tokens",
     "evaluate": "evaluation",
 }

@@ -1,11 +1,14 @@
-"""Small data sets for tests, made from lists of histories."""
+"""Small data sets for tests, made from lists of histories, and a small backbone over them."""
 
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from allrec.base import Wording
 from allrec.data.dataset import Dataset, Targets
+from allrec.models.backbones.base import freeze
+from allrec.models.backbones.sasrec import SASRec, SASRecConfig
 
 
 def dataset_of(histories, num_items, num_candidates=4):
@@ -44,3 +47,11 @@ def checkerboard(num_users, num_items, rng):
         histories.append(own[1:].tolist())
         missing.append(int(own[0]))
     return histories, np.array(missing)
+
+
+def bytes_of(module):
+    return b"".join(value.detach().numpy().tobytes() for value in module.state_dict().values())
+
+
+def make_backbone(num_items, dim=8):
+    return freeze(SASRec(num_items, SASRecConfig(dim=dim, blocks=1, max_length=4), torch.Generator().manual_seed(3)))

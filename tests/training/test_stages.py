@@ -10,12 +10,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from tests.killing import Killed, killed_at
 from tests.tiny import load_tiny
-from tests.training.histories import dataset_of
+from tests.training.histories import bytes_of, dataset_of, make_backbone
 
 from allrec.base import InputError
 from allrec.models.alignment import AlignmentConfig
-from allrec.models.backbones.base import freeze
-from allrec.models.backbones.sasrec import SASRec, SASRecConfig
 from allrec.models.candidate_scoring import score_candidates
 from allrec.models.prompt import USER, PromptBuilder, PromptConfig
 from allrec.models.soft_tokens import SoftTokens, SoftTokensConfig
@@ -30,14 +28,6 @@ ADJECTIVES = ["rose", "silver", "velvet", "night"]
 NOUNS = ["soap", "comb", "mirror"]
 TITLES = [f"{adjective} {noun}" for adjective in ADJECTIVES for noun in NOUNS]
 """Twelve titles; None in place of one of them below."""
-
-
-def bytes_of(module):
-    return b"".join(value.detach().numpy().tobytes() for value in module.state_dict().values())
-
-
-def make_backbone(num_items, dim=8):
-    return freeze(SASRec(num_items, SASRecConfig(dim=dim, blocks=1, max_length=4), torch.Generator().manual_seed(3)))
 
 
 def rows_of(examples):

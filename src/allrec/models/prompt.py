@@ -44,6 +44,11 @@ class PromptConfig(Config):
         """Whether there is no soft token at all, so that stage 2 has nothing to learn."""
         return self.soft_token == "none" and not self.has_user
 
+    @property
+    def has_both(self) -> bool:
+        """Whether the user and the items have soft tokens, so that one can be looked for among the others."""
+        return self.soft_token != "none" and self.has_user
+
 
 @dataclass(frozen=True)
 class Packed:

@@ -53,6 +53,13 @@ class Projection(nn.Module):
         is_varied = inputs.amax(dim=0) > inputs.amin(dim=0)
         self.deviation = torch.where(is_varied, deviation, torch.ones_like(deviation))
 
+    @torch.no_grad()
+    def resize(self, inputs: Float[Tensor, "rows in_dim"], size: float) -> None:
+        """Scales the output so that its root mean square over ``inputs`` is ``size``."""
+        factor = size / self(inputs).square().mean().sqrt()
+        self.outer.weight.mul_(factor)
+        self.outer.bias.mul_(factor)
+
     def forward(self, inputs: Float[Tensor, "*rows in_dim"]) -> Float[Tensor, "*rows llm_dim"]:
         """Soft tokens, one a row."""
         standard = (inputs - self.mean) / self.deviation

@@ -21,6 +21,7 @@ from allrec.models.soft_tokens import SoftTokens, SoftTokensConfig
 from allrec.training.batching import LazyBatches, length_batches
 from allrec.training.examples import LANGUAGE_MODEL, Examples, OnStep, initialized, represent_users, training_examples
 from allrec.training.loop import FitReport, LoopConfig, fit
+from allrec.training.warm_up import WarmUpConfig, warm_up
 
 RANDOM_ITEMS = 1 << 20
 """Keeps the draw of random item vectors apart from the epochs' draws."""
@@ -41,6 +42,7 @@ class SoftTokensStageConfig(Config):
     )
     num_candidates: int = Field(20, ge=2, description="Titles listed in a training prompt, the target's among them.")
     batch_tokens: int = Field(8192, ge=1, description="Tokens of titles a step, those of prompts and answers together.")
+    warm_up: WarmUpConfig = WarmUpConfig()
     loop: LoopConfig = LoopConfig(epochs=5, learning_rate=1e-4)
 
 
@@ -55,6 +57,7 @@ def train_soft_tokens(
     seed: int,
     checkpoint: Path | None = None,
     on_step: OnStep | None = None,
+    on_warm_up: OnStep | None = None,
 ) -> tuple[SoftTokens, FitReport]:
     """Stage 2: F_U and F_I learn to steer a frozen language model towards the title of the next item.
 
@@ -71,6 +74,7 @@ def train_soft_tokens(
         seed: of samples, negatives and first weights.
         checkpoint: where progress is kept.
         on_step: told of each step's loss.
+        on_warm_up: the same, of the warm-up that comes before.
 
     Source: arXiv:2404.11343, section 4.3, equations 8 to 10.
     """
@@ -81,6 +85,12 @@ def train_soft_tokens(
     users = represent_users(backbone, dataset, examples.users, examples.positions)
     soft_tokens = new_soft_tokens(users, item_inputs, llm, config.soft_tokens, seed)
     touched = _touched(dataset)
+    warm_checkpoint = None if checkpoint is None else checkpoint.with_name(f"warm-up-{checkpoint.name}")
+    if config.warm_up.epochs and builder.config.has_both:
+        warm_up(
+            soft_tokens, dataset, backbone, item_inputs, llm.embedding_scale, config.warm_up, seed=seed,
+            checkpoint=warm_checkpoint, on_step=on_warm_up,
+        )  # fmt: skip
 
     def batches(epoch: int) -> LazyBatches[tuple[ndarray, ndarray]]:
         rng = np.random.default_rng([seed, LANGUAGE_MODEL, epoch])
@@ -99,6 +109,8 @@ def train_soft_tokens(
         soft_tokens, batches, loss, config.loop, seed=seed, stage=LANGUAGE_MODEL, checkpoint=checkpoint, on_step=on_step
     )
     soft_tokens.requires_grad_(False)
+    if warm_checkpoint is not None:
+        warm_checkpoint.unlink(missing_ok=True)
     return soft_tokens, report
 
 
