@@ -146,7 +146,8 @@ class RunFolder:
         except BaseException:
             self._note(name, {"state": "running", "seconds": before + time.perf_counter() - start})
             raise
-        (folder / CHECKPOINT).unlink(missing_ok=True)
+        for checkpoint in folder.glob(f"*{CHECKPOINT}"):
+            checkpoint.unlink()
         files = {file.name: sha256_file(file) for file in sorted(folder.iterdir()) if file.is_file()}
         seconds = before + time.perf_counter() - start
         self._note(name, {"state": "done", "seconds": seconds, "sha256": files})

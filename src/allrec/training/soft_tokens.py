@@ -1,5 +1,6 @@
 """Stage 2: F_U and F_I learn to steer a frozen language model towards the title of the next item."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -84,19 +85,12 @@ def train_soft_tokens(
     examples = _sampled(training_examples(dataset, config.positions), config.sample, seed)
     users = represent_users(backbone, dataset, examples.users, examples.positions)
     soft_tokens = new_soft_tokens(users, item_inputs, llm, config.soft_tokens, seed)
-    touched = _touched(dataset)
     warm_checkpoint = None if checkpoint is None else checkpoint.with_name(f"warm-up-{checkpoint.name}")
     if config.warm_up.epochs and builder.config.has_both:
         warm_up(
-            soft_tokens, dataset, backbone, item_inputs, llm.embedding_scale, config.warm_up, seed=seed,
-            checkpoint=warm_checkpoint, on_step=on_warm_up,
+            soft_tokens, dataset, backbone, item_inputs, llm.embedding_scale, config.warm_up,
+            seed=seed, checkpoint=warm_checkpoint, on_step=on_warm_up,
         )  # fmt: skip
-
-    def batches(epoch: int) -> LazyBatches[tuple[ndarray, ndarray]]:
-        rng = np.random.default_rng([seed, LANGUAGE_MODEL, epoch])
-        candidates = draw_candidates(examples.users, examples.items, touched, config.num_candidates - 1, rng)
-        rows = length_batches(_prompt_lengths(dataset, examples, candidates, builder), config.batch_tokens, rng)
-        return LazyBatches(rows, lambda _, chosen: (chosen, candidates[chosen]))
 
     def loss(batch: tuple[ndarray, ndarray]) -> Tensor:
         rows, candidates = batch
@@ -105,12 +99,11 @@ def train_soft_tokens(
         soft = project(soft_tokens, users[rows], item_inputs, prompts.soft_items)
         return answer_loss(llm, prompts, builder.answers(examples.items[rows]), soft)
 
+    batches = _drawn_anew(dataset, examples, builder, config, seed)
     report = fit(
         soft_tokens, batches, loss, config.loop, seed=seed, stage=LANGUAGE_MODEL, checkpoint=checkpoint, on_step=on_step
     )
     soft_tokens.requires_grad_(False)
-    if warm_checkpoint is not None:
-        warm_checkpoint.unlink(missing_ok=True)
     return soft_tokens, report
 
 
@@ -174,6 +167,21 @@ def project(
     order = np.empty(len(soft_items), np.int64)
     order[is_user], order[~is_user] = np.arange(num_users), num_users + places
     return projected[torch.from_numpy(order)]
+
+
+def _drawn_anew(
+    dataset: Dataset, examples: Examples, builder: PromptBuilder, config: SoftTokensStageConfig, seed: int
+) -> Callable[[int], LazyBatches[tuple[ndarray, ndarray]]]:
+    """The batches of an epoch: rows of examples, and the candidates that each row's prompt lists."""
+    touched = _touched(dataset)
+
+    def batches(epoch: int) -> LazyBatches[tuple[ndarray, ndarray]]:
+        rng = np.random.default_rng([seed, LANGUAGE_MODEL, epoch])
+        candidates = draw_candidates(examples.users, examples.items, touched, config.num_candidates - 1, rng)
+        rows = length_batches(_prompt_lengths(dataset, examples, candidates, builder), config.batch_tokens, rng)
+        return LazyBatches(rows, lambda _, chosen: (chosen, candidates[chosen]))
+
+    return batches
 
 
 def _touched(dataset: Dataset) -> Touched:
