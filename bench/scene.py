@@ -1,0 +1,80 @@
+"""Prompts as stage 2 has them: real or simulated titles and histories, vectors drawn at random in place of learned ones."""
+
+import argparse
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy import ndarray
+from torch import Tensor
+
+from allrec.data import Dataset
+from allrec.data.candidates import Touched, draw_candidates
+from allrec.models.candidate_scoring import answer_loss, score_candidates
+from allrec.models.language_model import LanguageModel
+from allrec.models.prompt import PromptBuilder, PromptConfig
+from allrec.models.soft_tokens import SoftTokens
+from allrec.training.examples import Examples, training_examples
+from allrec.training.soft_tokens import SoftTokensStageConfig, new_soft_tokens, project
+
+USER_DIM, JOINT_DIM = 50, 128
+
+
+@dataclass(frozen=True)
+class Scene:
+    """All that stage 2 needs, on its device."""
+
+    dataset: Dataset
+    llm: LanguageModel
+    builder: PromptBuilder
+    examples: Examples
+    candidates: ndarray
+    users: Tensor
+    items: Tensor
+    soft_tokens: SoftTokens
+
+    def rows(self, repeat: int, count: int) -> ndarray:
+        """Other users in every repeat."""
+        return (np.arange(count) + repeat * count) % len(self.examples)
+
+    def histories(self, rows: ndarray) -> list[ndarray]:
+        """Items before each target."""
+        users, positions = self.examples.users[rows], self.examples.positions[rows]
+        return [self.dataset.history(user)[:position] for user, position in zip(users, positions, strict=True)]
+
+    def loss(self, rows: ndarray) -> Tensor:
+        """A step of stage 2 as the package takes it, up to the loss."""
+        prompts = self.builder.prompts(self.histories(rows), self.candidates[rows])
+        soft = project(self.soft_tokens, self.users[rows], self.items, prompts.soft_items)
+        return answer_loss(self.llm, prompts, self.builder.answers(self.examples.items[rows]), soft)
+
+    @torch.no_grad()
+    def scores(self, rows: ndarray, tokens_per_batch: int) -> Tensor:
+        """Log-likelihoods of 20 candidates as the package finds them."""
+        candidates = self.candidates[rows]
+        prompts = self.builder.prompts(self.histories(rows), candidates)
+        soft = project(self.soft_tokens, self.users[rows], self.items, prompts.soft_items)
+        answers = self.builder.answers(candidates.ravel())
+        return score_candidates(self.llm, prompts, answers, candidates >= 0, soft, tokens_per_batch=tokens_per_batch)
+
+
+def make_scene(dataset: Dataset, llm: LanguageModel, given: argparse.Namespace) -> Scene:
+    """Draws users, joint embeddings and candidates."""
+    generator = torch.Generator().manual_seed(given.seed)
+    builder = PromptBuilder(
+        llm.encode, dataset.titles, dataset.wording, PromptConfig(), begin=llm.begin, end=llm.end,
+        max_length=llm.max_length,
+    )  # fmt: skip
+    examples = training_examples(dataset, "last")
+    offsets, items = dataset.train_csr()
+    touched = Touched(
+        np.repeat(np.arange(dataset.num_users), np.diff(offsets)), items, dataset.num_users, dataset.num_items
+    )
+    candidates = draw_candidates(examples.users, examples.items, touched, 19, np.random.default_rng(given.seed))
+    users = torch.randn(len(examples), USER_DIM, generator=generator)
+    joint = torch.rand(dataset.num_items, JOINT_DIM, generator=generator)
+    soft_tokens = new_soft_tokens(users, joint, llm, SoftTokensStageConfig().soft_tokens, given.seed)
+    device = llm.device
+    return Scene(
+        dataset, llm, builder, examples, candidates, users.to(device), joint.to(device), soft_tokens.to(device)
+    )

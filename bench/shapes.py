@@ -1,0 +1,47 @@
+"""Language models of known shapes with random weights: as slow as the trained ones, and made without a network."""
+
+from functools import partial
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, OPTConfig, OPTForCausalLM, PreTrainedModel
+
+from allrec.models.language_model import LanguageModel, embedded_folder
+
+VOCABULARY, POSITIONS = 50272, 2048
+SIZES = {"tiny": (64, 2, 2), "opt-125m": (768, 12, 12), "opt-6.7b": (4096, 32, 32), "opt-13b": (5120, 40, 40)}
+"""Width, layers and heads (arXiv:2205.01068, table 1; tiny is ours)."""
+SHAPES = ("embedded-small", *SIZES)
+
+
+def make_model(shape: str, device: str, dtype: torch.dtype, seed: int) -> PreTrainedModel:
+    """A model on its device; ``embedded-small`` has its own weights, all others random ones."""
+    if shape not in SIZES:
+        return AutoModelForCausalLM.from_pretrained(embedded_folder(shape), dtype=dtype).to(device).eval()
+    dim, layers, heads = SIZES[shape]
+    config = OPTConfig(
+        vocab_size=VOCABULARY, hidden_size=dim, word_embed_proj_dim=dim, num_hidden_layers=layers, ffn_dim=4 * dim,
+        num_attention_heads=heads, max_position_embeddings=POSITIONS,
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            return OPTForCausalLM(config).eval()
+    finally:
+        torch.set_default_dtype(before)
+
+
+def make_llm(shape: str, device: str = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0) -> LanguageModel:
+    """A frozen language model; its tokenizer is the embedded models', whose titles are longer than OPT's in tokens."""
+    tokenizer = AutoTokenizer.from_pretrained(embedded_folder("embedded-small"))
+    model = make_model(shape, device, dtype, seed).requires_grad_(False)
+    return LanguageModel(model, tokenizer, {"name": shape, "revision": None, "sha256": None})
+
+
+def num_parameters(llm: LanguageModel) -> int:
+    """Of the layers and the head: what a token's forward pass multiplies by."""
+    model = llm._model
+    count = partial(sum, start=0)
+    tables = {id(model.get_input_embeddings().weight)} - {id(model.get_output_embeddings().weight)}
+    return count(value.numel() for value in model.parameters() if value.dim() == 2 and id(value) not in tables)
