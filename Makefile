@@ -1,4 +1,4 @@
-# make setup installs, make demo runs the main job, make test runs every check. Nothing is installed outside .venv.
+# make setup installs, make demo runs the main job, make test runs every check, make bench measures speed. Nothing is installed outside .venv.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 TORCH ?= torch==2.13.0
 THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test lint bench clean
 
 setup: $(VENV)/.setup
 
@@ -33,6 +33,19 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The claims of docs/scale.md that need no accelerator, on a simulated marketplace: BENCH='--dataset FOLDER' takes another.
+bench: setup
+	$(BIN)/python bench/backbone.py $(BENCH)
+	$(BIN)/python bench/stage_one.py $(BENCH)
+	$(BIN)/python bench/stage_two.py $(BENCH)
+	$(BIN)/python bench/stage_two.py --shape opt-125m --users 4 $(BENCH)
+	$(BIN)/python bench/ranking.py $(BENCH)
+	$(BIN)/python bench/ranking.py --shape opt-125m --users 1 $(BENCH)
+	$(BIN)/python bench/fusion.py $(BENCH)
+	$(BIN)/python bench/llm.py $(BENCH)
+	$(BIN)/python bench/preparation.py --interactions 1000000
+	$(BIN)/python bench/scale.py --interactions 100000 1000000
 
 clean:
 	rm -rf $(VENV) runs .mypy_cache .ruff_cache .import_linter_cache

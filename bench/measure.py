@@ -1,4 +1,4 @@
-"""What every script here shares: both sides in one run, turn about, medians over repeats, a table with the ratio first."""
+"""What the scripts share: both sides in one run, turn about; medians over repeats; tables with the ratio first."""
 
 import argparse
 import multiprocessing
@@ -6,6 +6,8 @@ import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,6 +17,7 @@ import torch
 from allrec.data import Dataset, SimulationConfig, load_dataset, prepare, simulate
 
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
+OnStep = Callable[[int, dict[str, float]], None]
 Side = Callable[[int], float]
 """Does the work of a repeat and says how much that was, in units such as users."""
 
@@ -99,6 +102,24 @@ def compared(
     rows = [[ratios[name], name, *asked[name], ours, statistics.median(found[name])] for name in ratios]
     show(claim, given, ["ratio", "against", "at least", "aim", f"allrec, {unit}/s", f"the other, {unit}/s"], rows)
     return ratios
+
+
+class _Enough(Exception):
+    """So many steps were measured as were asked for."""
+
+
+def seconds_a_step(train: Callable[[OnStep], object], steps: int, clock: str) -> float:
+    """Median seconds of so many steps after the first of a training that is then broken off."""
+    times: list[float] = []
+
+    def on_step(step: int, values: dict[str, float]) -> None:
+        times.append(CLOCKS[clock]())
+        if step > steps:
+            raise _Enough
+
+    with suppress(_Enough):
+        train(on_step)
+    return statistics.median(after - before for before, after in pairwise(times))
 
 
 def in_own_process(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:

@@ -7,11 +7,11 @@ every position; candidates are scored as so many whole sequences, or a title is 
 import numpy as np
 import torch
 from numpy import ndarray
-from scene import Scene
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from allrec.models.prompt import wording_pieces
+from scene import Scene
 
 BATCH = 2
 MARKER = "\N{OBJECT REPLACEMENT CHARACTER}"

@@ -1,4 +1,4 @@
-"""Prompts as stage 2 has them: real or simulated titles and histories, vectors drawn at random in place of learned ones."""
+"""Prompts as stage 2 has them: real or simulated titles and histories, random vectors in place of learned ones."""
 
 import argparse
 from dataclasses import dataclass

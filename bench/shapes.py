@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, OPTConfig, OPTForC
 
 from allrec.models.language_model import LanguageModel, embedded_folder
 
-VOCABULARY, POSITIONS = 50272, 2048
+VOCABULARY, TINY_VOCABULARY, POSITIONS = 50272, 4096, 2048
 SIZES = {"tiny": (64, 2, 2), "opt-125m": (768, 12, 12), "opt-6.7b": (4096, 32, 32), "opt-13b": (5120, 40, 40)}
 """Width, layers and heads (arXiv:2205.01068, table 1; tiny is ours)."""
 SHAPES = ("embedded-small", *SIZES)
@@ -19,7 +19,7 @@ def make_model(shape: str, device: str, dtype: torch.dtype, seed: int) -> PreTra
         return AutoModelForCausalLM.from_pretrained(embedded_folder(shape), dtype=dtype).to(device).eval()
     dim, layers, heads = SIZES[shape]
     config = OPTConfig(
-        vocab_size=VOCABULARY, hidden_size=dim, word_embed_proj_dim=dim, num_hidden_layers=layers, ffn_dim=4 * dim,
+        vocab_size=TINY_VOCABULARY if shape == "tiny" else VOCABULARY, hidden_size=dim, word_embed_proj_dim=dim, num_hidden_layers=layers, ffn_dim=4 * dim,
         num_attention_heads=heads, max_position_embeddings=POSITIONS,
     )  # fmt: skip
     torch.manual_seed(seed)

@@ -1,11 +1,12 @@
-"""The plain ways of working in ``bench`` read the same and give the same results: else the ratios compare two things."""
+"""The plain ways of working in ``bench`` give the same results as the package: else the ratios compare two things."""
 
 import argparse
 
 import numpy as np
-import plain
 import pytest
 import torch
+
+import plain
 from measure import dataset_of
 from scene import make_scene
 from shapes import make_llm

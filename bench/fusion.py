@@ -1,0 +1,105 @@
+"""Fused ranking of the whole catalogue without a language model, users a second.
+
+Retrieval, all evidence and fusion, as for a user who asks for a recommendation; weights and embeddings are random,
+since they decide what is recommended and not what it costs.
+
+    python bench/fusion.py --users 256
+"""
+
+import statistics
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from allrec.data import Dataset
+from allrec.evidence import CONTEXT, FREE, DenseSpace, Evidence, Neighbours, Scorer, WordSpace
+from allrec.evidence.histories import Histories, histories_before
+from allrec.models.backbones.base import freeze
+from allrec.models.backbones.sasrec import SASRec, SASRecConfig
+from allrec.models.content import Vocabulary
+from allrec.models.fusion import Fusion, FusionConfig, evidence_scale
+from allrec.training.fusion import fused_scores
+from measure import dataset_of, options, rates, show, start
+
+TEXT_DIM, TOWER_DIM = 384, 128
+ASKED = (2_000, 10_000)
+
+
+def make_evidence(dataset: Dataset, seed: int) -> Evidence:
+    """Evidence of the kinds and widths that ``evidence.collect`` gives."""
+    generator = torch.Generator().manual_seed(seed)
+    num_items = dataset.num_items
+    cf, content = (freeze(SASRec(num_items, SASRecConfig(dim=dim), generator)) for dim in (50, TOWER_DIM))
+    vocabulary = Vocabulary.of(dataset.titles)
+    scorers = {
+        "cf": Scorer(cf, cf.item_embeddings()),
+        "content": Scorer(content, content.item_embeddings()),
+        "joint": Scorer(cf, torch.randn(num_items, 50, generator=generator)),
+    }
+    spaces = {
+        "text": DenseSpace.of(torch.randn(num_items, TEXT_DIM, generator=generator)),
+        "tuned_text": DenseSpace.of(torch.randn(num_items, TOWER_DIM, generator=generator)),
+        "cf_items": DenseSpace.of(cf.item_embeddings()),
+        "content_items": DenseSpace.of(content.item_embeddings()),
+        "words": WordSpace.of(vocabulary.weigh(dataset.titles), len(vocabulary)),
+        "neighbours": Neighbours.of(*dataset.train_csr(), num_items),
+    }
+    return Evidence(dataset.train_counts(), scorers, spaces)
+
+
+def make_fusion(evidence: Evidence, histories: Histories, num_items: int, seed: int) -> Fusion:
+    """A fusion with random weights and the scale of a few lists."""
+    rng = np.random.default_rng(seed)
+    features = evidence.features(histories, rng.integers(num_items, size=(histories.num_rows, 20)))
+    config = FusionConfig()
+    scale = evidence_scale(torch.from_numpy(features).flatten(0, 1), config.knots)
+    generator = torch.Generator().manual_seed(seed)
+    return freeze(Fusion(evidence.names, FREE, CONTEXT, config, scale, generator))
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
+    """Measures and prints; returns users a second."""
+    parser = options(__doc__ or "")
+    parser.add_argument("--users", type=int, default=256, help="a repeat")
+    parser.add_argument("--depth", type=int, default=100, help="items that each scorer and each space retrieves")
+    given = start(parser, arguments)
+    dataset = dataset_of(given)
+    evidence, targets = make_evidence(dataset, given.seed), dataset.targets["test"]
+    fusion = make_fusion(evidence, histories_before(dataset, targets, slice(0, 32)), dataset.num_items, given.seed)
+    found: dict[str, np.ndarray] = {}
+
+    def part(repeat: int) -> Histories:
+        return histories_before(dataset, targets, (np.arange(given.users) + repeat * given.users) % len(targets))
+
+    def retrieve(repeat: int) -> float:
+        found["candidates"] = evidence.retrieve(part(repeat), given.depth)
+        return given.users
+
+    def look_up(repeat: int) -> float:
+        found["features"] = evidence.features(part(repeat), found["candidates"])
+        return given.users
+
+    def fuse(repeat: int) -> float:
+        fused_scores(fusion, found["features"])
+        return given.users
+
+    speeds = rates({"retrieval": retrieve, "evidence": look_up, "fusion": fuse}, given)
+    whole = statistics.median(1 / sum(1 / rate for rate in parts) for parts in zip(*speeds.values(), strict=True))
+    each = [statistics.median(values) for values in speeds.values()]
+    candidates = float((found["candidates"] >= 0).sum(1).mean())
+    header = [
+        "share of 2,000",
+        "users/s",
+        "at least",
+        "aim",
+        *(f"{name} alone, users/s" for name in speeds),
+        "candidates",
+    ]
+    title = f"fused ranking of {dataset.num_items} items without a language model"
+    show(title, given, header, [[whole / ASKED[0], whole, *ASKED, *each, candidates]])
+    return {"users a second": whole}
+
+
+if __name__ == "__main__":
+    main()
