@@ -19,8 +19,8 @@ def make_model(shape: str, device: str, dtype: torch.dtype, seed: int) -> PreTra
         return AutoModelForCausalLM.from_pretrained(embedded_folder(shape), dtype=dtype).to(device).eval()
     dim, layers, heads = SIZES[shape]
     config = OPTConfig(
-        vocab_size=TINY_VOCABULARY if shape == "tiny" else VOCABULARY, hidden_size=dim, word_embed_proj_dim=dim, num_hidden_layers=layers, ffn_dim=4 * dim,
-        num_attention_heads=heads, max_position_embeddings=POSITIONS,
+        vocab_size=TINY_VOCABULARY if shape == "tiny" else VOCABULARY, max_position_embeddings=POSITIONS,
+        hidden_size=dim, word_embed_proj_dim=dim, ffn_dim=4 * dim, num_hidden_layers=layers, num_attention_heads=heads,
     )  # fmt: skip
     torch.manual_seed(seed)
     before = torch.get_default_dtype()
