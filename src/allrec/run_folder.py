@@ -13,7 +13,8 @@ from allrec.config import Recipe, dump_recipe, load_recipe
 
 FORMAT_VERSION = 1
 MANIFEST, RECIPE, METRICS = "manifest.json", "recipe.toml", "metrics.json"
-STAGES = ("catalogue", "backbone", "text", "alignment", "language_model", "evaluate")
+STAGES = ("catalogue", "backbone", "text", "alignment", "content", "language_model", "fusion", "evaluate")
+"""A recipe without fusion leaves out ``content`` and ``fusion``."""
 CHECKPOINT = "checkpoint.safetensors"
 PARTS = ".*.part"
 """What a kill leaves of a file that was being written."""
@@ -146,7 +147,8 @@ class RunFolder:
         except BaseException:
             self._note(name, {"state": "running", "seconds": before + time.perf_counter() - start})
             raise
-        (folder / CHECKPOINT).unlink(missing_ok=True)
+        for checkpoint in folder.glob(f"*{CHECKPOINT}"):
+            checkpoint.unlink()
         files = {file.name: sha256_file(file) for file in sorted(folder.iterdir()) if file.is_file()}
         seconds = before + time.perf_counter() - start
         self._note(name, {"state": "done", "seconds": seconds, "sha256": files})
@@ -160,7 +162,8 @@ class RunFolder:
             InputError: the stage is not done there, or a file is damaged.
         """
         source, target = other.folder(stage), self.path / stage
-        (target / CHECKPOINT).unlink(missing_ok=True)
+        for checkpoint in target.glob(f"*{CHECKPOINT}"):
+            checkpoint.unlink()
         for file in sorted(source.rglob("*")):
             if file.is_file() and not file.match(PARTS):
                 link_or_copy(file, target / file.relative_to(source))

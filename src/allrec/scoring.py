@@ -13,6 +13,8 @@ from torch import Tensor
 from allrec.base import InputError
 from allrec.config import Recipe
 from allrec.data.catalogue import Catalogue
+from allrec.evidence.fused import Fused
+from allrec.evidence.rankers import Rankers
 from allrec.models.alignment import Alignment, NoAlignment
 from allrec.models.backbones.base import Backbone
 from allrec.models.candidate_scoring import score_candidates
@@ -29,6 +31,9 @@ USERS_TOGETHER = 256
 
 class Scoring:
     """What the stages learned, frozen, over one catalogue.
+
+    Attributes:
+        fused: evidence and fusion; None where the recipe has none, or its stage has not run.
 
     Args:
         recipe: complete.
@@ -52,6 +57,7 @@ class Scoring:
     ) -> None:
         self.recipe, self.catalogue, self.backbone, self.llm = recipe, catalogue, backbone, llm
         self.alignment, self.text_embeddings, self.soft_tokens = alignment, text_embeddings, soft_tokens
+        self.fused: Fused | None = None
         self.is_cold = torch.from_numpy(catalogue.train_counts < recipe.cold_below)
         self.item_embeddings = backbone.item_embeddings().detach()
         with torch.no_grad():
@@ -77,6 +83,11 @@ class Scoring:
     def bare_builder(self) -> PromptBuilder:
         """Lays out the same prompts without any soft token; made once, for it reads every title."""
         return self.new_builder(self.recipe.prompt.model_copy(update={"soft_token": "none", "has_user": False}))
+
+    @property
+    def rankers(self) -> Rankers:
+        """Scorers of the fusion, none where there is none."""
+        return Rankers(self)
 
     @property
     def trained_soft_tokens(self) -> SoftTokens:

@@ -51,15 +51,22 @@ class Evidence:
     Args:
         train_counts: how often every item occurs in training.
         scorers: name -> scorer; its evidence is the log probability of a softmax over the catalogue, in nats.
+        num_trained: items of the catalogue that was trained on, all where None; that softmax is over them alone, so
+            that items that come later change no evidence of the others.
         spaces: name -> space; its evidence is the similarity to the latest ten items of the history: the largest, the
             very latest item's, and a mean in which older items weigh less.
     """
 
     def __init__(
-        self, train_counts: Int[ndarray, "items"], scorers: Mapping[str, Scorer], spaces: Mapping[str, Space]
+        self,
+        train_counts: Int[ndarray, "items"],
+        scorers: Mapping[str, Scorer],
+        spaces: Mapping[str, Space],
+        num_trained: int | None = None,
     ) -> None:
         self.log_counts = torch.from_numpy(np.log1p(train_counts)).float()
         self.num_items = len(train_counts)
+        self.num_trained = self.num_items if num_trained is None else num_trained
         self.scorers, self.spaces = dict(scorers), dict(spaces)
 
     @property
@@ -130,7 +137,10 @@ class Evidence:
             *(self._catalogue_scores(histories, scorer) for scorer in self.scorers.values()), strict=True
         ):
             rows = chunks[0][0]
-            columns = [scores.log_softmax(dim=1).gather(1, wanted[rows]) for _, scores in chunks]
+            columns = [
+                scores.gather(1, wanted[rows]) - scores[:, : self.num_trained].logsumexp(dim=1, keepdim=True)
+                for _, scores in chunks
+            ]
             yield torch.stack(columns, dim=2).numpy(), rows
 
     def _compare(self, histories: Histories, candidates: Tensor) -> Iterator[Float[Tensor, "rows candidates"]]:
@@ -153,6 +163,16 @@ class Evidence:
         yield (is_same / (1.0 + steps)).amax(dim=1)
         yield self.log_counts[candidates.clamp(min=0)]
         yield lengths[:, None].expand(-1, candidates.shape[1])
+
+
+def largest_similarity(histories: Histories, space: DenseSpace) -> Float[Tensor, "rows items"]:
+    """The largest cosine of every item of the catalogue with the latest items of each history; -1 without any."""
+    latest = histories.latest_first(LATEST)
+    largest = torch.full((len(latest), len(space.unit)), -1.0)
+    for step in range(latest.shape[1]):
+        cosines = space.unit[latest[:, step].clamp(min=0)] @ space.unit.T
+        largest = torch.maximum(largest, cosines.masked_fill(latest[:, step, None] < 0, -1))
+    return largest
 
 
 def step_weights(latest: Int[Tensor, "rows length"]) -> Float[Tensor, "rows length"]:
