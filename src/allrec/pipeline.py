@@ -12,6 +12,7 @@ from torch import Tensor
 from allrec.artifacts import load_tensors, read_json, save_tensors, write_json
 from allrec.data import Dataset
 from allrec.data.catalogue import Catalogue
+from allrec.data.new_items import NewItems
 from allrec.evaluation.llm_scores import Asked, stored_llm_scores
 from allrec.evidence.collect import TrainingHistories, collect, train_content_parts
 from allrec.evidence.evidence import Evidence
@@ -26,7 +27,7 @@ from allrec.evidence.storage import (
     save_training_histories,
 )
 from allrec.models.alignment import Alignment, NoAlignment, new_alignment
-from allrec.models.backbones.base import Backbone, freeze
+from allrec.models.backbones.base import Backbone, StatesBackbone, extended, freeze
 from allrec.models.backbones.registry import make_backbone
 from allrec.models.fusion import Fusion
 from allrec.models.language_model import LanguageModel
@@ -120,7 +121,30 @@ def load_aligned(run: RunFolder) -> Aligned:
     texts = _read_texts(run, _text_stage(run))
     alignment = new_alignment(backbone.dim, texts.shape[1], run.recipe().alignment.network)
     alignment.load_state_dict(load_tensors(run.folder("alignment") / "model.safetensors"))
-    return Aligned(catalogue, backbone, texts, freeze(alignment))
+    aligned = Aligned(catalogue, backbone, texts, freeze(alignment))
+    for folder in run.added():
+        aligned = _with_added(aligned, folder)
+    return aligned
+
+
+@torch.no_grad()
+def _with_added(aligned: Aligned, folder: Path) -> Aligned:
+    """With the new items of a folder: each has the row that stage 1 decodes from its text as its item embedding."""
+    texts = load_tensors(folder / "embeddings.safetensors")["embeddings"]
+    embeddings = aligned.backbone.item_embeddings()
+    # A cold item's joint embedding does not read its item embedding, so these rows only have to be there.
+    every = torch.cat([embeddings, torch.zeros(len(texts), embeddings.shape[1])])
+    is_cold = torch.arange(len(every)) >= len(embeddings)
+    joint = aligned.alignment.joint_items(every, torch.cat([aligned.text_embeddings, texts]), is_cold)
+    rows = aligned.alignment.scored_items(joint[len(embeddings) :])
+    if not isinstance(aligned.backbone, StatesBackbone):
+        raise ValueError(f"{type(aligned.backbone).__name__} takes no new items")
+    return Aligned(
+        aligned.catalogue.extended(NewItems.load(folder)),
+        extended(aligned.backbone, rows),
+        torch.cat([aligned.text_embeddings, texts]),
+        aligned.alignment,
+    )
 
 
 def load_scoring(run: RunFolder, llm: LanguageModel) -> Scoring:

@@ -58,7 +58,8 @@ class Scoring:
         self.recipe, self.catalogue, self.backbone, self.llm = recipe, catalogue, backbone, llm
         self.alignment, self.text_embeddings, self.soft_tokens = alignment, text_embeddings, soft_tokens
         self.fused: Fused | None = None
-        self.is_cold = torch.from_numpy(catalogue.train_counts < recipe.cold_below)
+        is_added = np.arange(catalogue.num_items) >= catalogue.num_items - catalogue.num_added
+        self.is_cold = torch.from_numpy((catalogue.train_counts < recipe.cold_below) | is_added)
         self.item_embeddings = backbone.item_embeddings().detach()
         with torch.no_grad():
             self.joint_items = alignment.joint_items(self.item_embeddings, text_embeddings, self.is_cold)
