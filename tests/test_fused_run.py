@@ -113,6 +113,14 @@ def test_the_program_shows_the_reasons(world):
     assert found[0]["contributions"]["cf"] != 0
 
 
+def test_a_run_whose_fusion_is_not_done_is_not_loaded_without_it(run):
+    manifest = json.loads((run / MANIFEST).read_text())
+    manifest["stages"]["fusion"]["state"] = "running"
+    (run / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match=r"no fusion in .*: stage 'fusion' is 'running'\. Resume with"):
+        AllRec.from_pretrained(run)
+
+
 def tensors_of(folder):
     return {path.relative_to(folder): sha256_file(path) for path in sorted(folder.rglob("*.safetensors"))}
 

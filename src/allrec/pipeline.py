@@ -27,8 +27,8 @@ from allrec.evidence.storage import (
     save_training_histories,
 )
 from allrec.models.alignment import Alignment, NoAlignment, new_alignment
-from allrec.models.backbones.base import Backbone, StatesBackbone, extended, freeze
-from allrec.models.backbones.registry import make_backbone
+from allrec.models.backbones.base import Backbone, StatesBackbone, freeze
+from allrec.models.backbones.registry import extended, make_backbone
 from allrec.models.fusion import Fusion
 from allrec.models.language_model import LanguageModel
 from allrec.models.soft_tokens import SoftTokens

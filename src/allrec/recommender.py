@@ -120,6 +120,8 @@ class AllRec:
                 f"{path} was trained with {run.manifest['llm']}, got {model.fingerprint}. Give the same weights."
             )
         run.folder("language_model")
+        if run.recipe().fusion.enabled:
+            run.folder("fusion")
         return cls(load_scoring(run, model), run)
 
     def save_pretrained(self, path: Path | str) -> None:

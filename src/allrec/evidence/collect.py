@@ -39,7 +39,7 @@ class EvidenceConfig(Config):
         ContentBackboneConfig(), description="The second backbone, whose items are content first."
     )
     depth: int = Field(100, ge=1, description="Items that each scorer and each space retrieves from the catalogue.")
-    fitted_candidates: int = Field(100, ge=2, description="Retrieved candidates of a row that fusion is fitted on.")
+    fitted_candidates: int = Field(40, ge=2, description="Retrieved candidates of a row that fusion is fitted on.")
 
 
 class TrainingHistories(NamedTuple):

@@ -106,7 +106,7 @@ class Evidence:
             depth: how many items each of them gives.
 
         Returns:
-            Item positions, int64; -1 where a row had the item already.
+            Item positions, int64, each once a row; -1 at the end of rows that have fewer.
         """
         depth = min(depth, self.num_items)
         found = [histories.latest_first(LATEST)]
@@ -118,7 +118,9 @@ class Evidence:
                 found.append(nearest_items(histories, space, depth))
         candidates = torch.cat(found, dim=1).numpy()
         candidates[is_repeated(candidates)] = -1
-        return candidates
+        # Padding goes to the end and is cut, since every column costs evidence.
+        candidates = np.take_along_axis(candidates, np.argsort(candidates < 0, axis=1, kind="stable"), axis=1)
+        return candidates[:, : max(1, int((candidates >= 0).sum(axis=1).max(initial=0)))]
 
     def _catalogue_scores(
         self, histories: Histories, scorer: Scorer

@@ -28,7 +28,7 @@ class FusionTrainingConfig(Config):
     held_out: float = Field(0.25, gt=0, lt=1, description="Share of the users that only say when to stop.")
     batch_size: int = Field(256, ge=1, description="Users of a batch.")
     loop: LoopConfig = Field(
-        LoopConfig(epochs=60, optimizer="adamw", learning_rate=1e-2, weight_decay=1e-3, patience=6),
+        LoopConfig(epochs=60, optimizer="adamw", learning_rate=2e-2, weight_decay=1e-3, patience=4),
         description="Optimizer, epochs and patience.",
     )
 

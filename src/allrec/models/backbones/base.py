@@ -1,7 +1,6 @@
 """What every collaborative backbone offers, whatever is inside."""
 
 from abc import ABC, abstractmethod
-from copy import deepcopy
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -85,14 +84,6 @@ class StatesBackbone(nn.Module, ABC):
         states = self.states(histories)
         users = states[torch.arange(len(states), device=states.device), (lengths - 1).clamp(min=0)]
         return users * (lengths > 0)[:, None]
-
-
-def extended(backbone: StatesBackbone, rows: Float[Tensor, "more dim"]) -> StatesBackbone:
-    """A frozen backbone over more items: those that it has keep their embeddings, the new ones have the rows."""
-    larger = deepcopy(backbone)
-    larger.num_items += len(rows)
-    larger.item_table = nn.Parameter(torch.cat([backbone.item_table.detach(), rows]))
-    return freeze(larger)
 
 
 def undrawn(kind: type[Module], *arguments: Any, **settings: Any) -> Module:
