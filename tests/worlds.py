@@ -42,7 +42,6 @@ FUSED = (
     "fusion.evidence.fitted_candidates=10",
     "fusion.training.model.members=2",
     "fusion.training.loop.epochs=3",
-    "fusion.with_llm.model.members=2",
     "fusion.with_llm.model.interplay_width=0",
     "fusion.with_llm.loop.epochs=3",
     "fusion.num_ranked=5",

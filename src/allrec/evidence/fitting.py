@@ -46,10 +46,10 @@ class FusionStageConfig(Config):
     training: FusionTrainingConfig = FusionTrainingConfig()
     with_llm: FusionTrainingConfig = Field(
         FusionTrainingConfig(
-            model=FusionConfig(knots=4, gate_width=4, interplay_width=0, members=4),
+            model=FusionConfig(knots=4, gate_width=4, interplay_width=0),
             loop=LoopConfig(epochs=60, optimizer="adamw", learning_rate=1e-2, weight_decay=1e-2, patience=6),
         ),
-        description="What the language model's evidence adds, fitted by itself; as many members as the other.",
+        description="What the language model's evidence adds, fitted by itself; it has as many members as the other.",
     )
     num_ranked: int = Field(20, ge=2, description="So many of the best candidates the language model reads.")
     llm_users: int = Field(
@@ -97,20 +97,28 @@ def fit_fusions(
         for scope in SCOPES
     }
     fused = FittedFusions(models, {}).fused(evidence, config)
-    rows = sample_rows(len(folds), config.llm_users, sample_seed)
     if ask is None or config.llm_users == 0:
         return FittedFusions(models, {})
-    read = {
-        scope: read_lists(scope, dataset, fused, rows, folds, ask, np.random.default_rng([seed, STAGE, 3]))
-        for scope in SCOPES
-    }
+    rows = sample_rows(len(folds), config.llm_users, sample_seed)
+    rng = np.random.default_rng([seed, STAGE, ROUNDS["prompt"]])
+    read = {scope: read_lists(scope, dataset, fused, rows, folds, ask, rng) for scope in SCOPES}
     own = Roles([*LLM_EVIDENCE, *CONTEXT], FREE, CONTEXT)
+    small = _with_members(config.with_llm, config.training.model.members)
     with_llm = {
-        scope: cross_fit(lists, own, config.with_llm, folds[chosen], seed=seed)
+        scope: cross_fit(lists, own, small, folds[chosen], seed=seed)
         for scope, (lists, chosen) in read.items()
-        if len(set(folds[chosen].tolist())) == config.with_llm.model.members and len(chosen) >= 2 * len(set(folds))
+        if _is_enough(folds[chosen])
     }
     return FittedFusions(models, with_llm)
+
+
+def _with_members(config: FusionTrainingConfig, members: int) -> FusionTrainingConfig:
+    return config.model_copy(update={"model": config.model.model_copy(update={"members": members})})
+
+
+def _is_enough(folds: Int[ndarray, "rows"]) -> bool:
+    """Whether each fold leaves a user to fit on, and one to say when to stop."""
+    return len(folds) - int(np.bincount(folds).max(initial=0)) >= 2
 
 
 def lists_of(scope: Scope, dataset: Dataset, evidence: Evidence, config: FusionStageConfig, seed: int) -> Lists:

@@ -149,8 +149,10 @@ class _Ask:
     def part(self, part: slice) -> "_Ask":
         """For some of the rows."""
         folds = None if self.folds is None else self.folds[part]
-        done = part.start
-        report: Report = lambda scored, asked: self.report(done + scored, len(self.rows))  # noqa: E731
+
+        def report(scored: int, asked: int) -> None:
+            self.report(part.start + scored, len(self.rows))
+
         return _Ask(self.system, self.dataset, self.task, self.rows[part], folds, self.plan, report)
 
     def read(self, candidates: ndarray, scope: Any, fused: Fused) -> dict[str, ndarray]:
