@@ -7,7 +7,7 @@ from tests.training.histories import dataset_of
 
 from allrec.base import InputError
 from allrec.evidence import CONTEXT, FREE, DenseSpace, Evidence, Neighbours, Scorer, WordSpace
-from allrec.evidence.collect import EvidenceConfig, collect, train_content_parts
+from allrec.evidence.collect import EvidenceConfig, TrainingHistories, collect, train_content_parts
 from allrec.evidence.evidence import LATEST, STEP_BACK, nearest_items
 from allrec.evidence.histories import histories_before, histories_of
 from allrec.evidence.similarity import DAMPING
@@ -191,7 +191,12 @@ def test_ranks_over_the_catalogue_equal_those_of_its_scores_where_all_is_retriev
     scores = evidence.features(histories_before(dataset, targets), np.tile(np.arange(NUM_ITEMS), (12, 1)))[:, :, 0]
     for excludes_history in (True, False):
         got = retrieved_ranks(
-            evidence, lambda features: features[:, :, 0], dataset, targets, NUM_ITEMS, excludes_history=excludes_history
+            evidence,
+            lambda features, part: features[:, :, 0],
+            dataset,
+            targets,
+            NUM_ITEMS,
+            excludes_history=excludes_history,
         )
         for row, target in enumerate(targets.items):
             history = dataset.history(targets.users[row])[: targets.positions[row]]
@@ -206,7 +211,7 @@ def test_a_target_that_was_not_retrieved_stands_last_and_ties_count_against_it(e
     dataset = dataset_of([[0, 1, 2, 3, item] for item in range(5, NUM_ITEMS)], NUM_ITEMS)
     targets = dataset.targets["test"]
     got = retrieved_ranks(
-        evidence, lambda features: np.zeros(features.shape[:2]), dataset, targets, 2, excludes_history=True
+        evidence, lambda features, part: np.zeros(features.shape[:2]), dataset, targets, 2, excludes_history=True
     )
     assert 0 < got.is_retrieved.sum() < len(targets)
     assert (got.ranks[~got.is_retrieved] == NUM_ITEMS - 1).all()
@@ -269,7 +274,7 @@ def test_all_evidence_is_collected(pairs_world):
     dataset, texts = pairs_world
     parts = train_content_parts(dataset, texts, quick_config(), seed=0)
     backbone = freeze(SASRec(24, SASRecConfig(dim=8), torch.Generator().manual_seed(0)))
-    collected = collect(dataset, backbone, parts, joint_embeddings=torch.randn(24, 8))
+    collected = collect(TrainingHistories.of(dataset), backbone, parts, joint_embeddings=torch.randn(24, 8))
     assert {"cf", "content", "joint", "tuned_text_largest", "words_mean", "neighbours_latest"} <= set(collected.names)
     targets = dataset.targets["valid"]
     features = collected.features(histories_before(dataset, targets), targets.candidates["paper"])

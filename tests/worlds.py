@@ -28,10 +28,32 @@ QUICK = (
 )
 
 
-def make_world(folder: Path) -> tuple[Path, Path, Recipe]:
+FUSED = (
+    "fusion.enabled=true",
+    "fusion.evidence.tower.content.dim=8",
+    "fusion.evidence.tower.loop.epochs=2",
+    "fusion.evidence.tower.loop.checkpoint_every=2",
+    "fusion.evidence.tower.batch_size=32",
+    "fusion.evidence.content.backbone.model.dim=16",
+    "fusion.evidence.content.backbone.loop.epochs=2",
+    "fusion.evidence.content.backbone.loop.checkpoint_every=2",
+    "fusion.evidence.content.backbone.loop.learning_rate=2e-3",
+    "fusion.evidence.depth=12",
+    "fusion.evidence.fitted_candidates=10",
+    "fusion.training.model.members=2",
+    "fusion.training.loop.epochs=3",
+    "fusion.with_llm.model.interplay_width=0",
+    "fusion.with_llm.loop.epochs=3",
+    "fusion.num_ranked=5",
+    "fusion.llm_users=40",
+)
+"""Makes a recipe train its content parts and fit fusion."""
+
+
+def make_world(folder: Path, further: tuple[str, ...] = ()) -> tuple[Path, Path, Recipe]:
     """A data set folder of 80 users and 60 items, a language model's folder, and a recipe of a few seconds."""
     simulate(folder / "source", SimulationConfig(num_users=80, num_items=60, mean_interactions=6))
     prepare(folder / "source", folder / "dataset", config=PrepareConfig(name="world"))
     encoder = save_encoder(folder / "encoder")
     llm = save_tiny(folder / "llm")
-    return folder / "dataset", llm, load_recipe("a-llmrec", (*QUICK, f'text.name="{encoder}"'))
+    return folder / "dataset", llm, load_recipe("a-llmrec", (*QUICK, *further, f'text.name="{encoder}"'))

@@ -183,6 +183,7 @@ def recommend(
     k: Annotated[int, typer.Option("-k", min=1, help="How many.")] = 10,
     candidates: Annotated[str | None, typer.Option(help="Rank these item ids alone, with commas.")] = None,
     with_history: Annotated[bool, typer.Option("--with-history", help="Items of the history may come again.")] = False,
+    no_llm: Annotated[bool, typer.Option("--no-llm", help="Leave the language model out: faster.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Recommend items to a user, or rank given ones."""
@@ -192,13 +193,27 @@ def recommend(
     system = AllRec.from_pretrained(run)
     told = None if history is None else [part for part in history.split(",") if part]
     if candidates is not None:
-        found = system.rank([part for part in candidates.split(",") if part], user=user, history=told)[:k]
+        listed = [part for part in candidates.split(",") if part]
+        found = system.rank(listed, user=user, history=told, use_llm=not no_llm)[:k]
     else:
-        found = system.recommend(user=user, history=told, k=k, with_history=with_history)
+        found = system.recommend(user=user, history=told, k=k, with_history=with_history, use_llm=not no_llm)
     if as_json:
         sys.stdout.write(json.dumps([vars(item) for item in found], ensure_ascii=False) + "\n")
     else:
         show_recommendations(system, user, told, found)
+
+
+@app.command("add-items")
+def add_items(
+    run: Run,
+    items: Annotated[
+        Path, typer.Argument(help="JSON lines: item_id, title, description, genres.", metavar="ITEMS.jsonl")
+    ],
+) -> None:
+    """Add new items to a trained run; they can be recommended at once, and nothing is retrained."""
+    from allrec.terminal import run_add_items
+
+    run_add_items(run, items)
 
 
 @app.command()

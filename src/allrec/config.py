@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from allrec.base import Config, InputError, nearest
+from allrec.evidence.fitting import FusionStageConfig
 from allrec.models.language_model import LanguageModelConfig
 from allrec.models.prompt import PromptConfig
 from allrec.models.text_encoder import TextEncoderConfig
@@ -58,6 +59,7 @@ class Recipe(Config):
     llm: LanguageModelChoice = LanguageModelChoice()
     prompt: PromptConfig = PromptConfig()
     soft_tokens: SoftTokensStageConfig = SoftTokensStageConfig()
+    fusion: FusionStageConfig = FusionStageConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
 

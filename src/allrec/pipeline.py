@@ -6,14 +6,30 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
+from numpy import ndarray
 from torch import Tensor
 
 from allrec.artifacts import load_tensors, read_json, save_tensors, write_json
 from allrec.data import Dataset
 from allrec.data.catalogue import Catalogue
+from allrec.data.new_items import NewItems
+from allrec.evaluation.llm_scores import Asked, stored_llm_scores
+from allrec.evidence.collect import TrainingHistories, collect, train_content_parts
+from allrec.evidence.evidence import Evidence
+from allrec.evidence.fitting import LISTED, SCOPES, fit_fusions
+from allrec.evidence.fused import Fused, Scope
+from allrec.evidence.storage import (
+    load_content_parts,
+    load_fusion,
+    load_training_histories,
+    save_content_parts,
+    save_fusion,
+    save_training_histories,
+)
 from allrec.models.alignment import Alignment, NoAlignment, new_alignment
-from allrec.models.backbones.base import Backbone, freeze
-from allrec.models.backbones.registry import make_backbone
+from allrec.models.backbones.base import Backbone, StatesBackbone, freeze
+from allrec.models.backbones.registry import extended, make_backbone
+from allrec.models.fusion import Fusion
 from allrec.models.language_model import LanguageModel
 from allrec.models.soft_tokens import SoftTokens
 from allrec.models.text_encoder import TextEncoder
@@ -59,6 +75,9 @@ def train_stages(
             _encode_texts(folder, dataset, run, cache, observer)
     if not run.is_done("alignment"):
         _train_alignment(run, dataset, observer)
+    if recipe.fusion.enabled and not run.is_done("content"):
+        with run.stage("content") as folder:
+            _train_content(folder, run, dataset, observer)
     scoring = load_scoring(run, llm)
     if not run.is_done("language_model"):
         with run.stage("language_model") as folder:
@@ -68,6 +87,10 @@ def train_stages(
                 on_warm_up=_on_step(observer, "warm_up"),
             )  # fmt: skip
             _save(folder, scoring.soft_tokens, report)
+    if recipe.fusion.enabled and not run.is_done("fusion"):
+        with run.stage("fusion") as folder:
+            _fit_fusion(folder, scoring, _load_evidence(run, scoring), dataset, observer)
+        scoring.fused = load_fused(run, scoring)
     return scoring
 
 
@@ -95,10 +118,33 @@ def load_aligned(run: RunFolder) -> Aligned:
     """
     catalogue = Catalogue.load(run.folder("catalogue"), run.wording())
     backbone = _read_backbone(run, catalogue.num_items)
-    texts = _read_texts(run, "alignment" if run.recipe().alignment.tune_text else "text")
+    texts = _read_texts(run, _text_stage(run))
     alignment = new_alignment(backbone.dim, texts.shape[1], run.recipe().alignment.network)
     alignment.load_state_dict(load_tensors(run.folder("alignment") / "model.safetensors"))
-    return Aligned(catalogue, backbone, texts, freeze(alignment))
+    aligned = Aligned(catalogue, backbone, texts, freeze(alignment))
+    for folder in run.added():
+        aligned = _with_added(aligned, folder)
+    return aligned
+
+
+@torch.no_grad()
+def _with_added(aligned: Aligned, folder: Path) -> Aligned:
+    """With the new items of a folder: each has the row that stage 1 decodes from its text as its item embedding."""
+    texts = load_tensors(folder / "embeddings.safetensors")["embeddings"]
+    embeddings = aligned.backbone.item_embeddings()
+    # A cold item's joint embedding does not read its item embedding, so these rows only have to be there.
+    every = torch.cat([embeddings, torch.zeros(len(texts), embeddings.shape[1])])
+    is_cold = torch.arange(len(every)) >= len(embeddings)
+    joint = aligned.alignment.joint_items(every, torch.cat([aligned.text_embeddings, texts]), is_cold)
+    rows = aligned.alignment.scored_items(joint[len(embeddings) :])
+    if not isinstance(aligned.backbone, StatesBackbone):
+        raise ValueError(f"{type(aligned.backbone).__name__} takes no new items")
+    return Aligned(
+        aligned.catalogue.extended(NewItems.load(folder)),
+        extended(aligned.backbone, rows),
+        torch.cat([aligned.text_embeddings, texts]),
+        aligned.alignment,
+    )
 
 
 def load_scoring(run: RunFolder, llm: LanguageModel) -> Scoring:
@@ -114,7 +160,61 @@ def load_scoring(run: RunFolder, llm: LanguageModel) -> Scoring:
         soft_tokens = SoftTokens(backbone.dim, scoring.joint_items.shape[1], llm.dim)
         soft_tokens.load_state_dict(load_tensors(run.folder("language_model") / "model.safetensors"))
         scoring.soft_tokens = freeze(soft_tokens)
+    if run.is_done("fusion"):
+        scoring.fused = load_fused(run, scoring)
     return scoring
+
+
+def load_fused(run: RunFolder, scoring: Scoring) -> Fused:
+    """Reads the evidence and the fusions of a run.
+
+    Raises:
+        InputError: the stage is not done, or a file is damaged.
+    """
+    folder, config = run.folder("fusion"), run.recipe().fusion
+    models: dict[Scope, Fusion] = {scope: load_fusion(folder, scope) for scope in SCOPES}
+    with_llm: dict[Scope, Fusion] = {
+        scope: load_fusion(folder, f"{scope}-llm") for scope in SCOPES if (folder / f"{scope}-llm.json").is_file()
+    }
+    return Fused(_load_evidence(run, scoring), models, with_llm, config.evidence.depth, config.num_ranked)
+
+
+def _train_content(folder: Path, run: RunFolder, dataset: Dataset, observer: Observer) -> None:
+    recipe, texts = run.recipe(), _read_texts(run, _text_stage(run))
+    parts = train_content_parts(
+        dataset, texts, recipe.fusion.evidence,
+        seed=recipe.seed, checkpoints=folder, on_step=_on_step(observer, "content"),
+    )  # fmt: skip
+    save_content_parts(folder, parts)
+    save_training_histories(folder, TrainingHistories.of(dataset))
+
+
+def _load_evidence(run: RunFolder, scoring: Scoring) -> Evidence:
+    folder, config = run.folder("content"), run.recipe().fusion.evidence
+    parts = load_content_parts(folder, scoring.catalogue.titles, scoring.text_embeddings, config)
+    return collect(load_training_histories(folder), scoring.backbone, parts, scoring.joint_embeddings)
+
+
+def _fit_fusion(folder: Path, scoring: Scoring, evidence: Evidence, dataset: Dataset, observer: Observer) -> None:
+    recipe = scoring.recipe
+
+    def ask(asked: Asked) -> Float[ndarray, "rows candidates"]:
+        def report(done: int, total: int) -> None:
+            observer("fusion", done / total, {"users": float(done)})
+
+        return stored_llm_scores(scoring, dataset, asked, (folder,), report)
+
+    can_ask = scoring.can_list(dataset.targets["valid"].candidates[LISTED])
+    fitted = fit_fusions(
+        dataset, evidence, recipe.fusion, ask if can_ask else None,
+        seed=recipe.seed, sample_seed=recipe.evaluation.bootstrap_seed,
+    )  # fmt: skip
+    reports = {}
+    for ending, models in (("", fitted.models), ("-llm", fitted.with_llm)):
+        for scope, one in models.items():
+            save_fusion(folder, one.model, f"{scope}{ending}")
+            reports[f"{scope}{ending}"] = [vars(report) for report in one.reports]
+    write_json(folder / "training.json", reports)
 
 
 def _train_backbone(run: RunFolder, dataset: Dataset, observer: Observer) -> None:
@@ -168,6 +268,10 @@ def _read_backbone(run: RunFolder, num_items: int) -> Backbone:
 
 def _read_texts(run: RunFolder, stage: str = "text") -> Float[Tensor, "items text_dim"]:
     return load_tensors(run.folder(stage) / "embeddings.safetensors")["embeddings"]
+
+
+def _text_stage(run: RunFolder) -> str:
+    return "alignment" if run.recipe().alignment.tune_text else "text"
 
 
 def _save(folder: Path, module: torch.nn.Module, report: FitReport) -> None:

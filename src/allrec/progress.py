@@ -25,6 +25,8 @@ STAGE_NAMES = {
     "alignment": "stage 1, alignment",
     "warm_up": "stage 2, warm-up",
     "language_model": "stage 2, soft tokens",
+    "content": "content tower and backbone",
+    "fusion": "fusion",
     "evaluate": "evaluation",
 }
 UNITS = {

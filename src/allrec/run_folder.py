@@ -1,5 +1,6 @@
 """A run folder: what was trained, from what, how far it came, and whether its files are still as they were written."""
 
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,8 +14,10 @@ from allrec.config import Recipe, dump_recipe, load_recipe
 
 FORMAT_VERSION = 1
 MANIFEST, RECIPE, METRICS = "manifest.json", "recipe.toml", "metrics.json"
-STAGES = ("catalogue", "backbone", "text", "alignment", "language_model", "evaluate")
+STAGES = ("catalogue", "backbone", "text", "alignment", "content", "language_model", "fusion", "evaluate")
+"""A recipe without fusion leaves out ``content`` and ``fusion``."""
 CHECKPOINT = "checkpoint.safetensors"
+ADDED = "added"
 PARTS = ".*.part"
 """What a kill leaves of a file that was being written."""
 LIBRARIES = ("allrec", "torch", "transformers", "sentence-transformers", "polars", "numpy")
@@ -161,7 +164,8 @@ class RunFolder:
             InputError: the stage is not done there, or a file is damaged.
         """
         source, target = other.folder(stage), self.path / stage
-        (target / CHECKPOINT).unlink(missing_ok=True)
+        for checkpoint in target.glob(f"*{CHECKPOINT}"):
+            checkpoint.unlink()
         for file in sorted(source.rglob("*")):
             if file.is_file() and not file.match(PARTS):
                 link_or_copy(file, target / file.relative_to(source))
@@ -184,6 +188,34 @@ class RunFolder:
         for name, sha256 in self.manifest["stages"][stage]["sha256"].items():
             check_sha256(folder / name, sha256)
         return folder
+
+    @contextmanager
+    def adding(self) -> Iterator[Path]:
+        """Adds a folder to a trained run: yields it empty, and the manifest names it when the block ends well.
+
+        What a kill leaves is named nowhere, so nobody reads it, and the next one begins there anew.
+        """
+        entries = self.manifest.get("added", [])
+        name = f"{ADDED}/{len(entries) + 1:04d}"
+        folder = self.path / name
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        yield folder
+        files = {file.name: sha256_file(file) for file in sorted(folder.iterdir())}
+        self.manifest["added"] = [*entries, {"folder": name, "sha256": files}]
+        self._write()
+
+    def added(self) -> list[Path]:
+        """The folders that ``adding`` made, oldest first, their files checked.
+
+        Raises:
+            InputError: a file is damaged.
+        """
+        entries = self.manifest.get("added", [])
+        for entry in entries:
+            for name, sha256 in entry["sha256"].items():
+                check_sha256(self.path / entry["folder"] / name, sha256)
+        return [self.path / entry["folder"] for entry in entries]
 
     def _note(self, stage: str, value: dict[str, Any]) -> None:
         self.manifest["stages"][stage] = value

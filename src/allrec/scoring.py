@@ -13,6 +13,8 @@ from torch import Tensor
 from allrec.base import InputError
 from allrec.config import Recipe
 from allrec.data.catalogue import Catalogue
+from allrec.evidence.fused import Fused
+from allrec.evidence.rankers import Rankers
 from allrec.models.alignment import Alignment, NoAlignment
 from allrec.models.backbones.base import Backbone
 from allrec.models.candidate_scoring import score_candidates
@@ -29,6 +31,9 @@ USERS_TOGETHER = 256
 
 class Scoring:
     """What the stages learned, frozen, over one catalogue.
+
+    Attributes:
+        fused: evidence and fusion; None where the recipe has none, or its stage has not run.
 
     Args:
         recipe: complete.
@@ -52,7 +57,9 @@ class Scoring:
     ) -> None:
         self.recipe, self.catalogue, self.backbone, self.llm = recipe, catalogue, backbone, llm
         self.alignment, self.text_embeddings, self.soft_tokens = alignment, text_embeddings, soft_tokens
-        self.is_cold = torch.from_numpy(catalogue.train_counts < recipe.cold_below)
+        self.fused: Fused | None = None
+        is_added = np.arange(catalogue.num_items) >= catalogue.num_items - catalogue.num_added
+        self.is_cold = torch.from_numpy((catalogue.train_counts < recipe.cold_below) | is_added)
         self.item_embeddings = backbone.item_embeddings().detach()
         with torch.no_grad():
             self.joint_items = alignment.joint_items(self.item_embeddings, text_embeddings, self.is_cold)
@@ -77,6 +84,11 @@ class Scoring:
     def bare_builder(self) -> PromptBuilder:
         """Lays out the same prompts without any soft token; made once, for it reads every title."""
         return self.new_builder(self.recipe.prompt.model_copy(update={"soft_token": "none", "has_user": False}))
+
+    @property
+    def rankers(self) -> Rankers:
+        """Scorers of the fusion, none where there is none."""
+        return Rankers(self)
 
     @property
     def trained_soft_tokens(self) -> SoftTokens:

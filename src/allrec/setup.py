@@ -23,7 +23,9 @@ CHANCES: dict[str, tuple[Metric, int]] = {
     "HR@1": ("HR", 1), "HR@5": ("HR", 5), "HR@10": ("HR", 10), "NDCG@5": ("NDCG", 5), "NDCG@10": ("NDCG", 10),
     "MRR": ("MRR", 1),
 }  # fmt: skip
-TIMED = ("backbone", "text", "alignment", "language_model", "evaluate")
+LEADS = ("allround", "fusion", "llm")
+"""Scorers that all others are tested against, where they were scored."""
+TIMED = ("backbone", "text", "alignment", "language_model", "fusion", "evaluate")
 
 
 def default_cache() -> Path:
@@ -80,6 +82,7 @@ def plan_of(recipe: Recipe, folder: Path, on_progress: Any) -> Plan:
         ablation_users=asked.ablation_users,
         scorers=tuple(scorer for scorer in Plan.scorers if scorer not in idle),
         folder=folder,
+        read_folders=(folder.with_name("fusion"),),
         seed=asked.bootstrap_seed,
         on_progress=on_progress,
     )
@@ -102,6 +105,7 @@ def metrics_of(run: RunFolder, dataset: Dataset, rankings: list[Ranking]) -> dic
     seed = run.recipe().evaluation.bootstrap_seed
     masks = {split: segments(dataset, dataset.targets[split]) for split in {ranking.split for ranking in rankings}}
     stages = {"prepare": dataset.seconds} | {name: run.seconds(name) for name in TIMED}
+    stages["fusion"] += run.seconds("content")
     return {
         "format": FORMAT_VERSION,
         "dataset": {key: value for key, value in describe(dataset).items() if key != "wording"},
@@ -112,7 +116,7 @@ def metrics_of(run: RunFolder, dataset: Dataset, rankings: list[Ranking]) -> dic
         "scoring_seconds": scoring_seconds(run, rankings),
         "chance": chances(dataset, rankings),
         "results": [row for ranking in rankings for row in result_rows(ranking, masks[ranking.split], seed)],
-        "comparisons": comparison_rows(_llm_first(rankings), seed),
+        "comparisons": [row for lead in LEADS for row in comparison_rows(_led_by(lead, rankings), seed)],
     }
 
 
@@ -142,5 +146,12 @@ def chances(dataset: Dataset, rankings: list[Ranking]) -> dict[str, dict[str, fl
     return found
 
 
-def _llm_first(rankings: list[Ranking]) -> list[Ranking]:
-    return sorted(rankings, key=lambda ranking: ranking.scorer != "llm")
+def _led_by(lead: str, rankings: list[Ranking]) -> list[Ranking]:
+    """The rankings that a scorer is tested against, itself first; those of earlier leads have been, and stay out."""
+    groups = {(ranking.split, ranking.protocol) for ranking in rankings if ranking.scorer == lead}
+    chosen = [
+        ranking
+        for ranking in rankings
+        if (ranking.split, ranking.protocol) in groups and ranking.scorer not in LEADS[: LEADS.index(lead)]
+    ]
+    return sorted(chosen, key=lambda ranking: ranking.scorer != lead)

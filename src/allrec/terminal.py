@@ -16,10 +16,12 @@ from allrec.data import Dataset, PrepareConfig, SimulationConfig, load_dataset, 
 from allrec.data import prepare as prepare_dataset
 from allrec.data.dataset import is_dataset
 from allrec.data.fetching import Fetched, fetch, record_of
+from allrec.data.new_items import read_new_items
 from allrec.data.published import PUBLISHED, PublishedSet, find_published
 from allrec.generating import WrittenGenres, WrittenTitle
 from allrec.progress import number, observing
 from allrec.recommender import AllRec, Recommendation
+from allrec.recommending import families
 from allrec.report.page import PAGE, write_report
 from allrec.report.style import has_matplotlib
 from allrec.run_folder import MANIFEST, RECIPE, RunFolder
@@ -103,6 +105,14 @@ def run_evaluate(run: Path, dataset: Path, protocols: list[str]) -> None:
 
         system.evaluate(dataset, plan=plan_of(recipe, run / "evaluate", on_progress))
     show_results(system.run)
+
+
+def run_add_items(run: Path, items: Path) -> None:
+    """Adds new items to a run and says how many it has now."""
+    rows = read_new_items(items)
+    system = AllRec.from_pretrained(run)
+    added = system.add_items(rows)
+    _say(f"{len(added):,} items joined {run}, which has {system.scoring.catalogue.num_items:,} now.")
 
 
 def _trained(dataset: Path, run: Path, recipe: Recipe, llm: str | None, resume: bool) -> AllRec:
@@ -215,15 +225,26 @@ def show_recommendations(
         ("", "left"),
         ("log P", "right"),
         ("cf", "right"),
+        *((("why", "left"),) if any(item.contributions for item in found) else ()),
     ):
-        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+        table.add_column(column, justify=justify)
     for rank, item in enumerate(found, 1):
         score = "" if item.score is None else f"{item.score:.2f}"
         mark = "[cyan]cold[/cyan]" if item.is_cold else "warm"
+        why = () if item.contributions is None else (reason(item, found),)
         table.add_row(
-            str(rank), escape(item.item_id), escape(item.title or "(no title)"), mark, score, f"{item.cf:.2f}"
+            str(rank), escape(item.item_id), escape(item.title or "(no title)"), mark, score, f"{item.cf:.2f}", *why
         )
     out.print(table)
+
+
+def reason(item: Recommendation, found: Sequence[Recommendation], most: int = 2) -> str:
+    """Which evidence speaks for an item more than for the others that are shown, such as "text +1.2, cf +0.4"."""
+    own = families(item.contributions or {})
+    others = [families(other.contributions or {}) for other in found]
+    above = {name: value - sum(other.get(name, 0.0) for other in others) / len(others) for name, value in own.items()}
+    best = sorted(above.items(), key=lambda entry: -entry[1])[:most]
+    return ", ".join(f"{name} {value:+.1f}" for name, value in best)
 
 
 def show_written(written: Sequence[WrittenTitle] | Sequence[WrittenGenres]) -> None:

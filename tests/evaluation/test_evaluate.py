@@ -8,8 +8,9 @@ import torch
 from tests.training.histories import dataset_of
 
 from allrec.base import InputError
-from allrec.evaluation import evaluate as module
-from allrec.evaluation.evaluate import Plan, evaluate, histories_before
+from allrec.evaluation import llm_scores as module
+from allrec.evaluation.evaluate import Plan, evaluate
+from allrec.evaluation.llm_scores import histories_before
 from allrec.evaluation.metrics import chance, hit_rate_at, ndcg_at
 
 NUM_ITEMS = 12
@@ -26,7 +27,7 @@ class System:
         self.item_embeddings = torch.as_tensor(items, dtype=torch.float32)
         self.joint_embeddings = self.item_embeddings if joint is None else torch.as_tensor(joint, dtype=torch.float32)
         self.score = score or (lambda history, item, scorer: 0.0)
-        self.asked, self.room = [], 20
+        self.asked, self.room, self.rankers = [], 20, {}
 
     def represent(self, histories):
         counts = [np.bincount(history, minlength=len(self.item_embeddings)) for history in histories]

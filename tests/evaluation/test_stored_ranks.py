@@ -41,3 +41,12 @@ def test_a_later_evaluation_keeps_what_it_did_not_ask_for(tmp_path):
 def test_a_run_without_ranks_says_so(tmp_path):
     with pytest.raises(InputError, match="no such file"):
         load_ranks(tmp_path)
+
+
+def test_where_retrieval_found_the_target_comes_back(tmp_path):
+    dataset = SimpleNamespace(targets={"test": SimpleNamespace(items=np.array([7, 8]))})
+    found = Ranking("test", "full", "fusion", np.arange(2), np.array([0, 9]), 0.0, np.array([True, False]))
+    save_ranks(tmp_path, [found, Ranking("test", "full", "cf", np.arange(2), np.array([1, 1]))], dataset)
+    stored = load_ranks(tmp_path).rankings
+    assert stored["test", "full", "fusion"].is_retrieved.tolist() == [True, False]
+    assert stored["test", "full", "cf"].is_retrieved is None

@@ -7,7 +7,16 @@ import torch
 from allrec.base import InputError
 from allrec.evidence.storage import load_fusion, save_fusion
 from allrec.models.fusion import FusionConfig
-from allrec.training.fusion import STAGE, FusionTrainingConfig, Lists, fit_fusion, fused_scores
+from allrec.training.fusion import (
+    STAGE,
+    FusionTrainingConfig,
+    Lists,
+    Roles,
+    cross_fit,
+    fit_fusion,
+    fold_of,
+    fused_scores,
+)
 from allrec.training.loop import LoopConfig
 
 FREE, CONTEXT = ("log_count",), ("log_count",)
@@ -31,7 +40,7 @@ def world(rows=800, candidates=10, seed=0):
 
 
 def fitted(lists, names=("cf", "text", "log_count"), seed=0, config=QUICK):
-    return fit_fusion(lists, names, FREE, CONTEXT, config, seed=seed)
+    return fit_fusion(lists, Roles(names, FREE, CONTEXT), config, seed=seed)
 
 
 def hits(lists, scores):
@@ -79,7 +88,7 @@ def test_those_held_out_say_when_to_stop_and_teach_nothing():
     places[order[:50]] = (places[order[:50]] + 1) % 10
     changed = lists._replace(targets=lists.candidates[np.arange(200), places])
     patient = QUICK.model_copy(update={"loop": LoopConfig(epochs=2, learning_rate=1e-2)})
-    first, second = fitted(lists, config=patient).report, fitted(changed, config=patient).report
+    (first,), (second,) = (fitted(each, config=patient).reports for each in (lists, changed))
     assert first.losses == second.losses
     assert first.validations != second.validations
 
@@ -93,7 +102,7 @@ def test_it_is_frozen():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda lists: Lists(*(part[:1] for part in lists)), "got 1 validation users, expected at least 2"),
+        (lambda lists: lists.take(np.arange(1)), "got 1 validation users, expected at least 2"),
         (lambda lists: lists._replace(targets=lists.targets + 99), "row 0 does not hold its target once"),
         (lambda lists: lists._replace(features=lists.features[:, :, :2]), "got 2 columns of evidence, expected 3"),
         (lambda lists: lists._replace(features=lists.features * np.nan), "evidence 'cf' is not finite"),
@@ -112,3 +121,60 @@ def test_it_comes_back_as_it_was_stored(tmp_path):
     assert again.names == model.names
     np.testing.assert_array_equal(fused_scores(again, lists.features), fused_scores(model, lists.features))
     assert not any(parameter.requires_grad for parameter in again.parameters())
+
+
+CROSS = QUICK.model_copy(update={"model": FusionConfig(knots=4, gate_width=4, interplay_width=4, members=3)})
+
+
+def cross_fitted(lists, config=CROSS, seed=0):
+    folds = fold_of(len(lists.targets), config.model.members, seed)
+    roles = Roles(("cf", "text", "log_count"), FREE, CONTEXT)
+    return cross_fit(lists, roles, config, folds, seed=seed).model, folds
+
+
+def test_folds_are_as_large_as_each_other_and_fixed_by_the_seed():
+    folds = fold_of(100, 3, seed=1)
+    assert np.bincount(folds).tolist() == [34, 33, 33]
+    assert (folds == fold_of(100, 3, seed=1)).all()
+    assert (folds != fold_of(100, 3, seed=2)).any()
+
+
+def test_a_member_never_met_the_users_of_its_fold():
+    lists = world(120)
+    quick = CROSS.model_copy(update={"loop": LoopConfig(epochs=2, learning_rate=1e-2)})
+    model, folds = cross_fitted(lists, quick)
+    places = (lists.candidates == lists.targets[:, None]).argmax(axis=1)
+    places[folds == 1] = (places[folds == 1] + 1) % 10
+    changed, _ = cross_fitted(lists._replace(targets=lists.candidates[np.arange(120), places]), quick)
+    same = [
+        all(torch.equal(value, other.state_dict()[name]) for name, value in one.state_dict().items())
+        for one, other in zip(model.members, changed.members, strict=True)
+    ]
+    assert same == [False, True, False]
+
+
+def test_each_row_is_scored_by_its_own_member_and_a_new_one_by_their_mean():
+    lists = world(60)
+    model, folds = cross_fitted(lists)
+    members = np.stack([model.score(torch.from_numpy(lists.features), k).detach().numpy() for k in range(3)])
+    got = fused_scores(model, lists.features, folds)
+    np.testing.assert_allclose(got, members[folds, np.arange(60)], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(fused_scores(model, lists.features), members.mean(axis=0), rtol=1e-4, atol=1e-5)
+
+
+def test_one_member_cannot_be_cross_fitted():
+    with pytest.raises(InputError, match="got 1 members of fusion, expected at least 2"):
+        cross_fitted(world(20), QUICK)
+
+
+def test_what_is_known_already_is_not_learned_again():
+    lists = world()
+    known = lists._replace(offsets=8.0 * lists.features[:, :, 0])
+    plain, told = fitted(lists).model, fitted(known).model
+
+    def slope(model):
+        raised = lists.features.copy()
+        raised[:, :, 0] += 1
+        return (fused_scores(model, raised) - fused_scores(model, lists.features)).mean()
+
+    assert slope(told) < 0.5 * slope(plain)

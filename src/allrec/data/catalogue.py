@@ -1,6 +1,6 @@
 """What serving must know of a data set: its items, how often each was seen, and the known users' histories."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +11,15 @@ from numpy import ndarray
 from allrec.artifacts import atomic_path
 from allrec.base import InputError, Wording, nearest
 from allrec.data.dataset import Dataset
+from allrec.data.new_items import NewItems
 
 
 @dataclass(frozen=True)
 class Catalogue:
     """Items with ids, titles, texts and training counts; users with ids and whole histories, oldest first.
 
-    ``genres`` is None where the data set has none, or the catalogue was written before genres were kept.
+    ``genres`` is None where the data set has none, or the catalogue was written before genres were kept. The last
+    ``num_added`` items joined after training: nobody was trained on them, and they enter by their text.
     """
 
     item_ids: list[str]
@@ -29,6 +31,7 @@ class Catalogue:
     items: Int[ndarray, "interactions"]
     wording: Wording
     genres: list[list[str]] | None = None
+    num_added: int = 0
     _item_of: dict[str, int] = field(init=False, repr=False, compare=False)
     _user_of: dict[str, int] = field(init=False, repr=False, compare=False)
 
@@ -48,6 +51,18 @@ class Catalogue:
     def num_items(self) -> int:
         """How many items there are."""
         return len(self.item_ids)
+
+    def extended(self, items: NewItems) -> "Catalogue":
+        """The same with new items behind the last; what was counted in training stays as it is."""
+        return replace(
+            self,
+            item_ids=self.item_ids + items.item_ids,
+            titles=self.titles + items.titles,
+            texts=self.texts + items.texts,
+            train_counts=np.concatenate([self.train_counts, np.zeros(len(items.item_ids), self.train_counts.dtype)]),
+            genres=None if self.genres is None else self.genres + items.genres,
+            num_added=self.num_added + len(items.item_ids),
+        )
 
     def item(self, item_id: str) -> int:
         """Position of an item.

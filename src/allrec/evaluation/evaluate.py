@@ -1,47 +1,63 @@
 """Scores a trained system under every protocol: from scores to ranks, resumed where it was killed."""
 
-import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 from torch import Tensor
 
-from allrec.artifacts import load_tensors, save_tensors
 from allrec.base import InputError
 from allrec.data import Dataset, Targets
+from allrec.evaluation.llm_scores import Asked, LlmScorers, Report, histories_before, stored_llm_scores
 from allrec.evaluation.protocols import Ranking, excluded_history, sample_rows
 from allrec.evaluation.ranking import candidate_ranks, catalogue_ranks, dot_product_scores
 
 LLM_SCORERS = ("llm", "llm-random-items", "llm-no-soft")
-USERS_A_CHUNK = 512
-"""Users scored by the language model between two writes: at most so many are scored again after a kill."""
+FUSED_SCORERS = ("text", "fusion", "allround")
+"""What a system with a fusion ranks by itself."""
 
 
-class Scorers(Protocol):
+class Task(NamedTuple):
+    """One scorer under one protocol on one split."""
+
+    split: str
+    protocol: str
+    scorer: str
+
+
+class Ranked(NamedTuple):
+    """What a system ranked by itself.
+
+    Attributes:
+        rows: rows of the split's targets.
+        ranks: 0-based, ties against the target.
+        is_retrieved: whether retrieval found the target; None where there was none.
+    """
+
+    rows: Int[ndarray, "rows"]
+    ranks: Int[ndarray, "rows"]
+    is_retrieved: Bool[ndarray, "rows"] | None = None
+
+
+class Scorers(LlmScorers, Protocol):
     """What an evaluation asks of a system."""
 
     item_embeddings: Float[Tensor, "items dim"]
     joint_embeddings: Float[Tensor, "items dim"]
 
-    def represent(self, histories: list[Int[ndarray, "length"]]) -> Float[Tensor, "users dim"]:
-        """x_u of each history."""
+    @property
+    def rankers(self) -> Mapping[str, "Ranker"]:
+        """Scorers that the system ranks by itself, by name; may be none."""
         ...
 
     def can_list(self, candidates: Int[ndarray, "rows candidates"]) -> bool:
         """Whether a prompt has room for each row of candidates."""
-        ...
-
-    def score_with_llm(
-        self, users: Tensor, histories: list[ndarray], candidates: ndarray, scorer: Any
-    ) -> Float[ndarray, "users candidates"]:
-        """log P(title | prompt) of every candidate."""
         ...
 
 
@@ -56,6 +72,7 @@ class Plan:
         ablation_users: how many its ablations score at most; 0 is as many.
         scorers: which scorers, of all protocols that they can do.
         folder: partial scores lie here; None keeps none.
+        read_folders: further folders in which the language model's scores may lie already.
         seed: of the sample of users.
         on_progress: called with the share done, and how many users were scored so far, each scorer's counted.
     """
@@ -64,15 +81,24 @@ class Plan:
     splits: tuple[str, ...]
     llm_users: dict[str, int]
     ablation_users: int = 0
-    scorers: tuple[str, ...] = ("cf", "joint", *LLM_SCORERS)
+    scorers: tuple[str, ...] = ("cf", "joint", "text", "fusion", *LLM_SCORERS, "allround")
     folder: Path | None = None
+    read_folders: tuple[Path, ...] = ()
     seed: int = 0
     on_progress: Callable[[float, int], None] = lambda share, users: None
 
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Where the language model's scores are looked for; the first is written to."""
+        return () if self.folder is None else (self.folder, *self.read_folders)
+
     def sample_of(self, split: str, scorer: str) -> int | None:
         """How many rows a language-model scorer scores; None is all."""
-        asked = [self.llm_users.get(split, 0), self.ablation_users if scorer != "llm" else 0]
+        asked = [self.llm_users.get(split, 0), self.ablation_users if scorer in LLM_SCORERS[1:] else 0]
         return min((size for size in asked if size), default=None)
+
+
+Ranker = Callable[[Dataset, Task, Plan, Report], Ranked]
 
 
 def evaluate(system: Scorers, dataset: Dataset, plan: Plan) -> list[Ranking]:
@@ -82,32 +108,40 @@ def evaluate(system: Scorers, dataset: Dataset, plan: Plan) -> list[Ranking]:
     """
     rankings: list[Ranking] = []
     tasks = [
-        (split, protocol, scorer)
+        Task(split, protocol, scorer)
         for split in plan.splits
         for protocol in plan.protocols
         for scorer in plan.scorers
         if len(dataset.targets[split]) and _takes_part(system, dataset.targets[split], protocol, scorer)
     ]
-    for done, (split, protocol, scorer) in enumerate(tasks):
+    for done, task in enumerate(tasks):
         start = time.perf_counter()
         users_before = sum(len(ranking.rows) for ranking in rankings)
 
         def report(scored: int, asked: int, done: int = done, before: int = users_before) -> None:
             plan.on_progress((done + scored / asked) / len(tasks), before + scored)
 
-        if scorer in LLM_SCORERS:
-            rows, ranks = _llm_ranks(system, dataset, split, protocol, scorer, plan, report)
-        else:
-            rows, ranks = _dot_product_ranks(system, dataset, dataset.targets[split], protocol, scorer)
-        rankings.append(Ranking(split, protocol, scorer, rows, ranks, time.perf_counter() - start))
-        report(len(rows), len(rows))
+        ranked = _ranked(system, dataset, task, plan, report)
+        seconds = time.perf_counter() - start
+        rankings.append(Ranking(*task, ranked.rows, ranked.ranks, seconds, ranked.is_retrieved))
+        report(len(ranked.rows), len(ranked.rows))
     if not rankings:
         raise InputError(f"{dataset.name} has nobody to evaluate: no user has three interactions.")
     return rankings
 
 
+def _ranked(system: Scorers, dataset: Dataset, task: Task, plan: Plan, report: Report) -> Ranked:
+    if task.scorer in system.rankers:
+        return system.rankers[task.scorer](dataset, task, plan, report)
+    if task.scorer in LLM_SCORERS:
+        return Ranked(*_llm_ranks(system, dataset, task, plan, report))
+    return Ranked(*_dot_product_ranks(system, dataset, dataset.targets[task.split], task.protocol, task.scorer))
+
+
 def _takes_part(system: Scorers, targets: Targets, protocol: str, scorer: str) -> bool:
-    if scorer not in LLM_SCORERS:
+    if scorer in FUSED_SCORERS and scorer not in system.rankers:
+        return False
+    if scorer not in (*LLM_SCORERS, "allround") or (scorer == "allround" and protocol.startswith("full")):
         return True
     return protocol in targets.candidates and system.can_list(targets.candidates[protocol])
 
@@ -130,36 +164,11 @@ def _dot_product_ranks(
 
 
 def _llm_ranks(
-    system: Scorers,
-    dataset: Dataset,
-    split: str,
-    protocol: str,
-    scorer: str,
-    plan: Plan,
-    report: Callable[[int, int], None],
+    system: Scorers, dataset: Dataset, task: Task, plan: Plan, report: Report
 ) -> tuple[Int[ndarray, "rows"], Int[ndarray, "rows"]]:
+    split, protocol, scorer = task
     targets = dataset.targets[split]
     rows = sample_rows(len(targets), plan.sample_of(split, scorer), plan.seed)
-    candidates = targets.candidates[protocol][rows]
-    scores = np.empty(candidates.shape, np.float32)
-    for start in range(0, len(rows), USERS_A_CHUNK):
-        part = slice(start, start + USERS_A_CHUNK)
-        asked = hashlib.sha256(rows[part].tobytes() + candidates[part].tobytes()).hexdigest()[:12]
-        name = f"{split}-{protocol}-{scorer}-{start}-{asked}.safetensors"
-        path = None if plan.folder is None else plan.folder / name
-        if path is None or not path.is_file():
-            histories = histories_before(dataset, targets, rows[part])
-            chunk = system.score_with_llm(system.represent(histories), histories, candidates[part], scorer)
-            if path is not None:
-                save_tensors(path, {"scores": torch.from_numpy(chunk)})
-        scores[part] = chunk if path is None else load_tensors(path)["scores"].numpy()
-        report(min(len(rows), start + USERS_A_CHUNK), len(rows))
-    return rows, candidate_ranks(scores, candidates, targets.items[rows])
-
-
-def histories_before(dataset: Dataset, targets: Targets, rows: Int[ndarray, "rows"]) -> list[Int[ndarray, "length"]]:
-    """Each row's history before its target, oldest first."""
-    starts = dataset.offsets[targets.users[rows]]
-    return [
-        dataset.items[start : start + length] for start, length in zip(starts, targets.positions[rows], strict=True)
-    ]
+    asked = Asked(split, protocol, scorer, rows, targets.candidates[protocol][rows])
+    scores = stored_llm_scores(system, dataset, asked, plan.folders, report)
+    return rows, candidate_ranks(scores, asked.candidates, targets.items[rows])

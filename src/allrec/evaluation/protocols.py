@@ -32,6 +32,7 @@ class Ranking:
         rows: which rows of the split's targets were scored.
         ranks: the targets' 0-based ranks, ties against us.
         seconds: time spent scoring.
+        is_retrieved: whether retrieval found each target; None where all of the candidates were scored.
     """
 
     split: str
@@ -40,6 +41,7 @@ class Ranking:
     rows: Int[ndarray, "scored"]
     ranks: Int[ndarray, "scored"]
     seconds: float = 0.0
+    is_retrieved: Bool[ndarray, "scored"] | None = None
 
 
 def result_rows(ranking: Ranking, masks: Mapping[str, Bool[ndarray, "rows"]], seed: int) -> list[dict[str, Any]]:
@@ -52,15 +54,19 @@ def result_rows(ranking: Ranking, masks: Mapping[str, Bool[ndarray, "rows"]], se
     """
     rows = []
     for segment, mask in masks.items():
-        ranks = ranking.ranks[mask[ranking.rows]]
+        chosen = mask[ranking.rows]
+        ranks = ranking.ranks[chosen]
         if len(ranks) == 0:
             continue
+        found = ranking.is_retrieved
+        recall = {} if found is None else {"retrieved": float(found[chosen].mean())}
         rng = np.random.default_rng([seed, len(ranks)])
         intervals = {name: list(bootstrap_interval(values(ranks), rng)) for name, values in METRIC_VALUES.items()}
         rows.append(
             {"scenario": "standard", "split": ranking.split, "protocol": ranking.protocol, "scorer": ranking.scorer}
             | {"segment": segment, "users": len(ranks)}
             | summary(ranks)
+            | recall
             | {"ci95": intervals, "invalid": 0}
         )
     return rows

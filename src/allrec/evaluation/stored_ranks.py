@@ -28,11 +28,16 @@ class StoredRanks(NamedTuple):
 
 
 def save_ranks(folder: Path, rankings: list[Ranking], dataset: Dataset) -> None:
-    """Writes ``ranks.safetensors``: ``split/protocol/scorer/rows`` and ``.../ranks``, and ``split/targets``."""
+    """Writes ``ranks.safetensors``: ``split/protocol/scorer/rows`` and ``.../ranks``, and ``split/targets``.
+
+    Where retrieval chose the candidates, ``.../found`` says where it found the target.
+    """
     arrays: dict[str, ndarray] = {}
     for ranking in rankings:
         key = f"{ranking.split}/{ranking.protocol}/{ranking.scorer}"
         arrays |= {f"{key}/rows": ranking.rows, f"{key}/ranks": ranking.ranks}
+        if ranking.is_retrieved is not None:
+            arrays[f"{key}/found"] = ranking.is_retrieved
         arrays[f"{ranking.split}/targets"] = dataset.targets[ranking.split].items
     tensors = {key: torch.from_numpy(np.array(values, np.int64)) for key, values in arrays.items()}
     save_tensors(folder / RANKS, tensors)
@@ -57,8 +62,10 @@ def load_ranks(folder: Path) -> StoredRanks:
     for key, values in arrays.items():
         match key.split("/"):
             case [split, protocol, scorer, "ranks"]:
-                rows = arrays[f"{split}/{protocol}/{scorer}/rows"]
-                rankings[split, protocol, scorer] = Ranking(split, protocol, scorer, rows, values)
+                start = f"{split}/{protocol}/{scorer}"
+                rows, found = arrays[f"{start}/rows"], arrays.get(f"{start}/found")
+                is_retrieved = None if found is None else found > 0
+                rankings[split, protocol, scorer] = Ranking(split, protocol, scorer, rows, values, 0.0, is_retrieved)
             case [split, "targets"]:
                 targets[split] = values
     return StoredRanks(rankings, targets)

@@ -51,15 +51,22 @@ class Evidence:
     Args:
         train_counts: how often every item occurs in training.
         scorers: name -> scorer; its evidence is the log probability of a softmax over the catalogue, in nats.
+        num_trained: items of the catalogue that was trained on, all where None; that softmax is over them alone, so
+            that items that come later change no evidence of the others.
         spaces: name -> space; its evidence is the similarity to the latest ten items of the history: the largest, the
             very latest item's, and a mean in which older items weigh less.
     """
 
     def __init__(
-        self, train_counts: Int[ndarray, "items"], scorers: Mapping[str, Scorer], spaces: Mapping[str, Space]
+        self,
+        train_counts: Int[ndarray, "items"],
+        scorers: Mapping[str, Scorer],
+        spaces: Mapping[str, Space],
+        num_trained: int | None = None,
     ) -> None:
         self.log_counts = torch.from_numpy(np.log1p(train_counts)).float()
         self.num_items = len(train_counts)
+        self.num_trained = self.num_items if num_trained is None else num_trained
         self.scorers, self.spaces = dict(scorers), dict(spaces)
 
     @property
@@ -99,7 +106,7 @@ class Evidence:
             depth: how many items each of them gives.
 
         Returns:
-            Item positions, int64; -1 where a row had the item already.
+            Item positions, int64, each once a row; -1 at the end of rows that have fewer.
         """
         depth = min(depth, self.num_items)
         found = [histories.latest_first(LATEST)]
@@ -111,7 +118,9 @@ class Evidence:
                 found.append(nearest_items(histories, space, depth))
         candidates = torch.cat(found, dim=1).numpy()
         candidates[is_repeated(candidates)] = -1
-        return candidates
+        # Padding goes to the end and is cut, since every column costs evidence.
+        candidates = np.take_along_axis(candidates, np.argsort(candidates < 0, axis=1, kind="stable"), axis=1)
+        return candidates[:, : max(1, int((candidates >= 0).sum(axis=1).max(initial=0)))]
 
     def _catalogue_scores(
         self, histories: Histories, scorer: Scorer
@@ -130,7 +139,10 @@ class Evidence:
             *(self._catalogue_scores(histories, scorer) for scorer in self.scorers.values()), strict=True
         ):
             rows = chunks[0][0]
-            columns = [scores.log_softmax(dim=1).gather(1, wanted[rows]) for _, scores in chunks]
+            columns = [
+                scores.gather(1, wanted[rows]) - scores[:, : self.num_trained].logsumexp(dim=1, keepdim=True)
+                for _, scores in chunks
+            ]
             yield torch.stack(columns, dim=2).numpy(), rows
 
     def _compare(self, histories: Histories, candidates: Tensor) -> Iterator[Float[Tensor, "rows candidates"]]:
@@ -153,6 +165,16 @@ class Evidence:
         yield (is_same / (1.0 + steps)).amax(dim=1)
         yield self.log_counts[candidates.clamp(min=0)]
         yield lengths[:, None].expand(-1, candidates.shape[1])
+
+
+def largest_similarity(histories: Histories, space: DenseSpace) -> Float[Tensor, "rows items"]:
+    """The largest cosine of every item of the catalogue with the latest items of each history; -1 without any."""
+    latest = histories.latest_first(LATEST)
+    largest = torch.full((len(latest), len(space.unit)), -1.0)
+    for step in range(latest.shape[1]):
+        cosines = space.unit[latest[:, step].clamp(min=0)] @ space.unit.T
+        largest = torch.maximum(largest, cosines.masked_fill(latest[:, step, None] < 0, -1))
+    return largest
 
 
 def step_weights(latest: Int[Tensor, "rows length"]) -> Float[Tensor, "rows length"]:

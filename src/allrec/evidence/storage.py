@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from allrec.artifacts import load_tensors, read_json, save_tensors, write_json
 from allrec.base import InputError
-from allrec.evidence.collect import ContentParts, EvidenceConfig
+from allrec.evidence.collect import ContentParts, EvidenceConfig, TrainingHistories
 from allrec.models.backbones.base import Module, freeze
 from allrec.models.backbones.sasrec import SASRec, SASRecConfig
 from allrec.models.content import ContentTower, ItemContent, Vocabulary
@@ -28,6 +29,18 @@ def save_content_parts(folder: Path, parts: ContentParts) -> dict[str, str]:
     write_json(folder / "content.json", {"words": parts.catalogue.vocabulary.words})
     rarity = parts.catalogue.vocabulary.rarity
     return {"content.safetensors": save_tensors(folder / "content.safetensors", {**tensors, "rarity": rarity})}
+
+
+def save_training_histories(folder: Path, train: TrainingHistories) -> None:
+    """Writes ``histories.safetensors``."""
+    arrays = {"offsets": train.offsets, "items": train.items, "num_items": np.array([train.num_items])}
+    save_tensors(folder / "histories.safetensors", {name: torch.from_numpy(array) for name, array in arrays.items()})
+
+
+def load_training_histories(folder: Path) -> TrainingHistories:
+    """Reads what ``save_training_histories`` wrote."""
+    tensors = load_tensors(folder / "histories.safetensors")
+    return TrainingHistories(tensors["offsets"].numpy(), tensors["items"].numpy(), int(tensors["num_items"]))
 
 
 def load_content_parts(
@@ -69,20 +82,20 @@ def load_content_parts(
     return ContentParts(catalogue, _filled(tower, tensors, "tower"), model, content)
 
 
-def save_fusion(folder: Path, fusion: Fusion) -> dict[str, str]:
-    """Writes ``fusion.safetensors`` and ``fusion.json``. Returns the tensors' SHA-256."""
+def save_fusion(folder: Path, fusion: Fusion, name: str = "fusion") -> dict[str, str]:
+    """Writes ``NAME.safetensors`` and ``NAME.json``. Returns the tensors' SHA-256."""
     described = {"names": fusion.names, "free": fusion.free, "context": fusion.context}
-    write_json(folder / "fusion.json", described | {"config": fusion.config.model_dump()})
-    return {"fusion.safetensors": save_tensors(folder / "fusion.safetensors", fusion.state_dict())}
+    write_json(folder / f"{name}.json", described | {"config": fusion.config.model_dump()})
+    return {f"{name}.safetensors": save_tensors(folder / f"{name}.safetensors", fusion.state_dict())}
 
 
-def load_fusion(folder: Path) -> Fusion:
+def load_fusion(folder: Path, name: str = "fusion") -> Fusion:
     """Reads what ``save_fusion`` wrote, frozen.
 
     Raises:
         InputError: a file is missing or damaged.
     """
-    described, tensors = read_json(folder / "fusion.json"), load_tensors(folder / "fusion.safetensors")
+    described, tensors = read_json(folder / f"{name}.json"), load_tensors(folder / f"{name}.safetensors")
     scale = EvidenceScale(tensors["mean"], tensors["spread"], tensors["members.0.knots"])
     config = FusionConfig(**described["config"])
     fusion = Fusion(

@@ -1,6 +1,6 @@
 """Ranking the whole catalogue: retrieval finds the candidates, fusion orders them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +14,36 @@ from allrec.evidence.histories import Histories, histories_before
 USERS_TOGETHER = 512
 """Users whose retrieved candidates are scored at one time."""
 
-Score = Callable[[Float[ndarray, "rows candidates evidence"]], Float[ndarray, "rows candidates"]]
+Score = Callable[[Float[ndarray, "part candidates evidence"], slice], Float[ndarray, "part candidates"]]
+"""Scores some rows by their evidence; which rows is told, for a model may be one of several by row."""
+
+
+class Retrieved(NamedTuple):
+    """What retrieval found for some rows, scored.
+
+    Attributes:
+        part: the rows.
+        candidates: item positions, -1 pads.
+        features: their evidence.
+        scores: larger is better; of padding without meaning.
+    """
+
+    part: slice
+    candidates: Int[ndarray, "part candidates"]
+    features: Float[ndarray, "part candidates evidence"]
+    scores: Float[ndarray, "part candidates"]
+
+    def ranks(self, targets: Int[ndarray, "part"], last: int) -> "RetrievedRanks":
+        """Ranks of the targets, ties against them; ``last`` where one was not retrieved."""
+        is_target = self.candidates == targets[:, None]
+        target_scores = np.where(is_target, self.scores, -np.inf).max(axis=1)
+        is_before = (self.scores >= target_scores[:, None]) & (self.candidates >= 0) & ~is_target
+        found = is_target.any(axis=1)
+        return RetrievedRanks(np.where(found, is_before.sum(axis=1), last), found)
+
+    def best(self, k: int) -> Int[ndarray, "part best"]:
+        """Places of the k best candidates of each row, best first; places of padding come last."""
+        return np.argsort(np.where(self.candidates < 0, np.inf, -self.scores), axis=1, kind="stable")[:, :k]
 
 
 class RetrievedRanks(NamedTuple):
@@ -29,6 +58,34 @@ class RetrievedRanks(NamedTuple):
     is_retrieved: Bool[ndarray, "rows"]
 
 
+def retrieve_scored(
+    evidence: Evidence,
+    score: Score,
+    histories: Histories,
+    depth: int,
+    excepted: Int[ndarray, "rows"] | None = None,
+) -> Iterator[Retrieved]:
+    """What retrieval finds for every row, scored, some rows at a time.
+
+    Args:
+        evidence: retrieves, and gives what is scored.
+        score: scores by evidence.
+        histories: before each target.
+        depth: see ``Evidence.retrieve``.
+        excepted: given, items of a row's history are left out but for this one: protocol ``full``. None keeps them:
+            ``full-repeat``.
+    """
+    for start in range(0, histories.num_rows, USERS_TOGETHER):
+        part = slice(start, start + USERS_TOGETHER)
+        own = histories.part(part)
+        candidates = evidence.retrieve(own, depth)
+        if excepted is not None:
+            is_owned = is_in_history(own, candidates, evidence.num_items)
+            candidates[is_owned & (candidates != excepted[part][:, None])] = -1
+        features = evidence.features(own, candidates)
+        yield Retrieved(part, candidates, features, score(features, part))
+
+
 def retrieved_ranks(
     evidence: Evidence, score: Score, dataset: Dataset, targets: Targets, depth: int, *, excludes_history: bool
 ) -> RetrievedRanks:
@@ -36,28 +93,19 @@ def retrieved_ranks(
 
     Args:
         evidence: retrieves, and gives what is scored.
-        score: such as ``partial(fused_scores, fusion)``.
+        score: scores by evidence.
         dataset: whose histories are read.
         targets: what is to be found.
         depth: see ``Evidence.retrieve``.
         excludes_history: True is protocol ``full``, False is ``full-repeat``.
     """
-    ranks = np.full(len(targets), dataset.num_items - 1, np.int64)
-    is_retrieved = np.zeros(len(targets), bool)
     histories = histories_before(dataset, targets)
-    for start in range(0, len(targets), USERS_TOGETHER):
-        part = slice(start, start + USERS_TOGETHER)
-        own, wanted = histories.part(part), targets.items[part]
-        candidates = evidence.retrieve(own, depth)
-        is_target = candidates == wanted[:, None]
-        if excludes_history:
-            candidates[is_in_history(own, candidates, dataset.num_items) & ~is_target] = -1
-        scores = score(evidence.features(own, candidates))
-        target_scores = np.where(is_target, scores, -np.inf).max(axis=1)
-        is_before = (scores >= target_scores[:, None]) & (candidates >= 0) & ~is_target
-        found = is_retrieved[part] = is_target.any(axis=1)
-        ranks[part] = np.where(found, is_before.sum(axis=1), ranks[part])
-    return RetrievedRanks(ranks, is_retrieved)
+    excepted = targets.items if excludes_history else None
+    parts = [
+        found.ranks(targets.items[found.part], evidence.num_items - 1)
+        for found in retrieve_scored(evidence, score, histories, depth, excepted)
+    ]
+    return RetrievedRanks(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
 
 def catalogue_lists(

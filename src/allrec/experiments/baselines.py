@@ -13,7 +13,7 @@ from allrec.data.dataset import Dataset, Targets
 from allrec.evaluation.metrics import ndcg_at
 from allrec.evaluation.protocols import excluded_history
 from allrec.evaluation.ranking import candidate_ranks, catalogue_ranks
-from allrec.evidence.evidence import LATEST, RECALLED
+from allrec.evidence.evidence import RECALLED, largest_similarity
 from allrec.evidence.histories import Histories, histories_before
 from allrec.evidence.similarity import DenseSpace, Neighbours
 from allrec.models.backbones.base import Backbone
@@ -99,12 +99,7 @@ class TextSimilarity(NamedTuple):
 
     def scores(self, users: Int[ndarray, "rows"], histories: Histories) -> Float[Tensor, "rows items"]:
         """See ``Baseline``."""
-        latest = histories.latest_first(LATEST)
-        largest = torch.full((len(users), len(self.space.unit)), -torch.inf)
-        for step in range(latest.shape[1]):
-            cosines = self.space.unit[latest[:, step].clamp(min=0)] @ self.space.unit.T
-            largest = torch.maximum(largest, cosines.masked_fill(latest[:, step, None] < 0, -1))
-        return largest
+        return largest_similarity(histories, self.space)
 
 
 class DotProduct(NamedTuple):

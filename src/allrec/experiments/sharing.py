@@ -5,10 +5,10 @@ from typing import Any
 
 from allrec.run_folder import RunFolder
 
-SHARED = ("catalogue", "backbone", "text", "alignment", "language_model")
-"""Stages that another run may have done already; an evaluation is its run's own."""
+SHARED = ("catalogue", "backbone", "text", "alignment", "content", "language_model")
+"""Stages that another run may have done already; fusion and evaluation are their run's own."""
 NEVER = {"name", "evaluation"}
-AFTER_ALIGNMENT = {"llm", "prompt", "soft_tokens", "cold_below"}
+AFTER_ALIGNMENT = {"llm", "prompt", "soft_tokens", "cold_below", "fusion"}
 
 
 def stage_inputs(run: RunFolder, stage: str) -> dict[str, Any]:
@@ -26,7 +26,11 @@ def stage_inputs(run: RunFolder, stage: str) -> dict[str, Any]:
         return inputs | {"backbone": recipe["backbone"], "seed": recipe["seed"]}
     if stage == "alignment":
         return inputs | {key: value for key, value in recipe.items() if key not in AFTER_ALIGNMENT}
-    return inputs | {"fingerprint": run.manifest["llm"], "chosen": recipe["llm"]["chosen"]} | recipe | {"llm": None}
+    if stage == "content":
+        content = {key: recipe[key] for key in ("text", "alignment", "backbone", "seed")}
+        return inputs | content | {"evidence": recipe["fusion"]["evidence"]}
+    chosen = {"fingerprint": run.manifest["llm"], "chosen": recipe["llm"]["chosen"]}
+    return inputs | recipe | chosen | {"llm": None, "fusion": None}
 
 
 def adopt_stages(run: RunFolder, others: Iterable[RunFolder]) -> list[str]:

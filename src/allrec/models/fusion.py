@@ -34,7 +34,7 @@ class FusionConfig(Config):
     knots: int = Field(8, ge=2, description="Ends of the pieces of a shape, at quantiles of the evidence.")
     gate_width: int = Field(16, ge=1, description="Hidden width of what computes the gates.")
     interplay_width: int = Field(16, ge=0, description="Hidden width of the interplay; 0 leaves it out.")
-    members: int = Field(1, ge=1, description="Models from different initial weights whose scores are averaged.")
+    members: int = Field(1, ge=1, description="Models whose scores are averaged; fitting leaves out a fold for each.")
 
 
 class EvidenceScale(NamedTuple):
@@ -91,21 +91,30 @@ class Fusion(nn.Module):
         )
 
     def contributions(
-        self, features: Float[Tensor, "rows candidates evidence"]
+        self, features: Float[Tensor, "rows candidates evidence"], member: int | None = None
     ) -> Float[Tensor, "rows candidates evidence_and_interplay"]:
-        """What each evidence, and last the interplay, adds to the score; they sum to it."""
-        standard = (features - self.mean) / self.spread
-        return torch.stack([member(standard) for member in self.members]).mean(dim=0)
+        """What each evidence, and last the interplay, adds to the score; they sum to it.
 
-    def score(self, features: Float[Tensor, "rows candidates evidence"]) -> Float[Tensor, "rows candidates"]:
+        Args:
+            features: evidence.
+            member: ask this one alone; None is the mean over all.
+        """
+        standard = (features - self.mean) / self.spread
+        asked = self.members if member is None else [self.members[member]]
+        return torch.stack([one(standard) for one in asked]).mean(dim=0)
+
+    def score(
+        self, features: Float[Tensor, "rows candidates evidence"], member: int | None = None
+    ) -> Float[Tensor, "rows candidates"]:
         """Logits of a softmax over the candidates of a row; larger is better."""
-        return self.contributions(features).sum(dim=2)
+        return self.contributions(features, member).sum(dim=2)
 
     def loss(
         self,
         features: Float[Tensor, "rows candidates evidence"],
         is_candidate: Bool[Tensor, "rows candidates"],
         targets: Int[Tensor, "rows"],
+        offsets: Float[Tensor, "rows candidates"] | None = None,
     ) -> Float[Tensor, ""]:
         """Cross-entropy of each member's softmax over a row's candidates, a mean over rows and members, in nats.
 
@@ -113,10 +122,14 @@ class Fusion(nn.Module):
             features: evidence.
             is_candidate: False for padding.
             targets: each row's target, as its place among the candidates.
+            offsets: added to the scores: what is known already, and what this model adds to.
         """
         standard = (features - self.mean) / self.spread
+        known = 0.0 if offsets is None else offsets
         losses = [
-            functional.cross_entropy(member(standard).sum(dim=2).masked_fill(~is_candidate, -torch.inf), targets)
+            functional.cross_entropy(
+                (member(standard).sum(dim=2) + known).masked_fill(~is_candidate, -torch.inf), targets
+            )
             for member in self.members
         ]
         return torch.stack(losses).mean()

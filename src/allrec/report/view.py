@@ -13,7 +13,7 @@ from allrec.artifacts import load_tensors, read_json
 from allrec.base import InputError
 from allrec.config import Recipe
 from allrec.data.catalogue import Catalogue
-from allrec.evaluation.evaluate import USERS_A_CHUNK
+from allrec.evaluation.llm_scores import USERS_A_CHUNK
 from allrec.evaluation.stored_ranks import RANKS, StoredRanks, load_ranks
 from allrec.events import read_curves
 from allrec.models.alignment import Alignment

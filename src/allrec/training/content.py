@@ -1,5 +1,6 @@
 """Trains what reads items by their content: a tower for similarity, and a backbone whose items are content first."""
 
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from allrec.models.backbones.sasrec import SASRec, SASRecConfig
 from allrec.models.content import ContentConfig, ContentTable, ContentTower, ItemContent, Vocabulary, Words
 from allrec.training.backbone import BackboneConfig, Batch, TrainingBatches, validation
 from allrec.training.batching import LazyBatches, pad_histories
+from allrec.training.examples import OnStep
 from allrec.training.loop import FitReport, LoopConfig, fit
 
 BACKBONE_STAGE = 4
@@ -81,7 +83,13 @@ def catalogue_content(dataset: Dataset, text_embeddings: Float[Tensor, "items te
 
 
 def train_content_backbone(
-    dataset: Dataset, catalogue: CatalogueContent, config: ContentBackboneConfig, *, seed: int
+    dataset: Dataset,
+    catalogue: CatalogueContent,
+    config: ContentBackboneConfig,
+    *,
+    seed: int,
+    checkpoint: Path | None = None,
+    on_step: OnStep | None = None,
 ) -> ContentBackbone:
     """Trains a SASRec on item content; an item never seen in training is no negative either.
 
@@ -90,6 +98,8 @@ def train_content_backbone(
         catalogue: texts and words of its items.
         config: shape, loss and optimizer; ``backbone.loss`` is of no account.
         seed: fixes weights, batches and dropout.
+        checkpoint: see ``fit``.
+        on_step: see ``fit``.
 
     Raises:
         InputError: the backbone is no SASRec.
@@ -114,17 +124,29 @@ def train_content_backbone(
 
     source = TrainingBatches(dataset, config.backbone.model_copy(update={"loss": "softmax"}), seed, "cpu")
     validate = validation(model, dataset, config.backbone, seed)
-    report = fit(model, source, loss, config.backbone.loop, seed=seed, stage=BACKBONE_STAGE, validate=validate)
+    report = fit(
+        model, source, loss, config.backbone.loop,
+        seed=seed, stage=BACKBONE_STAGE, checkpoint=checkpoint, validate=validate, on_step=on_step,
+    )  # fmt: skip
     with torch.no_grad():
         parametrize.remove_parametrizations(model, "item_table", leave_parametrized=True)
     return ContentBackbone(freeze(model), freeze(content), report)
 
 
-def train_tower(dataset: Dataset, catalogue: CatalogueContent, config: TowerConfig, *, seed: int) -> ContentTower:
+def train_tower(
+    dataset: Dataset,
+    catalogue: CatalogueContent,
+    config: TowerConfig,
+    *,
+    seed: int,
+    checkpoint: Path | None = None,
+    on_step: OnStep | None = None,
+) -> ContentTower:
     """Draws items together that follow each other, by a softmax over all items seen in training.
 
     The logarithm of an item's count is added to its logit, so that popularity need not be read from its content. Items
-    of the history are no negatives, and what the user had before teaches nothing.
+    of the history are no negatives, and what the user had before teaches nothing. ``checkpoint`` and ``on_step`` are
+    those of ``fit``.
 
     Raises:
         InputError: no user has two different training items.
@@ -146,7 +168,7 @@ def train_tower(dataset: Dataset, catalogue: CatalogueContent, config: TowerConf
         own = torch.zeros_like(logits).scatter_add_(1, histories.clamp(min=0), (histories >= 0) * NEVER)
         return functional.cross_entropy(logits + own, targets)
 
-    fit(tower, batches, loss, config.loop, seed=seed, stage=TOWER_STAGE)
+    fit(tower, batches, loss, config.loop, seed=seed, stage=TOWER_STAGE, checkpoint=checkpoint, on_step=on_step)
     return freeze(tower)
 
 

@@ -1,4 +1,4 @@
-"""Fits fusion on validation targets: most users fit it, the others say when to stop."""
+"""Fits fusion on validation targets, fold by fold, so that every user can be scored by a model that never met them."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from allrec.base import Config, InputError
 from allrec.models.backbones.base import freeze
-from allrec.models.fusion import Fusion, FusionConfig, evidence_scale
+from allrec.models.fusion import EvidenceScale, Fusion, FusionConfig, evidence_scale
 from allrec.training.batching import LazyBatches
 from allrec.training.loop import FitReport, LoopConfig, fit
 
@@ -24,11 +24,11 @@ SCALED = 1 << 19
 class FusionTrainingConfig(Config):
     """The fusion model and how it is fitted."""
 
-    model: FusionConfig = Field(FusionConfig(), description="Shape of the fusion model.")
+    model: FusionConfig = Field(FusionConfig(members=4), description="Shape of the fusion model; a member a fold.")
     held_out: float = Field(0.25, gt=0, lt=1, description="Share of the users that only say when to stop.")
     batch_size: int = Field(256, ge=1, description="Users of a batch.")
     loop: LoopConfig = Field(
-        LoopConfig(epochs=60, optimizer="adamw", learning_rate=1e-2, weight_decay=1e-3, patience=6),
+        LoopConfig(epochs=60, optimizer="adamw", learning_rate=2e-2, weight_decay=1e-3, patience=4),
         description="Optimizer, epochs and patience.",
     )
 
@@ -40,54 +40,112 @@ class Lists(NamedTuple):
         features: evidence.
         candidates: item positions, -1 pads.
         targets: the item of each row that counts.
+        offsets: scores that are known already, to which fusion adds; None is zeros.
     """
 
     features: Float[ndarray, "rows candidates evidence"]
     candidates: Int[ndarray, "rows candidates"]
     targets: Int[ndarray, "rows"]
+    offsets: Float[ndarray, "rows candidates"] | None = None
+
+    def take(self, rows: ndarray) -> "Lists":
+        """Some of the rows."""
+        offsets = None if self.offsets is None else self.offsets[rows]
+        return Lists(self.features[rows], self.candidates[rows], self.targets[rows], offsets)
+
+
+class Roles(NamedTuple):
+    """The names of the evidence, and what some of it may do.
+
+    Attributes:
+        names: of the evidence, in the order of the features.
+        free: evidence that may count either way.
+        context: evidence that decides how much the rest counts.
+    """
+
+    names: Sequence[str]
+    free: Sequence[str]
+    context: Sequence[str]
 
 
 class FittedFusion(NamedTuple):
-    """A frozen fusion and how its fitting went; the report's validations are negative cross-entropies."""
+    """A frozen fusion and how its fitting went; a report's validations are negative cross-entropies."""
 
     model: Fusion
-    report: FitReport
+    reports: list[FitReport]
+
+
+def fold_of(num_rows: int, num_folds: int, seed: int) -> Int[ndarray, "rows"]:
+    """The fold of every row of a split's targets, each as large as the others."""
+    rng = np.random.default_rng([seed, STAGE, num_folds])
+    return np.asarray(rng.permutation(num_rows) % num_folds)
+
+
+def cross_fit(
+    lists: Lists, roles: Roles, config: FusionTrainingConfig, folds: Int[ndarray, "rows"], *, seed: int
+) -> FittedFusion:
+    """A fusion whose member k was fitted without the users of fold k; asked as a whole it is the members' mean.
+
+    So a user who was fitted on can still be tested: by the one member that never met them.
+
+    Args:
+        lists: of validation targets, never of test targets.
+        roles: of the evidence.
+        config: shape and optimizer; ``model.members`` is the number of folds.
+        folds: of every row, see ``fold_of``.
+        seed: fixes who is held out, initial weights and batches.
+
+    Raises:
+        InputError: see ``fit_fusion``; or there are fewer than two folds.
+    """
+    if config.model.members < 2:
+        raise InputError(f"got {config.model.members} members of fusion, expected at least 2: a fold is left out each.")
+    check(lists, roles.names)
+    alone = config.model_copy(update={"model": config.model.model_copy(update={"members": 1})})
+    scale = scale_of(lists, config.model.knots)
+    fitted = []
+    for fold in range(config.model.members):
+        own_seed = int(np.random.SeedSequence([seed, STAGE, fold]).generate_state(1)[0])
+        fitted.append(fit_fusion(lists.take(folds != fold), roles, alone, seed=own_seed, scale=scale))
+    model = Fusion(*roles, config.model, scale, torch.Generator().manual_seed(0))
+    for member, part in zip(model.members, fitted, strict=True):
+        member.load_state_dict(part.model.members[0].state_dict())
+    return FittedFusion(freeze(model), [report for part in fitted for report in part.reports])
+
+
+def scale_of(lists: Lists, num_knots: int) -> EvidenceScale:
+    """How the evidence of lists spreads; who the target is takes no part."""
+    values = torch.from_numpy(lists.features[lists.candidates >= 0])
+    return evidence_scale(values[:: 1 + len(values) // SCALED], num_knots)
 
 
 def fit_fusion(
-    lists: Lists,
-    names: Sequence[str],
-    free: Sequence[str],
-    context: Sequence[str],
-    config: FusionTrainingConfig,
-    *,
-    seed: int,
+    lists: Lists, roles: Roles, config: FusionTrainingConfig, *, seed: int, scale: EvidenceScale | None = None
 ) -> FittedFusion:
     """Fits fusion by a softmax over each row's candidates.
 
     Args:
         lists: of validation targets, never of test targets.
-        names: of the evidence.
-        free: evidence that may count either way.
-        context: evidence that decides how much the rest counts.
+        roles: of the evidence.
         config: shape and optimizer.
         seed: fixes who is held out, initial weights and batches.
+        scale: of the evidence; that of the lists where None.
 
     Raises:
         InputError: fewer than two users, evidence that is no number, or a row without its target.
     """
-    check(lists, names)
+    check(lists, roles.names)
     places = torch.from_numpy((lists.candidates == lists.targets[:, None]).argmax(axis=1))
     features, is_candidate = torch.from_numpy(lists.features), torch.from_numpy(lists.candidates >= 0)
+    offsets = None if lists.offsets is None else torch.from_numpy(lists.offsets)
     order = np.random.default_rng([seed, STAGE]).permutation(len(places))
     num_held_out = max(1, int(config.held_out * len(places)))
     held_out, fitted = torch.from_numpy(order[:num_held_out]), order[num_held_out:]
     generator = torch.Generator().manual_seed(int(np.random.SeedSequence([seed, STAGE]).generate_state(1)[0]))
-    scale = evidence_scale(features[is_candidate][:: 1 + int(is_candidate.sum()) // SCALED], config.model.knots)
-    model = Fusion(names, free, context, config.model, scale, generator)
+    model = Fusion(*roles, config.model, scale or scale_of(lists, config.model.knots), generator)
 
     def loss(rows: Int[Tensor, "batch"]) -> Tensor:
-        return model.loss(features[rows], is_candidate[rows], places[rows])
+        return model.loss(features[rows], is_candidate[rows], places[rows], None if offsets is None else offsets[rows])
 
     def validate() -> float:
         parts = [loss(rows).item() * len(rows) for rows in torch.split(held_out, 4 * config.batch_size)]
@@ -100,7 +158,7 @@ def fit_fusion(
         return LazyBatches(rows, lambda index, chosen: torch.from_numpy(chosen))
 
     report = fit(model, batches, loss, config.loop, seed=seed, stage=STAGE, validate=validate)
-    return FittedFusion(freeze(model), report)
+    return FittedFusion(freeze(model), [report])
 
 
 def check(lists: Lists, names: Sequence[str]) -> None:
@@ -123,9 +181,17 @@ def check(lists: Lists, names: Sequence[str]) -> None:
 
 @torch.no_grad()
 def fused_scores(
-    model: Fusion, features: Float[ndarray, "rows candidates evidence"]
+    model: Fusion,
+    features: Float[ndarray, "rows candidates evidence"],
+    folds: Int[ndarray, "rows"] | None = None,
 ) -> Float[ndarray, "rows candidates"]:
-    """Scores of candidates, in chunks of rows."""
+    """Scores of candidates, in chunks of rows; with ``folds`` each row by the member that was fitted without it."""
+    scores = np.zeros(features.shape[:2], np.float32)
     step = max(1, SCALED // (8 * max(1, features.shape[1])))
-    chunks = [model.score(torch.from_numpy(features[start : start + step])) for start in range(0, len(features), step)]
-    return torch.cat(chunks).numpy() if chunks else np.zeros(features.shape[:2], np.float32)
+    everyone = np.arange(len(features))
+    groups = [(None, everyone)] if folds is None else [(k, everyone[folds == k]) for k in range(len(model.members))]
+    for member, rows in groups:
+        for start in range(0, len(rows), step):
+            part = rows[start : start + step]
+            scores[part] = model.score(torch.from_numpy(features[part]), member).numpy()
+    return scores

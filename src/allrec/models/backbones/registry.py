@@ -1,12 +1,15 @@
-"""The backbones by name."""
+"""The backbones by name, and one over more items than it was trained on."""
 
+from copy import deepcopy
 from typing import Annotated
 
 import torch
+from jaxtyping import Float
 from pydantic import Field
+from torch import Tensor, nn
 
 from allrec.base import Config
-from allrec.models.backbones.base import StatesBackbone
+from allrec.models.backbones.base import StatesBackbone, freeze
 from allrec.models.backbones.external import External, ExternalConfig
 from allrec.models.backbones.gru4rec import GRU4Rec, GRU4RecConfig
 from allrec.models.backbones.ncf import NCF, NCFConfig
@@ -44,3 +47,11 @@ def make_backbone(num_items: int, config: BackboneModel, generator: torch.Genera
             return External(num_items, config)
         case _:
             return SASRec(num_items, config, generator)
+
+
+def extended(backbone: StatesBackbone, rows: Float[Tensor, "more dim"]) -> StatesBackbone:
+    """A frozen backbone over more items: those that it has keep their embeddings, the new ones have the rows."""
+    larger = deepcopy(backbone)
+    larger.num_items += len(rows)
+    larger.item_table = nn.Parameter(torch.cat([backbone.item_table.detach(), rows]))
+    return freeze(larger)

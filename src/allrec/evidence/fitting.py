@@ -1,0 +1,176 @@
+"""The stage that fits fusion: on validation targets, in given lists and over the whole catalogue."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+from numpy import ndarray
+from pydantic import Field
+
+from allrec.base import Config, InputError
+from allrec.data.dataset import Dataset
+from allrec.evaluation.llm_scores import Asked
+from allrec.evaluation.protocols import sample_rows
+from allrec.evidence.collect import EvidenceConfig
+from allrec.evidence.evidence import CONTEXT, FREE, Evidence
+from allrec.evidence.fused import LLM_EVIDENCE, Fused, Scope, best_of, llm_features
+from allrec.evidence.histories import histories_before
+from allrec.evidence.whole_catalogue import catalogue_lists, retrieve_scored
+from allrec.models.fusion import FusionConfig
+from allrec.training.fusion import (
+    STAGE,
+    FittedFusion,
+    FusionTrainingConfig,
+    Lists,
+    Roles,
+    cross_fit,
+    fold_of,
+    fused_scores,
+)
+from allrec.training.loop import LoopConfig
+
+SCOPES: tuple[Scope, ...] = ("lists", "catalogue")
+LISTED = "paper"
+"""The stored lists that fusion is fitted on."""
+ROUNDS = {"lists": 1, "catalogue": 2, "prompt": 3}
+"""Keep the draws of this stage apart."""
+AskLlm = Callable[[Asked], Float[ndarray, "rows candidates"]]
+
+
+class FusionStageConfig(Config):
+    """Evidence, fusion, and what the language model reads for it."""
+
+    enabled: bool = Field(False, description="Whether a run trains its content parts and fits fusion.")
+    evidence: EvidenceConfig = EvidenceConfig()
+    training: FusionTrainingConfig = FusionTrainingConfig()
+    with_llm: FusionTrainingConfig = Field(
+        FusionTrainingConfig(
+            model=FusionConfig(knots=4, gate_width=4, interplay_width=0),
+            loop=LoopConfig(epochs=60, optimizer="adamw", learning_rate=1e-2, weight_decay=1e-2, patience=6),
+        ),
+        description="What the language model's evidence adds, fitted by itself; it has as many members as the other.",
+    )
+    num_ranked: int = Field(20, ge=2, description="So many of the best candidates the language model reads.")
+    llm_users: int = Field(
+        1000, ge=0, description="Validation users whose lists it reads for fitting; 0 fits without it."
+    )
+
+
+class FittedFusions(NamedTuple):
+    """What the stage fitted, by scope; ``with_llm`` lacks a scope of which the language model read nothing."""
+
+    models: dict[Scope, FittedFusion]
+    with_llm: dict[Scope, FittedFusion]
+
+    def fused(self, evidence: Evidence, config: FusionStageConfig) -> Fused:
+        """Ready to rank with."""
+        models = {scope: one.model for scope, one in self.models.items()}
+        with_llm = {scope: one.model for scope, one in self.with_llm.items()}
+        return Fused(evidence, models, with_llm, config.evidence.depth, config.num_ranked)
+
+
+def fit_fusions(
+    dataset: Dataset, evidence: Evidence, config: FusionStageConfig, ask: AskLlm | None, *, seed: int, sample_seed: int
+) -> FittedFusions:
+    """Fits fusion without the language model, then what that adds.
+
+    Args:
+        dataset: its validation targets and what stands before them are read, its test targets are not.
+        evidence: all but the language model's.
+        config: of the stage.
+        ask: scores lists with the language model; None leaves it out.
+        seed: of folds, draws and first weights.
+        sample_seed: of the users whom the language model reads.
+
+    Raises:
+        InputError: there are no validation targets.
+    """
+    folds = fold_of(len(dataset.targets["valid"]), config.training.model.members, seed)
+    if len(folds) < 2 * config.training.model.members:
+        raise InputError(
+            f"{dataset.name} has {len(folds)} validation users, too few to fit fusion on. Set fusion.enabled=false."
+        )
+    roles = Roles(evidence.names, FREE, CONTEXT)
+    models = {
+        scope: cross_fit(lists_of(scope, dataset, evidence, config, seed), roles, config.training, folds, seed=seed)
+        for scope in SCOPES
+    }
+    fused = FittedFusions(models, {}).fused(evidence, config)
+    if ask is None or config.llm_users == 0:
+        return FittedFusions(models, {})
+    rows = sample_rows(len(folds), config.llm_users, sample_seed)
+    rng = np.random.default_rng([seed, STAGE, ROUNDS["prompt"]])
+    read = {scope: read_lists(scope, dataset, fused, rows, folds, ask, rng) for scope in SCOPES}
+    own = Roles([*LLM_EVIDENCE, *CONTEXT], FREE, CONTEXT)
+    small = _with_members(config.with_llm, config.training.model.members)
+    with_llm = {
+        scope: cross_fit(lists, own, small, folds[chosen], seed=seed)
+        for scope, (lists, chosen) in read.items()
+        if _is_enough(folds[chosen])
+    }
+    return FittedFusions(models, with_llm)
+
+
+def _with_members(config: FusionTrainingConfig, members: int) -> FusionTrainingConfig:
+    return config.model_copy(update={"model": config.model.model_copy(update={"members": members})})
+
+
+def _is_enough(folds: Int[ndarray, "rows"]) -> bool:
+    """Whether each fold leaves a user to fit on, and one to say when to stop."""
+    return len(folds) - int(np.bincount(folds).max(initial=0)) >= 2
+
+
+def lists_of(scope: Scope, dataset: Dataset, evidence: Evidence, config: FusionStageConfig, seed: int) -> Lists:
+    """Every validation user's list to fit on, with its evidence.
+
+    Over the catalogue items of the history stay among the candidates, whatever the protocol: taken out, the target
+    would be the one item of the history that is left, and standing in the history would give it away.
+    """
+    targets = dataset.targets["valid"]
+    histories = histories_before(dataset, targets)
+    candidates = targets.candidates[LISTED]
+    if scope == "catalogue":
+        candidates = catalogue_lists(
+            evidence, histories, targets.items, np.random.default_rng([seed, STAGE, ROUNDS[scope]]),
+            depth=config.evidence.depth, num_candidates=config.evidence.fitted_candidates, excludes_history=False,
+        )  # fmt: skip
+    return Lists(evidence.features(histories, candidates), candidates, targets.items)
+
+
+def read_lists(
+    scope: Scope,
+    dataset: Dataset,
+    fused: Fused,
+    rows: Int[ndarray, "rows"],
+    folds: Int[ndarray, "all_rows"],
+    ask: AskLlm,
+    rng: np.random.Generator,
+) -> tuple[Lists, Int[ndarray, "kept"]]:
+    """Lists that the language model read, of the rows whose target stands in its list.
+
+    Returns:
+        The lists, with the fused score of a model that never met the user as what is known already; and their rows.
+    """
+    targets = dataset.targets["valid"]
+    histories, wanted = histories_before(dataset, targets, rows), targets.items[rows]
+    score = fused.score(scope, folds[rows])
+    if scope == "lists":
+        candidates = targets.candidates[LISTED][rows]
+    else:
+        found = retrieve_scored(fused.evidence, score, histories, fused.depth)
+        candidates = padded([best_of(part, fused.num_ranked, rng)[0] for part in found])
+    kept = np.flatnonzero((candidates == wanted[:, None]).any(axis=1))
+    name = LISTED if scope == "lists" else f"{scope}-fit"
+    read = {each: ask(Asked("valid", name, each, rows, candidates))[kept] for each in LLM_EVIDENCE}
+    features = fused.evidence.features(histories.part(kept), candidates[kept])
+    known = fused_scores(fused.models[scope], features, folds[rows[kept]])
+    own = llm_features(fused.evidence.names, [*LLM_EVIDENCE, *CONTEXT], features, read)
+    return Lists(own, candidates[kept], wanted[kept], known), rows[kept]
+
+
+def padded(parts: Sequence[Int[ndarray, "part width"]]) -> Int[ndarray, "rows widest"]:
+    """Parts of rows as one array, -1 where a part is narrower."""
+    widest = max(part.shape[1] for part in parts)
+    fill = [np.pad(part, ((0, 0), (0, widest - part.shape[1])), constant_values=-1) for part in parts]
+    return np.concatenate(fill)
