@@ -81,6 +81,7 @@ def test_the_page_of_a_run_shows_every_part(page):
     reader = read(page)
     text = " ".join(reader.text)
     assert [part for part in PARTS if part not in text] == []
+    assert any(" cores" in cell for cell in reader.text)
     assert reader.seen.count("img") == 6
     assert reader.seen.count("figcaption") == reader.seen.count("img")
 

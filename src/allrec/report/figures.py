@@ -69,7 +69,8 @@ def _draw_losses(axes: "Axes", view: RunView, stage: str) -> None:
                   label=name.replace("_", " "))  # fmt: skip
     marker = "o" if len(steps) < 30 else None
     axes.plot(steps, report["losses"], color="#111111", marker=marker, markersize=3.5, label="total")
-    axes.set_ylabel("loss, nats" if stage == "language_model" else "loss")
+    # Stage 1 adds squared distances to nats.
+    axes.set_ylabel("loss" if stage == "alignment" else "loss, nats")
     if parts:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter("{x:g}")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 TOGETHER = 6
 """Runs that one figure tells apart; more go into further figures, beside the first run again."""
 SCORE_HEADER = ("scorer", "split", "users", "HR@1", "HR@5", "HR@10", "NDCG@5", "NDCG@10", "MRR")
-PROVENANCE = ("run", "seed", "language model", "data set", "versions")
+PROVENANCE = ("run", "seed", "language model", "data set", "machine", "versions")
 LLM_SCORERS = ("llm", "llm-random-items", "llm-no-soft")
 
 
@@ -181,7 +181,8 @@ def _provenance(view: RunView) -> list[str]:
         view.name, str(manifest["seed"]),
         f"{llm['name']}{stands_in}" + (f", revision {llm['revision']}" if llm.get("revision") else ""),
         f"{dataset['name']}: {dataset['users']:,} users, {dataset['items']:,} items, "
-        f"{dataset['interactions']:,} interactions, {dataset['sha256'][:12]}", versions,
+        f"{dataset['interactions']:,} interactions, {dataset['sha256'][:12]}", manifest.get("machine", "not recorded"),
+        versions,
     ]  # fmt: skip
 
 
