@@ -103,6 +103,7 @@ def segment_bars(series: Sequence[Series], chance: float | None) -> "Figure | No
     users = {row["segment"]: row["users"] for one in reversed(series) for row in one.rows}
     axes.set_xticks(range(len(segments)), [f"{name}\nn={users[name]:,}" for name in segments], fontsize=8)
     axes.set_ylabel("HR@1, share of users")
+    axes.set_ylim(bottom=0)
     axes.grid(False, axis="x")
     legend_above(axes)
     return figure
@@ -127,6 +128,7 @@ def by_popularity(series: Sequence[Seen], chance: float | None) -> "Figure | Non
     axes.set_xticks(range(len(labels)), labels, fontsize=8)
     axes.set_xlabel("training interactions with the target (n: users of the first curve)")
     axes.set_ylabel("HR@1, share of users")
+    axes.set_ylim(bottom=0)
     legend_above(axes)
     return figure
 
