@@ -65,7 +65,10 @@ def _comparison_page(path: Path) -> str:
     title = f"Recipes compared on {table['dataset']}"
     parts = [html.heading(title, 1), *_remarks(), html.heading("Results"), html.table(HEADER, cells(table), "results")]
     parts += [*_notes(table), html.paragraph(_cost(stored["seconds"]))]
-    parts += [html.heading("Every scorer of every recipe"), html.table(EVIDENCE_HEADER, evidence_cells(table), "scorers")]
+    parts += [
+        html.heading("Every scorer of every recipe"),
+        html.table(EVIDENCE_HEADER, evidence_cells(table), "scorers"),
+    ]
     first_seed = [view for view in views if view.recipe.seed == table["seeds"][0]]
     if has_matplotlib():
         with house_style():
