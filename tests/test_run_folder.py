@@ -47,6 +47,7 @@ def test_a_new_run_remembers_what_it_was_begun_with(tmp_path):
     assert (manifest["format"], manifest["recipe"], manifest["seed"]) == (1, "a-llmrec", 3)
     assert (manifest["dataset"], manifest["llm"], manifest["stages"]) == (DATASET, LLM, {})
     assert manifest["versions"].keys() >= {"allrec", "torch", "transformers"}
+    assert f"{torch.get_num_threads()} of " in manifest["machine"]
 
 
 def test_a_stage_is_missing_then_running_then_done(tmp_path):

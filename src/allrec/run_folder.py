@@ -1,5 +1,7 @@
 """A run folder: what was trained, from what, how far it came, and whether its files are still as they were written."""
 
+import os
+import platform
 import shutil
 import time
 from collections.abc import Iterator
@@ -7,6 +9,8 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from allrec.artifacts import check_sha256, link_or_copy, read_json, sha256_file, write_json, write_text
 from allrec.base import InputError, Wording
@@ -58,7 +62,7 @@ class RunFolder:
             "dataset": dataset,
             "llm": llm,
         }
-        manifest |= {"versions": {name: version(name) for name in LIBRARIES}, "stages": {}}
+        manifest |= {"machine": machine(), "versions": {name: version(name) for name in LIBRARIES}, "stages": {}}
         run = cls(path, manifest)
         write_text(path / RECIPE, dump_recipe(recipe))
         run._write()
@@ -223,6 +227,13 @@ class RunFolder:
 
     def _write(self) -> None:
         write_json(self.path / MANIFEST, self.manifest)
+
+
+def machine() -> str:
+    """What a run runs on, in words: times mean nothing without it."""
+    threads, cores = torch.get_num_threads(), os.cpu_count()
+    place = f"{platform.system()} {platform.machine()}, {threads} of {cores} cores"
+    return f"{torch.cuda.get_device_name()}, {place}" if torch.cuda.is_available() else place
 
 
 def _is_foreign(file: Path) -> bool:

@@ -80,10 +80,10 @@ def _means(row: list[str]) -> list[str]:
 def _table(title: str, header: Sequence[str], rows: Cells) -> Table:
     table = Table(title=escape(title))
     for place, name in enumerate(header):
-        table.add_column(name, justify="right" if place else "left", overflow="fold")
+        table.add_column(name, justify="right" if place else "left", overflow="fold", no_wrap=place == 0)
     for row in rows:
-        # The interval goes below its mean, so that the table fits a terminal.
-        lines = [text.replace(" [", "\n[") for text in row]
+        # An interval goes below its mean and a p below its difference, so that the table fits a terminal.
+        lines = [text.replace(" [", "\n[").replace(", p ", "\np ").replace(", NOT", "\nNOT") for text in row]
         table.add_row(*map(escape, lines), style="dim" if row[0] == "chance" else "")
     return table
 

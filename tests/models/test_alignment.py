@@ -55,6 +55,16 @@ def test_each_loss_of_deeper_encoders_equals_its_equation(name):
     assert getattr(alignment.losses(*batch), name).item() == pytest.approx(expected[name], rel=1e-12)
 
 
+def test_a_text_embedding_is_not_drawn_to_its_reconstruction():
+    alignment, batch = make_alignment(), make_batch()
+    texts = torch.cat(batch[3:]).requires_grad_()
+    loss = alignment.losses(*batch[:3], *texts.chunk(2)).text_reconstruction
+    alone = torch.cat(batch[3:]).requires_grad_()
+    through_encoder = (alignment.texts.decode(alignment.texts.encode(alone)) - torch.cat(batch[3:])).square().mean()
+    (found,), (expected,) = torch.autograd.grad(loss, texts), torch.autograd.grad(through_encoder, alone)
+    torch.testing.assert_close(found, expected)
+
+
 def test_dropout_acts_while_training_and_on_hidden_layers_alone():
     embeddings = make_batch()[1]
     deeper, shallow = make_alignment(hidden=(32,), dropout=0.5), make_alignment()

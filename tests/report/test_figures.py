@@ -3,10 +3,19 @@
 import numpy as np
 import pytest
 
-from allrec.report.figures import Seen, Series, by_popularity, calibration, reliability, segment_bars, stage_times
+from allrec.report.figures import (
+    Seen,
+    Series,
+    by_popularity,
+    calibration,
+    losses,
+    reliability,
+    segment_bars,
+    stage_times,
+)
 from allrec.report.item_map import item_map, principal_plane
 from allrec.report.style import COLOURS, HATCHES, LINES, MARKERS, bar_style, data_uri, house_style, line_style
-from allrec.report.view import Confidence, Joint, kept_scores
+from allrec.report.view import Confidence, Joint, RunView, kept_scores
 
 
 def result(segment, value):
@@ -55,7 +64,41 @@ def test_stages_are_stacked_in_seconds():
     assert axes.get_xlabel() == "seconds"
 
 
+def view_with(curves, reports):
+    return RunView("a", None, None, None, reports, curves, None, None, None)
+
+
+def test_every_stage_has_its_losses_and_a_warm_up_its_curve():
+    report = {"losses": [3.0, 2.0], "steps": 20, "validations": [0.1, 0.2]}
+    curves = {
+        "warm_up/total": [(10, 5.0), (20, 4.0)],
+        "backbone/total": [(10, 3.0)],
+        "backbone/validation": [(10, 0.1)],
+    }
+    view = view_with(
+        curves, {"language_model": report | {"validations": []}, "backbone": report, "idle": {"losses": []}}
+    )
+    assert view.trained() == ["backbone", "warm_up", "language_model"]
+    panels = {axes.get_title(loc="left"): axes for axes in losses(view).axes}
+    assert panels["Stage 2, warm-up"].lines[0].get_data()[1].tolist() == [5.0, 4.0]
+    assert panels["Stage 2, soft tokens"].lines[0].get_data()[0].tolist() == [10.0, 20.0]
+    assert panels["Backbone"].get_ylabel() == "loss, nats"
+
+
+@pytest.mark.parametrize(("number", "shape"), [(1, (1, 1)), (3, (1, 3)), (4, (2, 2)), (5, (2, 3))])
+def test_panels_of_losses_stand_in_rows(number, shape):
+    curves = {f"stage{place}/total": [(1, 1.0)] for place in range(number)}
+    grid = losses(view_with(curves, {})).axes[0].get_gridspec()
+    assert (grid.nrows, grid.ncols) == shape
+
+
+def test_shares_begin_at_nought_even_where_all_are_nought():
+    axes = segment_bars([Series("llm", [result("all", 0.0) | {"ci95": {"HR@1": [0.0, 0.0]}}])], None).axes[0]
+    assert axes.get_ylim()[0] == 0
+
+
 def test_nothing_draws_nothing():
+    assert losses(view_with({}, {})) is None
     assert segment_bars([Series("llm", [])], None) is None
     assert calibration({}) is None
     assert stage_times([]) is None

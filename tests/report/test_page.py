@@ -81,6 +81,7 @@ def test_the_page_of_a_run_shows_every_part(page):
     reader = read(page)
     text = " ".join(reader.text)
     assert [part for part in PARTS if part not in text] == []
+    assert any(" cores" in cell for cell in reader.text)
     assert reader.seen.count("img") == 6
     assert reader.seen.count("figcaption") == reader.seen.count("img")
 
@@ -107,6 +108,14 @@ def test_hostile_categories_and_rows_stay_text(world, monkeypatch):
     assert "<script>" not in text
     assert "<i>" not in text
     assert "<b>" not in text
+
+
+def test_a_warning_in_a_cell_stands_out_on_a_line_of_its_own():
+    text = html.table(("x",), [["+0.1000, p = 0.200, NOT above"], ["-0.1000, p < .001"], ["polars 1, python 3"]])
+    small = '<span class="interval">{}</span>'.format
+    assert f"<td>+0.1000{small('p = 0.200')}<strong>{small('NOT above')}</strong></td>" in text
+    assert f"<td>-0.1000{small('p &lt; .001')}</td>" in text
+    assert "<td>polars 1, python 3</td>" in text
 
 
 def test_the_page_of_a_comparison_holds_its_tables_and_a_part_a_run(world):

@@ -81,9 +81,13 @@ def test_a_user_without_history_gets_the_popular(world: tuple[Path, Path, Path])
 
 
 def test_evaluate_under_another_protocol(world: tuple[Path, Path, Path]) -> None:
+    before = json.loads((world[1] / "metrics.json").read_text())
     call("evaluate", world[1], world[0], "--protocol", "sampled-99")
     metrics = json.loads((world[1] / "metrics.json").read_text())
-    assert {row["protocol"] for row in metrics["results"]} == {"sampled-99"}
+    assert {row["protocol"] for row in metrics["results"]} == {"paper", "full", "sampled-99"}
+    kept = [row for row in metrics["results"] if row["protocol"] != "sampled-99"]
+    assert sorted(kept, key=str) == sorted(before["results"], key=str)
+    assert metrics["chance"].keys() == {"paper", "full", "sampled-99"}
 
 
 def test_saved_and_loaded_it_scores_the_same(world: tuple[Path, Path, Path], tmp_path: Path) -> None:

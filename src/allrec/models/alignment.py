@@ -182,7 +182,8 @@ class Alignment(nn.Module):
         if self.config.has_decoders:
             scored_users, scored = users, self.items.decode(item_joint)
             item_loss = functional.mse_loss(scored, embeddings)
-            text_loss = functional.mse_loss(self.texts.decode(text_joint), texts)
+            # Q is held fixed, or a text encoder that is tuned would learn to be easily reconstructed.
+            text_loss = functional.mse_loss(self.texts.decode(text_joint), texts.detach())
         else:
             scored_users, scored = self.users(users), item_joint
         if self.config.has_recommendation:

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 WIDTH = 9.2
 """Inches; the page shows them at 100% of its column."""
-STAGE_TITLES = {"backbone": "Backbone", "alignment": "Stage 1, alignment", "language_model": "Stage 2, soft tokens"}
+STAGE_TITLES = {
+    "backbone": "Backbone", "alignment": "Stage 1, alignment", "warm_up": "Stage 2, warm-up",
+    "language_model": "Stage 2, soft tokens",
+}  # fmt: skip
 SEEN_EDGES = (0, 1, 2, 3, 6, 11, 21, 51, 101)
 MIN_USERS = 5
 """A point of a curve over fewer users says nothing."""
@@ -42,14 +45,19 @@ class Seen(NamedTuple):
 
 def losses(view: RunView) -> "Figure | None":
     """Every loss of every stage against optimizer steps, and the validation that decides when to stop."""
-    stages = [stage for stage, report in view.reports.items() if report["losses"]]
+    stages = view.trained()
     if not stages:
         return None
-    figure = new_figure(WIDTH, 3.2)
-    for axes, stage in zip(figure.subplots(1, len(stages), squeeze=False)[0], stages, strict=True):
+    columns = 2 if len(stages) == 4 else min(len(stages), 3)
+    rows = -(-len(stages) // columns)
+    figure = new_figure(WIDTH, 3.2 * rows)
+    every = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes, stage in zip(every, stages, strict=False):
         _draw_losses(axes, view, stage)
-        axes.set_title(STAGE_TITLES.get(stage, stage), loc="left", fontsize=10)
+        axes.set_title(STAGE_TITLES.get(stage, stage.replace("_", " ")), loc="left", fontsize=10)
         axes.set_xlabel("optimizer step")
+    for axes in every[len(stages) :]:
+        axes.set_axis_off()
     handles = {
         label: line for axes in figure.axes for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
@@ -58,22 +66,30 @@ def losses(view: RunView) -> "Figure | None":
 
 
 def _draw_losses(axes: "Axes", view: RunView, stage: str) -> None:
-    report = view.reports[stage]
-    steps = np.arange(1, len(report["losses"]) + 1) * report["steps"] / len(report["losses"])
     curves = {name.rpartition("/")[2]: points for name, points in view.curves.items() if name.startswith(f"{stage}/")}
+    report = view.reports.get(stage)
     if "total" in curves:
-        axes.plot(*zip(*curves["total"], strict=True), color="#aaaaaa", linewidth=0.7)
+        grey = {"color": "#aaaaaa", "linewidth": 0.7} if report else {"color": "#111111", "label": "total"}
+        axes.plot(*zip(*curves["total"], strict=True), **grey)
     parts = sorted(curves.keys() - {"total", "validation"})
     for place, name in enumerate(parts, 1):
         axes.plot(*zip(*curves[name], strict=True), color=COLOURS[place], linestyle=LINES[place], linewidth=1.1,
                   label=name.replace("_", " "))  # fmt: skip
-    marker = "o" if len(steps) < 30 else None
-    axes.plot(steps, report["losses"], color="#111111", marker=marker, markersize=3.5, label="total")
-    axes.set_ylabel("loss, nats" if stage == "language_model" else "loss")
+    # Stage 1 adds squared distances to nats.
+    axes.set_ylabel("loss" if stage == "alignment" else "loss, nats")
     if parts:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("")
+    if report and report["losses"]:
+        _draw_epochs(axes, report)
+
+
+def _draw_epochs(axes: "Axes", report: dict[str, Any]) -> None:
+    """Means of epochs, and validation on an axis of its own."""
+    steps = np.arange(1, len(report["losses"]) + 1) * report["steps"] / len(report["losses"])
+    marker = "o" if len(steps) < 30 else None
+    axes.plot(steps, report["losses"], color="#111111", marker=marker, markersize=3.5, label="total")
     if report["validations"]:
         other = axes.twinx()
         other.plot(steps, report["validations"], color=COLOURS[1], linestyle="--")
@@ -102,6 +118,7 @@ def segment_bars(series: Sequence[Series], chance: float | None) -> "Figure | No
     users = {row["segment"]: row["users"] for one in reversed(series) for row in one.rows}
     axes.set_xticks(range(len(segments)), [f"{name}\nn={users[name]:,}" for name in segments], fontsize=8)
     axes.set_ylabel("HR@1, share of users")
+    axes.set_ylim(bottom=0)
     axes.grid(False, axis="x")
     legend_above(axes)
     return figure
@@ -126,6 +143,7 @@ def by_popularity(series: Sequence[Seen], chance: float | None) -> "Figure | Non
     axes.set_xticks(range(len(labels)), labels, fontsize=8)
     axes.set_xlabel("training interactions with the target (n: users of the first curve)")
     axes.set_ylabel("HR@1, share of users")
+    axes.set_ylim(bottom=0)
     legend_above(axes)
     return figure
 

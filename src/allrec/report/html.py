@@ -6,7 +6,7 @@ from html import escape
 CSS = """
 :root { color-scheme: light }
 body { font: 15px/1.5 system-ui, "Segoe UI", "DejaVu Sans", sans-serif; color: #111; background: #fff;
-  max-width: 70rem; margin: 0 auto; padding: 1.2rem }
+  max-width: 74rem; margin: 0 auto; padding: 1.2rem }
 h1 { font-size: 1.6rem; margin: .2rem 0 }
 h2 { font-size: 1.2rem; margin: 2.2rem 0 .4rem; border-bottom: 1px solid #999 }
 h3 { font-size: 1rem; margin: 1.4rem 0 .2rem }
@@ -17,9 +17,10 @@ th { border-bottom: 2px solid #333; text-align: right } th:first-child, td:first
 .words th { text-align: left } tbody tr.chance { font-style: italic }
 td .interval { display: block; font-size: .76rem; color: #444; white-space: nowrap }
 td { white-space: nowrap } .words td:not(:first-child) { white-space: normal }
-.results th, .results td { padding: .25rem .4rem }
-.results th:nth-child(2), .results td:nth-child(2) { text-align: left; white-space: normal; min-width: 7rem }
-.results td:last-child { white-space: normal; min-width: 4.5rem }
+.results { font-size: .78rem } .results th, .results td { padding: .25rem .3rem }
+.results th:nth-child(2), .results td:nth-child(2) { text-align: left; white-space: normal; min-width: 6rem }
+.results th:nth-last-child(-n+2) { min-width: 4.6rem }
+.scorers th:nth-child(2), .scorers td:nth-child(2) { text-align: left }
 figure { margin: .6rem 0 1.2rem } figure img { max-width: 100%; height: auto; display: block }
 figcaption, .note { color: #333; font-size: .88rem; max-width: 52rem }
 .alarm { border-left: 4px solid #111; padding-left: .6rem; font-weight: 600 }
@@ -55,7 +56,7 @@ def bullets(texts: Sequence[str]) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "") -> str:
-    """A table. An interval in brackets at the end of a cell goes to a line of its own."""
+    """A table. An interval in brackets at the end of a cell goes to a line of its own, and so does a p."""
     top = "".join(f'<th scope="col">{escape(text)}</th>' for text in header)
     body = "".join(_line(row) for row in rows)
     return f'<div class="scroll"><table class="{kind}"><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
@@ -81,6 +82,14 @@ def _line(row: Sequence[str]) -> str:
 
 def _cell(text: str) -> str:
     value, bracket, interval = text.partition(" [")
-    if not bracket or not interval.endswith("]"):
+    if bracket and interval.endswith("]"):
+        return escape(value) + _small(bracket.strip() + interval)
+    value, mark, rest = text.partition(", p ")
+    if not mark:
         return escape(text)
-    return f'{escape(value)}<span class="interval">{escape(bracket.strip() + interval)}</span>'
+    p, _, warning = rest.partition(", ")
+    return escape(value) + _small(f"p {p}") + (f"<strong>{_small(warning)}</strong>" if warning else "")
+
+
+def _small(text: str) -> str:
+    return f'<span class="interval">{escape(text)}</span>'

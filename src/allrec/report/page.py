@@ -61,11 +61,14 @@ def _comparison_page(path: Path) -> str:
     if table is None:
         raise InputError(f"the comparison in {path} has no table yet. Go on with it: allrec compare ... --resume")
     names = sorted(run.parent.name for run in (path / RUNS).glob(f"*/{MANIFEST}"))
-    views = [load_view(path / RUNS / name, name) for name in _in_table_order(names, table)]
+    views = [load_view(path / RUNS / name, _shown(name, table)) for name in _in_table_order(names, table)]
     title = f"Recipes compared on {table['dataset']}"
     parts = [html.heading(title, 1), *_remarks(), html.heading("Results"), html.table(HEADER, cells(table), "results")]
     parts += [*_notes(table), html.paragraph(_cost(stored["seconds"]))]
-    parts += [html.heading("Every scorer of every recipe"), html.table(EVIDENCE_HEADER, evidence_cells(table))]
+    parts += [
+        html.heading("Every scorer of every recipe"),
+        html.table(EVIDENCE_HEADER, evidence_cells(table), "scorers"),
+    ]
     first_seed = [view for view in views if view.recipe.seed == table["seeds"][0]]
     if has_matplotlib():
         with house_style():
@@ -79,6 +82,11 @@ def _comparison_page(path: Path) -> str:
 def _in_table_order(names: list[str], table: dict[str, Any]) -> list[str]:
     wanted = [f"{row['run']}-seed{seed}" for row in table["rows"] for seed in table["seeds"]]
     return [name for name in dict.fromkeys(wanted) if name in names]
+
+
+def _shown(name: str, table: dict[str, Any]) -> str:
+    """How the page calls a run: with its seed where there are several."""
+    return name if len(table["seeds"]) > 1 else name.removesuffix(f"-seed{table['seeds'][0]}")
 
 
 def _figures(view: RunView) -> list[str]:

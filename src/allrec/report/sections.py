@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 TOGETHER = 6
 """Runs that one figure tells apart; more go into further figures, beside the first run again."""
 SCORE_HEADER = ("scorer", "split", "users", "HR@1", "HR@5", "HR@10", "NDCG@5", "NDCG@10", "MRR")
-PROVENANCE = ("run", "seed", "language model", "data set", "versions")
+PROVENANCE = ("run", "seed", "language model", "data set", "machine", "versions")
 LLM_SCORERS = ("llm", "llm-random-items", "llm-no-soft")
 
 
@@ -181,14 +181,15 @@ def _provenance(view: RunView) -> list[str]:
         view.name, str(manifest["seed"]),
         f"{llm['name']}{stands_in}" + (f", revision {llm['revision']}" if llm.get("revision") else ""),
         f"{dataset['name']}: {dataset['users']:,} users, {dataset['items']:,} items, "
-        f"{dataset['interactions']:,} interactions, {dataset['sha256'][:12]}", versions,
+        f"{dataset['interactions']:,} interactions, {dataset['sha256'][:12]}", manifest.get("machine", "not recorded"),
+        versions,
     ]  # fmt: skip
 
 
 def _number(value: float | None) -> str:
     if value is None:
         return "–"
-    return f"{value:,.0f}" if value == int(value) and abs(value) >= 10 else f"{value:.4g}"
+    return f"{value:,.0f}" if value == int(value) else f"{value:.3f}"
 
 
 _TIMED = ("backbone", "text", "alignment", "language_model", "evaluate")
@@ -213,6 +214,7 @@ _CALIBRATION = (
 )
 _TIME = "Seconds by stage, as if each run had been alone; evaluate holds every scorer and control of both splits."
 _ALIGNMENT = (
+    "Gap: distance between the means of e and q, over the spread of e; all else is measured around each mean. "
     "Retrieval: how often an item's other embedding is among the nearest 1 or 10. Effective rank: how many dimensions "
     "a space uses. Alignment: mean squared distance of e and q on the unit sphere (0 is best); uniformity: how evenly "
     "a space fills the sphere (lower is more even). Neighbours: share of an item's ten nearest that two spaces have in "

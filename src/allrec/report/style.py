@@ -19,6 +19,8 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 HATCHES = ("", "////", "||||", "xxxx", "\\\\\\\\", "----", "++++", "//--")
 """Of lines alone: dots make a picture twenty times as large."""
 FILLS = ("#4d4d4d", "#cfe3f2", "#fbe1cf", "#cdeae0", "#f0dcea", "#efe6c4", "#e2eef8", "#ffffff")
+SHORT_LABEL = 18
+"""Four labels of so many characters stand beside each other over a figure."""
 SETTINGS: Any = {
     "font.size": 9.5, "font.family": "DejaVu Sans", "axes.spines.top": False, "axes.spines.right": False,
     "axes.edgecolor": "#333333", "text.color": "#111111", "axes.labelcolor": "#111111", "xtick.color": "#111111",
@@ -69,8 +71,10 @@ def bar_style(place: int) -> dict[str, Any]:
     return {"facecolor": FILLS[turn], "hatch": HATCHES[turn], "edgecolor": "#111111", "linewidth": 0.6}
 
 
-def legend_above(axes: "Axes", columns: int = 4) -> None:
-    """A legend over the plot, where it hides nothing."""
+def legend_above(axes: "Axes", columns: int | None = None) -> None:
+    """A legend over the plot, where it hides nothing; four columns, or three where names are long."""
+    longest = max((len(label) for label in axes.get_legend_handles_labels()[1]), default=0)
+    columns = columns or (4 if longest <= SHORT_LABEL else 3)
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=columns, borderaxespad=0.2, handlelength=3.2)
 
 

@@ -20,7 +20,8 @@ from allrec.models.alignment import Alignment
 from allrec.pipeline import load_aligned
 from allrec.run_folder import METRICS, RunFolder
 
-TRAINED = ("backbone", "alignment", "language_model")
+TRAINED = ("backbone", "alignment", "warm_up", "language_model")
+"""What is trained, in order; other stages come behind. A warm-up is a part of stage 2."""
 
 
 class Joint(NamedTuple):
@@ -85,6 +86,12 @@ class RunView:
         found = [row["scorer"] for row in results if (row["split"], row["protocol"]) == ("test", self.protocol)]
         return list(dict.fromkeys(found))
 
+    def trained(self) -> list[str]:
+        """Everything of which losses are known, in order."""
+        found = {name.partition("/")[0] for name in self.curves if name.endswith("/total")}
+        found |= {stage for stage, report in self.reports.items() if report["losses"]}
+        return [stage for stage in TRAINED if stage in found] + sorted(found - set(TRAINED))
+
     def confidence(self, scorer: str) -> Confidence | None:
         """Of a language-model scorer on the test split, from the scores that the evaluation kept."""
         if self.stored is None or ("test", self.protocol, scorer) not in self.stored.rankings:
@@ -109,8 +116,7 @@ def load_view(path: Path, name: str | None = None) -> RunView:
         run=run,
         recipe=run.recipe(),
         metrics=run.metrics() if (path / METRICS).is_file() else None,
-        reports={stage: read_json(path / stage / "training.json") for stage in TRAINED
-                 if run.is_done(stage) and (path / stage / "training.json").is_file()},
+        reports=_reports(run),
         curves=_curves(run),
         stored=stored,
         joint=_joint(run),
@@ -139,12 +145,18 @@ def _written(path: Path) -> float:
     return path.stat().st_mtime
 
 
+def _reports(run: RunFolder) -> dict[str, dict[str, Any]]:
+    paths = {stage: run.path / stage / "training.json" for stage in run.manifest["stages"] if run.is_done(stage)}
+    found = {stage: read_json(path) for stage, path in paths.items() if path.is_file()}
+    return {stage: report for stage, report in found.items() if "losses" in report}
+
+
 def _curves(run: RunFolder) -> dict[str, list[tuple[int, float]]]:
     curves: dict[str, list[tuple[int, float]]] = {}
-    for stage in TRAINED:
-        owner = run.manifest["stages"].get(stage, {}).get("adopted", run.path.name)
-        found = read_curves(run.path.parent / owner / "events")
-        curves |= {name: points for name, points in found.items() if name.startswith(f"{stage}/")}
+    for stage, entry in run.manifest["stages"].items():
+        recorded = read_curves(run.path.parent / entry.get("adopted", run.path.name) / "events")
+        owned = (f"{stage}/", "warm_up/") if stage == "language_model" else (f"{stage}/",)
+        curves |= {name: points for name, points in recorded.items() if name.startswith(owned)}
     return curves
 
 
