@@ -1,4 +1,4 @@
-"""The read-out head: its losses against arithmetic and plain NumPy, and its states against whole sequences run alone."""
+"""The read-out head: its losses against arithmetic and plain NumPy, its states against whole sequences run alone."""
 
 import math
 

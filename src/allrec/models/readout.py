@@ -73,7 +73,8 @@ class ReadOut(nn.Module):
     ) -> None:
         super().__init__()
         self.vector = nn.Parameter(torch.randn(llm_dim) * scale)
-        self.users = Projection(hidden_dim, config.dim, nn.LeakyReLU())
+        # Scores then begin at about 1, whatever the width, and a softmax over the catalogue near its logarithm.
+        self.users = Projection(hidden_dim, config.dim, nn.LeakyReLU(), config.dim**-0.5)
         self.items = Projection(joint_dim, config.dim, nn.GELU())
         self.teacher = Projection(user_dim, config.dim, nn.GELU())
         self.soft_tokens = soft_tokens

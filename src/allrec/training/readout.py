@@ -170,8 +170,9 @@ def train_readout(
         return reader.states(readout, users[rows], histories)
 
     with torch.no_grad():
-        shuffled = np.random.default_rng([seed, READOUT]).permutation(len(examples))[:STANDARDIZED_ON]
-        readout.users.standardize(torch.cat([states(rows) for rows in np.array_split(shuffled, STANDARDIZED_ON // 64)]))
+        order = np.random.default_rng([seed, READOUT]).permutation(len(examples))[:STANDARDIZED_ON]
+        parts = [order[start : start + 64] for start in range(0, len(order), 64)]
+        readout.users.standardize(torch.cat([states(rows) for rows in parts]))
     retrieval = _retrieval(dataset, joint_items, config)
 
     def loss(batch: tuple[Int[ndarray, "batch"], int]) -> dict[str, Tensor]:
