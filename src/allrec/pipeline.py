@@ -164,7 +164,7 @@ def load_scoring(run: RunFolder, llm: LanguageModel) -> Scoring:
         soft_tokens.load_state_dict(load_tensors(run.folder("language_model") / "model.safetensors"))
         scoring.soft_tokens = freeze(soft_tokens)
     if run.is_done("readout"):
-        readout = new_readout(torch.zeros(1, backbone.dim), scoring.joint_items, scoring.reader, run.recipe().readout)
+        readout = new_readout(torch.zeros(1, backbone.dim), scoring.reader, run.recipe().readout)
         readout.load_state_dict(load_tensors(run.folder("readout") / "model.safetensors"))
         scoring.readout = freeze(readout)
     if run.is_done("fusion"):
@@ -267,7 +267,7 @@ def _train_alignment(run: RunFolder, dataset: Dataset, observer: Observer) -> No
 def _train_readout(run: RunFolder, scoring: Scoring, dataset: Dataset, observer: Observer) -> None:
     with run.stage("readout") as folder:
         scoring.readout, report = train_readout(
-            dataset, scoring.backbone, scoring.joint_items, scoring.reader, scoring.recipe.readout,
+            dataset, scoring.reader, scoring.recipe.readout,
             seed=scoring.recipe.seed, checkpoint=folder / CHECKPOINT, on_step=_on_step(observer, "readout"),
         )  # fmt: skip
         _save(folder, scoring.readout, report)

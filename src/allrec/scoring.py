@@ -121,7 +121,9 @@ class Scoring:
     @property
     def reader(self) -> Reader:
         """What reads a user for the read-out head."""
-        return Reader(self.llm, self.builder, self.item_inputs, self.trained_soft_tokens)
+        return Reader(
+            self.llm, self.builder, self.backbone, self.joint_items, self.item_inputs, self.trained_soft_tokens
+        )
 
     @cached_property
     def readout_items(self) -> Float[Tensor, "items readout_dim"]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.models.test_candidate_scoring import HISTORIES, about
+from tests.models.test_candidate_scoring import HISTORIES, about, prompt_rows
 from tests.oracles import readout as oracle
 from tests.tiny import KINDS, save_tiny
 from transformers import AutoModelForCausalLM
@@ -46,15 +46,9 @@ def one(tmp_path_factory):
 
 @torch.no_grad()
 def state_alone(scene, row):
-    """The last hidden state of one prompt with the vector behind it, embeddings put together in a loop."""
-    tokens, table = scene.prompts.tokens, scene.plain.get_input_embeddings().weight
-    following, parts = int(scene.prompts.is_soft[: tokens.offsets[row]].sum()), []
-    for place in range(tokens.offsets[row], tokens.offsets[row + 1]):
-        is_soft = scene.prompts.is_soft[place]
-        parts.append(scene.soft[following] if is_soft else table[tokens.values[place]])
-        following += int(is_soft)
-    output = scene.plain.base_model(inputs_embeds=torch.stack([*parts, scene.vector])[None])
-    return output.last_hidden_state[0, -1]
+    """The last hidden state of one prompt with the vector behind it."""
+    rows = torch.stack([*prompt_rows(scene, row), scene.vector])
+    return scene.plain.base_model(inputs_embeds=rows[None]).last_hidden_state[0, -1]
 
 
 def states(scene, **changes):

@@ -41,7 +41,7 @@ def scene_of(llm, histories, **options):
     backbone = make_backbone(NUM_ITEMS)
     joint = torch.from_numpy(np.random.default_rng(1).normal(size=(NUM_ITEMS, 10))).float()
     soft_tokens = freeze(new_soft_tokens(torch.randn(20, 8), joint, llm, SoftTokensConfig(), 0))
-    reader = Reader(llm, builder, joint, soft_tokens)
+    reader = Reader(llm, builder, backbone, joint, joint, soft_tokens)
     return SimpleNamespace(dataset=dataset, backbone=backbone, joint=joint, reader=reader)
 
 
@@ -59,7 +59,7 @@ def config_of(epochs=2, checkpoint_every=1, **settings):
 
 
 def train_on(scene, config, **arguments):
-    return train_readout(scene.dataset, scene.backbone, scene.joint, scene.reader, config, **({"seed": 0} | arguments))
+    return train_readout(scene.dataset, scene.reader, config, **({"seed": 0} | arguments))
 
 
 def vectors_of(scene, readout, split):
@@ -91,7 +91,7 @@ def test_nothing_moves_but_the_head(board, soft_tokens):
     assert [bytes_of(module) for module in frozen] == before
     assert all(parameter.grad is None for module in frozen for parameter in module.parameters())
     assert not reader.llm._model.training
-    untrained = stage.new_readout(torch.zeros(2, 8), board.joint, reader, config_of(soft_tokens=soft_tokens), 0)
+    untrained = stage.new_readout(torch.zeros(2, 8), reader, config_of(soft_tokens=soft_tokens), 0)
     for name, parameter in untrained.named_parameters():
         assert not torch.equal(parameter, readout.get_parameter(name)), f"{name} did not learn"
     assert (readout.soft_tokens is None) == (soft_tokens == "frozen")
@@ -136,7 +136,7 @@ def test_losses_are_those_of_the_equations(board):
     values = seen[0]
     weighted = values["retrieval"] + 0.5 * values["distillation"] + 0.25 * values["uniformity"]
     assert values["total"] == pytest.approx(weighted, rel=1e-6)
-    readout = stage.new_readout(torch.zeros(1, 8), board.joint, board.reader, config, 0)
+    readout = stage.new_readout(torch.zeros(1, 8), board.reader, config, 0)
     vectors, targets = torch.randn(3, 16), np.array([0, 5, 11])
     with torch.no_grad():
         items = readout.items(board.joint)
@@ -146,7 +146,7 @@ def test_losses_are_those_of_the_equations(board):
 
 def test_a_sample_weighs_each_negative_by_its_expected_count(board):
     config = config_of(sampled_softmax_above=NUM_ITEMS - 1, num_negatives=7)
-    readout = stage.new_readout(torch.zeros(1, 8), board.joint, board.reader, config, 0)
+    readout = stage.new_readout(torch.zeros(1, 8), board.reader, config, 0)
     vectors, targets = torch.randn(3, 16), np.array([0, 5, 11])
     counts = board.dataset.train_counts() + 1.0
     shares = counts / counts.sum()

@@ -44,8 +44,8 @@ from allrec.training.soft_tokens import project, told_lengths
 
 Retrieval = Callable[[ReadOut, Tensor, ndarray, np.random.Generator], Tensor]
 """The head, users' vectors, their next items, and what a sample of the catalogue is drawn with, to a loss in nats."""
-STANDARDIZED_ON = 512
-"""Prompts whose hidden states give f_U its centre and scale."""
+STANDARDIZED_ON, READ_TOGETHER = 512, 64
+"""Prompts whose hidden states give f_U its centre and scale, and how many of them are read at one time."""
 
 
 class ReadOutStageConfig(Config):
@@ -80,12 +80,16 @@ class Reader(NamedTuple):
     Attributes:
         llm: frozen.
         builder: lays out prompts.
+        backbone: frozen; gives x_u.
+        joint_items: e_i, or q_i where cold: what items are scored by.
         item_inputs: what F_I reads of every item.
         soft_tokens: those of stage 2, frozen; a head that trained its own has no use for them.
     """
 
     llm: LanguageModel
     builder: PromptBuilder
+    backbone: Backbone
+    joint_items: Float[Tensor, "items joint"]
     item_inputs: Float[Tensor, "items joint"]
     soft_tokens: SoftTokens
 
@@ -134,8 +138,6 @@ class Reader(NamedTuple):
 
 def train_readout(
     dataset: Dataset,
-    backbone: Backbone,
-    joint_items: Float[Tensor, "items joint"],
     reader: Reader,
     config: ReadOutStageConfig,
     *,
@@ -149,8 +151,6 @@ def train_readout(
 
     Args:
         dataset: its training interactions are learned from; test targets are not read.
-        backbone: frozen; gives x_u.
-        joint_items: e_i, or q_i where cold: what items are scored by.
         reader: the frozen parts.
         config: of the stage.
         seed: of samples, batches and first weights.
@@ -159,21 +159,17 @@ def train_readout(
 
     Source: LLM-SRec, arXiv:2502.13909.
     """
-    examples = sampled(
-        training_examples(dataset, config.positions), config.sample, np.random.default_rng([seed, READOUT])
-    )
-    users = represent_users(backbone, dataset, examples.users, examples.positions)
-    readout = new_readout(users, joint_items, reader, config, seed)
+    rng = np.random.default_rng([seed, READOUT])
+    examples = sampled(training_examples(dataset, config.positions), config.sample, rng)
+    users = represent_users(reader.backbone, dataset, examples.users, examples.positions)
+    readout = new_readout(users, reader, config, seed)
 
     def states(rows: Int[ndarray, "batch"]) -> Float[Tensor, "batch hidden_dim"]:
         histories = [dataset.history(examples.users[row])[: examples.positions[row]] for row in rows]
         return reader.states(readout, users[rows], histories)
 
-    with torch.no_grad():
-        order = np.random.default_rng([seed, READOUT]).permutation(len(examples))[:STANDARDIZED_ON]
-        parts = [order[start : start + 64] for start in range(0, len(order), 64)]
-        readout.users.standardize(torch.cat([states(rows) for rows in parts]))
-    retrieval = _retrieval(dataset, joint_items, config)
+    _standardize(readout, states, rng.permutation(len(examples))[:STANDARDIZED_ON])
+    retrieval = _retrieval(dataset, reader.joint_items, config)
 
     def loss(batch: tuple[Int[ndarray, "batch"], int]) -> dict[str, Tensor]:
         rows, draw = batch
@@ -186,7 +182,7 @@ def train_readout(
         return {"total": losses.total(config.head.distillation, config.head.uniformity), **losses._asdict()}
 
     batches = _batches(told_lengths(dataset, examples, reader.builder), config, seed)
-    validate = _validation(readout, dataset, backbone, joint_items, reader, config, seed)
+    validate = _validation(readout, dataset, reader, config, seed)
     report = fit(
         readout, batches, loss, config.loop,
         seed=seed, stage=READOUT, checkpoint=checkpoint, validate=validate, on_step=on_step,
@@ -194,18 +190,12 @@ def train_readout(
     return freeze(readout), report
 
 
-def new_readout(
-    users: Float[Tensor, "rows dim"],
-    joint_items: Float[Tensor, "items joint"],
-    reader: Reader,
-    config: ReadOutStageConfig,
-    seed: int = 0,
-) -> ReadOut:
+def new_readout(users: Float[Tensor, "rows dim"], reader: Reader, config: ReadOutStageConfig, seed: int = 0) -> ReadOut:
     """The head before it has learned anything; what it reads is centred and scaled by the data.
 
     Its own F_U and F_I, where it has them, begin as those of stage 2.
     """
-    llm = reader.llm
+    llm, joint_items = reader.llm, reader.joint_items
     own = deepcopy(reader.soft_tokens).requires_grad_(True) if config.soft_tokens == "trained" else None
     sizes = (llm.hidden_dim, llm.dim, joint_items.shape[1], users.shape[1])
     readout = initialized(lambda: ReadOut(*sizes, config.head, llm.embedding_scale, own), seed, READOUT)
@@ -245,24 +235,18 @@ def _retrieval(dataset: Dataset, joint_items: Float[Tensor, "items joint"], conf
 
 
 def _validation(
-    readout: ReadOut,
-    dataset: Dataset,
-    backbone: Backbone,
-    joint_items: Float[Tensor, "items joint"],
-    reader: Reader,
-    config: ReadOutStageConfig,
-    seed: int,
+    readout: ReadOut, dataset: Dataset, reader: Reader, config: ReadOutStageConfig, seed: int
 ) -> Callable[[], float] | None:
     targets = validation_targets(dataset, config.validation_users, np.random.default_rng([seed, READOUT]))
     if len(targets) == 0:
         return None
-    users = represent_users(backbone, dataset, targets.users, targets.positions)
+    users = represent_users(reader.backbone, dataset, targets.users, targets.positions)
     pairs = zip(targets.users, targets.positions, strict=True)
     histories = [dataset.history(user)[:position] for user, position in pairs]
 
     def validate() -> float:
         vectors = reader.read(readout, users, histories, config.batch_tokens)
-        items = readout.items(joint_items)
+        items = readout.items(reader.joint_items)
         return ndcg_at(dot_product_ranks(vectors, items, dataset, targets, config.validation_protocol), 10)
 
     return validate
