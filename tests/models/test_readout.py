@@ -66,7 +66,7 @@ def test_states_equal_whole_sequences_run_alone(kind):
 def test_a_model_without_a_usable_cache_is_read_in_one_pass(kind, monkeypatch):
     expected = states(kind)
     monkeypatch.setattr(kind.llm, "can_pack", False)
-    monkeypatch.setattr(kind.llm, "prefill", None)
+    monkeypatch.setattr(kind.llm, "read", None)
     torch.testing.assert_close(states(kind), expected, atol=1e-4, rtol=1e-4)
 
 

@@ -121,7 +121,7 @@ def read_out(
         longer = torch.where(is_last[:, :, None], vector.to(longer), longer)
         return llm.hidden(longer)[rows, lengths].to(vector)
     with torch.set_grad_enabled(torch.is_grad_enabled() and soft.requires_grad):
-        _, cache = llm.prefill(embeddings)
+        cache = llm.read(embeddings)
     is_seen = torch.arange(embeddings.shape[1] + 1, device=llm.device) < lengths[:, None]
     is_seen[:, -1] = True
     mask = additive_mask(is_seen[:, None, None], llm.dtype)

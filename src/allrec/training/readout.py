@@ -190,6 +190,13 @@ def train_readout(
     return freeze(readout), report
 
 
+@torch.no_grad()
+def _standardize(readout: ReadOut, states: Callable[[ndarray], Tensor], rows: Int[ndarray, "rows"]) -> None:
+    """Centres and scales what f_U reads by the hidden states of some examples, before anything is learned."""
+    parts = [states(rows[start : start + READ_TOGETHER]) for start in range(0, len(rows), READ_TOGETHER)]
+    readout.users.standardize(torch.cat(parts))
+
+
 def new_readout(users: Float[Tensor, "rows dim"], reader: Reader, config: ReadOutStageConfig, seed: int = 0) -> ReadOut:
     """The head before it has learned anything; what it reads is centred and scaled by the data.
 
