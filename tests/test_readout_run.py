@@ -96,7 +96,7 @@ def test_users_are_read_once_for_all_protocols(trained, tmp_path, monkeypatch):
 
 def test_ranks_are_those_of_its_scores(trained):
     scoring, targets = trained.system.scoring, trained.dataset.targets["test"]
-    plan = plan_of(trained.system.run.recipe(), trained.system.run, lambda *_: None)
+    plan = plan_of(trained.system.run.recipe(), trained.run / "evaluate", lambda *_: None)
     ranked = scoring.rankers["readout"](trained.dataset, Task("test", "full-repeat", "readout"), plan, lambda *_: None)
     users, histories = asked_of(trained)
     scores = (scoring.read(users, histories) @ scoring.readout_items.T)[torch.from_numpy(ranked.rows)]
