@@ -48,6 +48,16 @@ FUSED = (
     "fusion.llm_users=40",
 )
 """Makes a recipe train its content parts and fit fusion."""
+READ_OUT = (
+    "readout.enabled=true",
+    "readout.head.dim=8",
+    "readout.sample=40",
+    "readout.batch_tokens=200",
+    "readout.validation_users=20",
+    "readout.loop.epochs=2",
+    "readout.loop.checkpoint_every=2",
+)
+"""Makes a recipe train a read-out head."""
 
 
 def make_world(folder: Path, further: tuple[str, ...] = ()) -> tuple[Path, Path, Recipe]:

@@ -15,6 +15,7 @@ from allrec.models.prompt import PromptConfig
 from allrec.models.text_encoder import TextEncoderConfig
 from allrec.training.alignment import AlignmentStageConfig
 from allrec.training.backbone import BackboneConfig
+from allrec.training.readout import ReadOutStageConfig
 from allrec.training.soft_tokens import SoftTokensStageConfig
 
 
@@ -59,6 +60,7 @@ class Recipe(Config):
     llm: LanguageModelChoice = LanguageModelChoice()
     prompt: PromptConfig = PromptConfig()
     soft_tokens: SoftTokensStageConfig = SoftTokensStageConfig()
+    readout: ReadOutStageConfig = ReadOutStageConfig()
     fusion: FusionStageConfig = FusionStageConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 

@@ -17,7 +17,7 @@ from allrec.evaluation.llm_scores import Asked, stored_llm_scores
 from allrec.evidence.collect import TrainingHistories, collect, train_content_parts
 from allrec.evidence.evidence import Evidence
 from allrec.evidence.fitting import LISTED, SCOPES, fit_fusions
-from allrec.evidence.fused import Fused, Scope
+from allrec.evidence.fused import LLM_EVIDENCE, Fused, Scope
 from allrec.evidence.storage import (
     load_content_parts,
     load_fusion,
@@ -39,6 +39,7 @@ from allrec.training.alignment import train_alignment
 from allrec.training.backbone import BackboneConfig, train_backbone
 from allrec.training.examples import OnStep
 from allrec.training.loop import FitReport
+from allrec.training.readout import new_readout, train_readout
 from allrec.training.soft_tokens import train_soft_tokens
 from allrec.training.text_cache import text_embeddings
 from allrec.training.tuned_text import embed_texts
@@ -87,6 +88,8 @@ def train_stages(
                 on_warm_up=_on_step(observer, "warm_up"),
             )  # fmt: skip
             _save(folder, scoring.soft_tokens, report)
+    if recipe.readout.enabled and not run.is_done("readout"):
+        _train_readout(run, scoring, dataset, observer)
     if recipe.fusion.enabled and not run.is_done("fusion"):
         with run.stage("fusion") as folder:
             _fit_fusion(folder, scoring, _load_evidence(run, scoring), dataset, observer)
@@ -160,6 +163,10 @@ def load_scoring(run: RunFolder, llm: LanguageModel) -> Scoring:
         soft_tokens = SoftTokens(backbone.dim, scoring.joint_items.shape[1], llm.dim)
         soft_tokens.load_state_dict(load_tensors(run.folder("language_model") / "model.safetensors"))
         scoring.soft_tokens = freeze(soft_tokens)
+    if run.is_done("readout"):
+        readout = new_readout(torch.zeros(1, backbone.dim), scoring.reader, run.recipe().readout)
+        readout.load_state_dict(load_tensors(run.folder("readout") / "model.safetensors"))
+        scoring.readout = freeze(readout)
     if run.is_done("fusion"):
         scoring.fused = load_fused(run, scoring)
     return scoring
@@ -208,6 +215,7 @@ def _fit_fusion(folder: Path, scoring: Scoring, evidence: Evidence, dataset: Dat
     fitted = fit_fusions(
         dataset, evidence, recipe.fusion, ask if can_ask else None,
         seed=recipe.seed, sample_seed=recipe.evaluation.bootstrap_seed,
+        llm_evidence=(*LLM_EVIDENCE, *(["readout"] if scoring.readout is not None else [])),
     )  # fmt: skip
     reports = {}
     for ending, models in (("", fitted.models), ("-llm", fitted.with_llm)):
@@ -254,6 +262,15 @@ def _train_alignment(run: RunFolder, dataset: Dataset, observer: Observer) -> No
             tuned = embed_texts(dataset.texts, encoder.encode, encoder.dim)
             save_tensors(folder / "embeddings.safetensors", {"embeddings": tuned})
         _save(folder, alignment, report)
+
+
+def _train_readout(run: RunFolder, scoring: Scoring, dataset: Dataset, observer: Observer) -> None:
+    with run.stage("readout") as folder:
+        scoring.readout, report = train_readout(
+            dataset, scoring.reader, scoring.recipe.readout,
+            seed=scoring.recipe.seed, checkpoint=folder / CHECKPOINT, on_step=_on_step(observer, "readout"),
+        )  # fmt: skip
+        _save(folder, scoring.readout, report)
 
 
 def _read_backbone(run: RunFolder, num_items: int) -> Backbone:

@@ -25,6 +25,7 @@ STAGE_NAMES = {
     "alignment": "stage 1, alignment",
     "warm_up": "stage 2, warm-up",
     "language_model": "stage 2, soft tokens",
+    "readout": "read-out head",
     "content": "content tower and backbone",
     "fusion": "fusion",
     "evaluate": "evaluation",

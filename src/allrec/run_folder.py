@@ -18,8 +18,8 @@ from allrec.config import Recipe, dump_recipe, load_recipe
 
 FORMAT_VERSION = 1
 MANIFEST, RECIPE, METRICS = "manifest.json", "recipe.toml", "metrics.json"
-STAGES = ("catalogue", "backbone", "text", "alignment", "content", "language_model", "fusion", "evaluate")
-"""A recipe without fusion leaves out ``content`` and ``fusion``."""
+STAGES = ("catalogue", "backbone", "text", "alignment", "content", "language_model", "readout", "fusion", "evaluate")
+"""A recipe without fusion leaves out ``content`` and ``fusion``, one without a read-out head ``readout``."""
 CHECKPOINT = "checkpoint.safetensors"
 ADDED = "added"
 PARTS = ".*.part"

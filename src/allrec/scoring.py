@@ -13,6 +13,8 @@ from torch import Tensor
 from allrec.base import InputError
 from allrec.config import Recipe
 from allrec.data.catalogue import Catalogue
+from allrec.evaluation.evaluate import Ranker
+from allrec.evaluation.readings import readout_ranker
 from allrec.evidence.fused import Fused
 from allrec.evidence.rankers import Rankers
 from allrec.models.alignment import Alignment, NoAlignment
@@ -20,20 +22,19 @@ from allrec.models.backbones.base import Backbone
 from allrec.models.candidate_scoring import score_candidates
 from allrec.models.language_model import LanguageModel
 from allrec.models.prompt import PromptBuilder, PromptConfig
+from allrec.models.readout import ReadOut
 from allrec.models.soft_tokens import SoftTokens
 from allrec.training.backbone import encode_histories
+from allrec.training.readout import Reader
 from allrec.training.soft_tokens import item_inputs_of, project
 
-LlmScorer = Literal["llm", "llm-random-items", "llm-no-soft"]
+LlmScorer = Literal["llm", "llm-random-items", "llm-no-soft", "readout"]
 USERS_TOGETHER = 256
 """Users whose prompts are laid out at one time."""
 
 
 class Scoring:
     """What the stages learned, frozen, over one catalogue.
-
-    Attributes:
-        fused: evidence and fusion; None where the recipe has none, or its stage has not run.
 
     Args:
         recipe: complete.
@@ -43,6 +44,10 @@ class Scoring:
         alignment: frozen.
         llm: frozen.
         soft_tokens: frozen; None before stage 2 has run.
+
+    Attributes:
+        fused: evidence and fusion; None where the recipe has none, or its stage has not run.
+        readout: the read-out head, frozen; None where the recipe has none, or before it is trained.
     """
 
     def __init__(
@@ -58,6 +63,7 @@ class Scoring:
         self.recipe, self.catalogue, self.backbone, self.llm = recipe, catalogue, backbone, llm
         self.alignment, self.text_embeddings, self.soft_tokens = alignment, text_embeddings, soft_tokens
         self.fused: Fused | None = None
+        self.readout: ReadOut | None = None
         is_added = np.arange(catalogue.num_items) >= catalogue.num_items - catalogue.num_added
         self.is_cold = torch.from_numpy((catalogue.train_counts < recipe.cold_below) | is_added)
         self.item_embeddings = backbone.item_embeddings().detach()
@@ -86,9 +92,9 @@ class Scoring:
         return self.new_builder(self.recipe.prompt.model_copy(update={"soft_token": "none", "has_user": False}))
 
     @property
-    def rankers(self) -> Rankers:
-        """Scorers of the fusion, none where there is none."""
-        return Rankers(self)
+    def rankers(self) -> dict[str, Ranker]:
+        """Scorers of the fusion and of the read-out head, where there are such."""
+        return dict(Rankers(self)) | ({} if self.readout is None else {"readout": readout_ranker(self)})
 
     @property
     def trained_soft_tokens(self) -> SoftTokens:
@@ -100,6 +106,37 @@ class Scoring:
         if self.soft_tokens is None:
             raise InputError("stage 2 has not been trained. Resume with: allrec train DATASET --run RUN --resume")
         return self.soft_tokens
+
+    @property
+    def trained_readout(self) -> ReadOut:
+        """The read-out head.
+
+        Raises:
+            InputError: there is none.
+        """
+        if self.readout is None:
+            raise InputError("this run has no read-out head. Train one with: --set readout.enabled=true")
+        return self.readout
+
+    @property
+    def reader(self) -> Reader:
+        """What reads a user for the read-out head."""
+        return Reader(
+            self.llm, self.builder, self.backbone, self.joint_items, self.item_inputs, self.trained_soft_tokens
+        )
+
+    @cached_property
+    def readout_items(self) -> Float[Tensor, "items readout_dim"]:
+        """Every item as the read-out head scores it: a dot product with ``read``."""
+        with torch.no_grad():
+            items: Tensor = self.trained_readout.items(self.joint_items)
+        return items
+
+    def read(
+        self, users: Float[Tensor, "users dim"], histories: Sequence[Int[ndarray, "length"]]
+    ) -> Float[Tensor, "users readout_dim"]:
+        """What the read-out head makes of each user, in one forward pass of the language model."""
+        return self.reader.read(self.trained_readout, users, histories, self.recipe.evaluation.llm_tokens_per_batch)
 
     def represent(self, histories: Sequence[Int[ndarray, "length"]]) -> Float[Tensor, "users dim"]:
         """x_u of bare histories, oldest first."""
@@ -125,8 +162,11 @@ class Scoring:
             users: x_u of each user.
             histories: oldest first.
             candidates: item positions in the order in which the prompt lists them; -1 pads, and scores minus infinity.
-            scorer: the system; the same with the items' soft tokens exchanged at random; or the bare text alone.
+            scorer: the system; the same with the items' soft tokens exchanged at random; or the bare text alone. The
+                read-out head's are dot products and not nats, of a prompt without candidates.
         """
+        if scorer == "readout":
+            return self._score_with_readout(users, histories, candidates)
         soft_tokens = self.trained_soft_tokens
         builder, joint = self._variant(scorer)
         scores = np.empty(candidates.shape, np.float32)
@@ -143,6 +183,13 @@ class Scoring:
                 normalize=asked.normalize, tokens_per_batch=asked.llm_tokens_per_batch,
             ).numpy()  # fmt: skip
         return scores
+
+    def _score_with_readout(
+        self, users: Tensor, histories: Sequence[Int[ndarray, "length"]], candidates: Int[ndarray, "users candidates"]
+    ) -> Float[ndarray, "users candidates"]:
+        items = self.readout_items[torch.from_numpy(candidates.clip(min=0)).long()]
+        scores = torch.einsum("ud,ucd->uc", self.read(users, histories), items)
+        return np.where(candidates >= 0, scores.numpy(), np.float32(-np.inf))
 
     def _variant(self, scorer: LlmScorer) -> tuple[PromptBuilder, Tensor]:
         if scorer == "llm-no-soft":

@@ -25,7 +25,7 @@ CHANCES: dict[str, tuple[Metric, int]] = {
 }  # fmt: skip
 LEADS = ("allround", "fusion", "llm")
 """Scorers that all others are tested against, where they were scored."""
-TIMED = ("backbone", "text", "alignment", "language_model", "fusion", "evaluate")
+TIMED = ("backbone", "text", "alignment", "language_model", "readout", "fusion", "evaluate")
 
 
 def default_cache() -> Path:

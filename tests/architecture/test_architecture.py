@@ -19,8 +19,8 @@ BLANK = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, token
 IMPORTER = "models/backbones/importer.py"
 BESIDE_THE_CORE = {
     *(f"models/backbones/{name}.py" for name in ("external", "gru4rec", "importer", "ncf", "nextitnet", "registry")),
-    *(f"models/{name}.py" for name in ("answer_tree", "content", "fingerprint", "fusion", "generation")),
-    *(f"training/{name}.py" for name in ("content", "foreign", "fusion", "tuned_text", "warm_up")),
+    *(f"models/{name}.py" for name in ("answer_tree", "content", "fingerprint", "fusion", "generation", "readout")),
+    *(f"training/{name}.py" for name in ("content", "foreign", "fusion", "readout", "tuned_text", "warm_up")),
 }
 """What the published method can be understood without (docs/decisions/0006)."""
 DOORS = {

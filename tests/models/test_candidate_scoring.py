@@ -62,9 +62,8 @@ def one(tmp_path_factory):
     return scene(save_tiny(tmp_path_factory.mktemp("llm"), "llama"))
 
 
-@torch.no_grad()
-def token_log_probs(scene, user, answer):
-    """Log-probabilities of an answer's tokens, prompt and answer run alone, embeddings put together in a loop."""
+def prompt_rows(scene, user):
+    """Embeddings of one prompt, put together in a loop."""
     tokens, table = scene.prompts.tokens, scene.plain.get_input_embeddings().weight
     following = int(scene.prompts.is_soft[: tokens.offsets[user]].sum())
     rows = []
@@ -72,7 +71,14 @@ def token_log_probs(scene, user, answer):
         is_soft = scene.prompts.is_soft[place]
         rows.append(scene.soft[following] if is_soft else table[tokens.values[place]])
         following += int(is_soft)
-    rows.extend(table[token] for token in answer)
+    return rows
+
+
+@torch.no_grad()
+def token_log_probs(scene, user, answer):
+    """Log-probabilities of an answer's tokens, prompt and answer run alone."""
+    table = scene.plain.get_input_embeddings().weight
+    rows = [*prompt_rows(scene, user), *(table[token] for token in answer)]
     log_probs = torch.log_softmax(scene.plain(inputs_embeds=torch.stack(rows)[None]).logits[0].double(), -1)
     start = len(rows) - len(answer) - 1
     return np.array([log_probs[start + place, token].item() for place, token in enumerate(answer)])

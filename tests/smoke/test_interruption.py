@@ -11,7 +11,7 @@ import pytest
 from allrec.artifacts import read_json, sha256_file
 from allrec.config import dump_recipe
 from allrec.recommender import AllRec
-from worlds import FUSED, make_world
+from worlds import FUSED, READ_OUT, make_world
 
 DRIVER = """
 import os, signal, sys
@@ -34,12 +34,13 @@ AllRec.train(dataset, run=run, recipe=load_recipe(recipe), llm=llm, resume=True,
 
 @pytest.mark.slow
 def test_a_run_killed_in_every_stage_ends_in_the_same_bytes(tmp_path: Path) -> None:
-    dataset, llm, recipe = make_world(tmp_path, FUSED)
+    dataset, llm, recipe = make_world(tmp_path, (*FUSED, *READ_OUT))
     whole = AllRec.train(dataset, run=tmp_path / "whole", recipe=recipe, llm=str(llm), cache=tmp_path / "cache-1")
     (tmp_path / "recipe.toml").write_text(dump_recipe(recipe))
     driver = tmp_path / "driver.py"
     driver.write_text(DRIVER)
-    for stage in ("backbone", "text", "alignment", "content", "language_model", "fusion", "evaluate", "none"):
+    stages = ("backbone", "text", "alignment", "content", "language_model", "readout", "fusion", "evaluate", "none")
+    for stage in stages:
         arguments = (driver, dataset, tmp_path / "killed", llm, tmp_path / "recipe.toml", tmp_path / "cache-2", stage)
         command = [sys.executable, *map(str, arguments)]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}

@@ -38,6 +38,11 @@ class Targets:
     def __len__(self) -> int:
         return len(self.users)
 
+    def take(self, rows: np.ndarray) -> "Targets":
+        """Some of the rows, in the order given."""
+        candidates = {name: lists[rows] for name, lists in self.candidates.items()}
+        return Targets(self.users[rows], self.positions[rows], self.items[rows], candidates)
+
 
 @dataclass(frozen=True)
 class Dataset:

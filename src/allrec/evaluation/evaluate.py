@@ -7,20 +7,20 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 from torch import Tensor
 
 from allrec.base import InputError
 from allrec.data import Dataset, Targets
+from allrec.evaluation.dot_products import dot_product_ranks
 from allrec.evaluation.llm_scores import Asked, LlmScorers, Report, histories_before, stored_llm_scores
-from allrec.evaluation.protocols import Ranking, excluded_history, sample_rows
-from allrec.evaluation.ranking import candidate_ranks, catalogue_ranks, dot_product_scores
+from allrec.evaluation.protocols import Ranking, sample_rows
+from allrec.evaluation.ranking import candidate_ranks
 
 LLM_SCORERS = ("llm", "llm-random-items", "llm-no-soft")
-FUSED_SCORERS = ("text", "fusion", "allround")
-"""What a system with a fusion ranks by itself."""
+RANKED_BY_THEMSELVES = ("text", "fusion", "readout", "allround")
+"""What a system with a fusion, or with a read-out head, ranks by itself."""
 
 
 class Task(NamedTuple):
@@ -81,7 +81,7 @@ class Plan:
     splits: tuple[str, ...]
     llm_users: dict[str, int]
     ablation_users: int = 0
-    scorers: tuple[str, ...] = ("cf", "joint", "text", "fusion", *LLM_SCORERS, "allround")
+    scorers: tuple[str, ...] = ("cf", "joint", "text", "fusion", *LLM_SCORERS, "readout", "allround")
     folder: Path | None = None
     read_folders: tuple[Path, ...] = ()
     seed: int = 0
@@ -139,7 +139,7 @@ def _ranked(system: Scorers, dataset: Dataset, task: Task, plan: Plan, report: R
 
 
 def _takes_part(system: Scorers, targets: Targets, protocol: str, scorer: str) -> bool:
-    if scorer in FUSED_SCORERS and scorer not in system.rankers:
+    if scorer in RANKED_BY_THEMSELVES and scorer not in system.rankers:
         return False
     if scorer not in (*LLM_SCORERS, "allround") or (scorer == "allround" and protocol.startswith("full")):
         return True
@@ -152,15 +152,7 @@ def _dot_product_ranks(
     rows = np.arange(len(targets))
     items = system.item_embeddings if scorer == "cf" else system.joint_embeddings
     users = system.represent(histories_before(dataset, targets, rows))
-    if protocol.startswith("full"):
-        excluded = excluded_history(dataset, targets, rows) if protocol == "full" else None
-        return rows, catalogue_ranks(dot_product_scores(users, items), targets.items, len(items), excluded)
-    candidates = targets.candidates[protocol]
-    scores = [
-        torch.einsum("ud,ucd->uc", users[part], items[torch.from_numpy(candidates[part].clip(min=0)).long()])
-        for part in np.array_split(rows, max(1, len(rows) // 1024))
-    ]
-    return rows, candidate_ranks(torch.cat(scores).numpy(), candidates, targets.items)
+    return rows, dot_product_ranks(users, items, dataset, targets, protocol)
 
 
 def _llm_ranks(

@@ -71,7 +71,14 @@ class FittedFusions(NamedTuple):
 
 
 def fit_fusions(
-    dataset: Dataset, evidence: Evidence, config: FusionStageConfig, ask: AskLlm | None, *, seed: int, sample_seed: int
+    dataset: Dataset,
+    evidence: Evidence,
+    config: FusionStageConfig,
+    ask: AskLlm | None,
+    *,
+    seed: int,
+    sample_seed: int,
+    llm_evidence: Sequence[str] = LLM_EVIDENCE,
 ) -> FittedFusions:
     """Fits fusion without the language model, then what that adds.
 
@@ -82,6 +89,7 @@ def fit_fusions(
         ask: scores lists with the language model; None leaves it out.
         seed: of folds, draws and first weights.
         sample_seed: of the users whom the language model reads.
+        llm_evidence: what ``ask`` is asked for.
 
     Raises:
         InputError: there are no validation targets.
@@ -101,8 +109,8 @@ def fit_fusions(
         return FittedFusions(models, {})
     rows = sample_rows(len(folds), config.llm_users, sample_seed)
     rng = np.random.default_rng([seed, STAGE, ROUNDS["prompt"]])
-    read = {scope: read_lists(scope, dataset, fused, rows, folds, ask, rng) for scope in SCOPES}
-    own = Roles([*LLM_EVIDENCE, *CONTEXT], FREE, CONTEXT)
+    read = {scope: read_lists(scope, dataset, fused, rows, folds, ask, rng, llm_evidence) for scope in SCOPES}
+    own = Roles([*llm_evidence, *CONTEXT], FREE, CONTEXT)
     small = _with_members(config.with_llm, config.training.model.members)
     with_llm = {
         scope: cross_fit(lists, own, small, folds[chosen], seed=seed)
@@ -146,6 +154,7 @@ def read_lists(
     folds: Int[ndarray, "all_rows"],
     ask: AskLlm,
     rng: np.random.Generator,
+    llm_evidence: Sequence[str] = LLM_EVIDENCE,
 ) -> tuple[Lists, Int[ndarray, "kept"]]:
     """Lists that the language model read, of the rows whose target stands in its list.
 
@@ -162,10 +171,10 @@ def read_lists(
         candidates = padded([best_of(part, fused.num_ranked, rng)[0] for part in found])
     kept = np.flatnonzero((candidates == wanted[:, None]).any(axis=1))
     name = LISTED if scope == "lists" else f"{scope}-fit"
-    read = {each: ask(Asked("valid", name, each, rows, candidates))[kept] for each in LLM_EVIDENCE}
+    read = {each: ask(Asked("valid", name, each, rows, candidates))[kept] for each in llm_evidence}
     features = fused.evidence.features(histories.part(kept), candidates[kept])
     known = fused_scores(fused.models[scope], features, folds[rows[kept]])
-    own = llm_features(fused.evidence.names, [*LLM_EVIDENCE, *CONTEXT], features, read)
+    own = llm_features(fused.evidence.names, [*llm_evidence, *CONTEXT], features, read)
     return Lists(own, candidates[kept], wanted[kept], known), rows[kept]
 
 

@@ -18,7 +18,7 @@ from allrec.training.fusion import fused_scores
 Scope = Literal["lists", "catalogue"]
 """Which candidates a fusion was fitted on: given lists of the target among random items, or what retrieval finds."""
 LLM_EVIDENCE = ("llm",)
-"""Evidence of the language model, by the scorer that gives it."""
+"""Evidence of the language model, by the scorer that gives it; ``readout`` joins where the head is trained."""
 ROWS = 1024
 """Rows whose evidence is held at one time."""
 

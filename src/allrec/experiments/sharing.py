@@ -5,10 +5,10 @@ from typing import Any
 
 from allrec.run_folder import RunFolder
 
-SHARED = ("catalogue", "backbone", "text", "alignment", "content", "language_model")
+SHARED = ("catalogue", "backbone", "text", "alignment", "content", "language_model", "readout")
 """Stages that another run may have done already; fusion and evaluation are their run's own."""
 NEVER = {"name", "evaluation"}
-AFTER_ALIGNMENT = {"llm", "prompt", "soft_tokens", "cold_below", "fusion"}
+AFTER_ALIGNMENT = {"llm", "prompt", "soft_tokens", "readout", "cold_below", "fusion"}
 
 
 def stage_inputs(run: RunFolder, stage: str) -> dict[str, Any]:
@@ -30,7 +30,8 @@ def stage_inputs(run: RunFolder, stage: str) -> dict[str, Any]:
         content = {key: recipe[key] for key in ("text", "alignment", "backbone", "seed")}
         return inputs | content | {"evidence": recipe["fusion"]["evidence"]}
     chosen = {"fingerprint": run.manifest["llm"], "chosen": recipe["llm"]["chosen"]}
-    return inputs | recipe | chosen | {"llm": None, "fusion": None}
+    readout = recipe["readout"] if stage == "readout" else None
+    return inputs | recipe | chosen | {"llm": None, "fusion": None, "readout": readout}
 
 
 def adopt_stages(run: RunFolder, others: Iterable[RunFolder]) -> list[str]:

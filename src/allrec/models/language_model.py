@@ -59,6 +59,7 @@ class LanguageModel:
         begin: token ids that open a text; empty where the model has none.
         end: the id of the end of a sequence, in a list.
         dim: width of the input embeddings, which the layers may widen (OPT-350m).
+        hidden_dim: width of the last hidden states.
         vocabulary: number of input embeddings.
         num_tokens: so many of them, from the first on, the tokenizer knows.
         max_length: positions that the model has, in tokens.
@@ -90,7 +91,7 @@ class LanguageModel:
         self._cap = _first(text_config, "final_logit_softcapping")
         self.begin = self._special(tokenizer.bos_token_id)
         self.end = self._special(tokenizer.eos_token_id)
-        self._verify()
+        self.hidden_dim = self._verify()
 
     @classmethod
     def load(cls, config: LanguageModelConfig, device: torch.device | str = "cpu") -> "LanguageModel":
@@ -245,7 +246,7 @@ class LanguageModel:
         return bool((got - expected).abs().max() <= tolerance * expected.abs().max())
 
     @torch.no_grad()
-    def _verify(self) -> None:
+    def _verify(self) -> int:
         name = self.fingerprint["name"]
         ids = self._some_ids(min(8, self.max_length))
         states = self.hidden(self.embed(ids)[None])
@@ -256,6 +257,7 @@ class LanguageModel:
             raise InputError(f"{name}: its logits are not what its head makes of its states. Choose another one.")
         if not self.end:
             raise InputError(f"{name}: the tokenizer has no end-of-sequence token; an answer could never end.")
+        return int(states.shape[-1])
 
 
 class _HasAll(Exception):

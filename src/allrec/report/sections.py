@@ -192,7 +192,7 @@ def _number(value: float | None) -> str:
     return f"{value:,.0f}" if value == int(value) else f"{value:.3f}"
 
 
-_TIMED = ("backbone", "text", "alignment", "language_model", "evaluate")
+_TIMED = ("backbone", "text", "alignment", "language_model", "readout", "evaluate")
 _LOSSES = (
     "Losses that each stage minimises, by optimizer step: thin grey what single steps gave, black the mean of each "
     "epoch, its parts beside it where it has some; dashed the validation that decides when to stop."

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from allrec.base import Config, InputError, nearest
 from allrec.data.dataset import Dataset, Targets
+from allrec.evaluation.dot_products import dot_product_ranks
 from allrec.evaluation.metrics import ndcg_at
-from allrec.evaluation.ranking import Excluded, candidate_ranks, catalogue_ranks, dot_product_scores
 from allrec.models.backbones.base import Backbone, StatesBackbone, freeze
 from allrec.models.backbones.losses import (
     BackboneLoss,
@@ -163,9 +163,7 @@ class TrainingBatches:
         if config.loss != "bce":
             self.loss = sampled_softmax if is_sampled else softmax
         self.sampler = NegativeSampler(offsets, self.items, dataset.num_items) if config.loss == "bce" else None
-        # One is added so that an item that training lacks can still be drawn.
-        counts = dataset.train_counts() + 1.0
-        self.shares = counts / counts.sum()
+        self.shares = drawn_shares(dataset.train_counts())
 
     def __call__(self, epoch: int) -> LazyBatches[Batch]:
         rng = np.random.default_rng([self.seed, STAGE, epoch])
@@ -186,42 +184,48 @@ class TrainingBatches:
             return Negatives(torch.from_numpy(self.sampler.draw(token_users, rng)).to(self.device))
         if self.loss is not sampled_softmax:
             return None
-        num_negatives = self.config.num_negatives
-        items = np.searchsorted(np.cumsum(self.shares), rng.random(num_negatives) * self.shares.sum(), side="right")
-        items = np.minimum(items, self.num_items - 1)
-        log_expected = torch.from_numpy(np.log(num_negatives * self.shares[items])).float()
+        items, log_expected = shared_negatives(self.shares, self.config.num_negatives, rng)
         return Negatives(torch.from_numpy(items).to(self.device), log_expected.to(self.device))
+
+
+def drawn_shares(train_counts: Int[np.ndarray, "items"]) -> Float[np.ndarray, "items"]:
+    """How likely sampled softmax draws each item: by its count and one more, so that an unseen one can be drawn."""
+    counts = train_counts + 1.0
+    shares: Float[np.ndarray, "items"] = counts / counts.sum()
+    return shares
+
+
+def shared_negatives(
+    shares: Float[np.ndarray, "items"], num_negatives: int, rng: np.random.Generator
+) -> tuple[Int[np.ndarray, "negatives"], Float[Tensor, "negatives"]]:
+    """Items drawn with replacement, and the logarithm of how often each was expected in the sample."""
+    items = np.searchsorted(np.cumsum(shares), rng.random(num_negatives) * shares.sum(), side="right")
+    items = np.minimum(items, len(shares) - 1)
+    return items, torch.from_numpy(np.log(num_negatives * shares[items])).float()
 
 
 def validation(model: Backbone, dataset: Dataset, config: BackboneConfig, seed: int) -> Callable[[], float] | None:
     """NDCG@10 on validation targets, of a fixed sample of users where there are too many; None where there are none."""
-    targets = dataset.targets["valid"]
-    num_rows = len(targets.users)
-    if num_rows == 0:
+    chosen = validation_targets(dataset, config.validation_users, np.random.default_rng([seed, STAGE]))
+    if len(chosen) == 0:
         return None
-    rows = np.arange(num_rows)
-    if num_rows > config.validation_users:
-        rows = np.sort(np.random.default_rng([seed, STAGE]).choice(num_rows, config.validation_users, replace=False))
-    candidates = {name: lists[rows] for name, lists in targets.candidates.items()}
-    chosen = Targets(targets.users[rows], targets.positions[rows], targets.items[rows], candidates)
     return lambda: ndcg_at(backbone_ranks(model, dataset, chosen, config.validation_protocol), 10)
+
+
+def validation_targets(dataset: Dataset, max_users: int, rng: np.random.Generator) -> Targets:
+    """The targets of validation, or a sample of them where there are more than ``max_users``."""
+    targets = dataset.targets["valid"]
+    rows = np.arange(len(targets))
+    if len(rows) > max_users:
+        rows = np.sort(rng.choice(len(rows), max_users, replace=False))
+    return targets.take(rows)
 
 
 def backbone_ranks(backbone: Backbone, dataset: Dataset, targets: Targets, protocol: str) -> Int[np.ndarray, "rows"]:
     """0-based ranks of the targets by x_u · E_i under a protocol: a stored one, ``full`` or ``full-repeat``."""
     starts = dataset.offsets[targets.users]
-    ends = starts + targets.positions
-    users = encode_histories(backbone, dataset.items, starts, ends)
-    items = backbone.item_embeddings().detach()
-    if protocol.startswith("full"):
-        excluded = Excluded(starts, ends, dataset.items) if protocol == "full" else None
-        return catalogue_ranks(dot_product_scores(users, items), targets.items, len(items), excluded)
-    scores = np.empty(targets.candidates[protocol].shape, dtype=np.float32)
-    for start in range(0, len(scores), ENCODED_TOGETHER):
-        rows = slice(start, start + ENCODED_TOGETHER)
-        candidates = torch.from_numpy(targets.candidates[protocol][rows].clip(min=0)).to(items.device)
-        scores[rows] = torch.einsum("rd,rcd->rc", users[rows], items[candidates]).cpu().numpy()
-    return candidate_ranks(scores, targets.candidates[protocol], targets.items)
+    users = encode_histories(backbone, dataset.items, starts, starts + targets.positions)
+    return dot_product_ranks(users, backbone.item_embeddings().detach(), dataset, targets, protocol)
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from allrec.data import Dataset
 from allrec.models.backbones.base import Backbone
 from allrec.training.backbone import encode_histories
 
-ALIGNMENT, LANGUAGE_MODEL = 1, 2
+ALIGNMENT, LANGUAGE_MODEL, READOUT = 1, 2, 3
 """Stage numbers, so that two stages of a run draw differently; the backbone is 0."""
 Module = TypeVar("Module", bound=torch.nn.Module)
 OnStep = Callable[[int, dict[str, float]], None]
@@ -52,6 +52,14 @@ def training_examples(dataset: Dataset, positions: Literal["last", "every"]) -> 
             f"{dataset.name} has no user with two training interactions, so there is nothing to learn from."
         )
     return Examples(users, places, dataset.items[dataset.offsets[users] + places].astype(np.int64))
+
+
+def sampled(examples: Examples, sample: int | None, rng: np.random.Generator) -> Examples:
+    """So many of the examples, drawn at random, in their order; all of them where there are no more, or with None."""
+    if sample is None or sample >= len(examples):
+        return examples
+    rows = np.sort(rng.choice(len(examples), sample, replace=False))
+    return Examples(examples.users[rows], examples.positions[rows], examples.items[rows])
 
 
 def represent_users(

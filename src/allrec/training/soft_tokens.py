@@ -20,7 +20,15 @@ from allrec.models.language_model import LanguageModel
 from allrec.models.prompt import USER, PromptBuilder
 from allrec.models.soft_tokens import SoftTokens, SoftTokensConfig
 from allrec.training.batching import LazyBatches, length_batches
-from allrec.training.examples import LANGUAGE_MODEL, Examples, OnStep, initialized, represent_users, training_examples
+from allrec.training.examples import (
+    LANGUAGE_MODEL,
+    Examples,
+    OnStep,
+    initialized,
+    represent_users,
+    sampled,
+    training_examples,
+)
 from allrec.training.loop import FitReport, LoopConfig, fit
 from allrec.training.warm_up import WarmUpConfig, warm_up
 
@@ -82,7 +90,8 @@ def train_soft_tokens(
     if builder.config.is_bare:
         unused = new_soft_tokens(torch.zeros(1, backbone.dim), item_inputs, llm, config.soft_tokens, seed)
         return freeze(unused), FitReport(steps=0, epochs=0, losses=[], validations=[], best_epoch=None)
-    examples = _sampled(training_examples(dataset, config.positions), config.sample, seed)
+    rng = np.random.default_rng([seed, LANGUAGE_MODEL])
+    examples = sampled(training_examples(dataset, config.positions), config.sample, rng)
     users = represent_users(backbone, dataset, examples.users, examples.positions)
     soft_tokens = new_soft_tokens(users, item_inputs, llm, config.soft_tokens, seed)
     warm_checkpoint = None if checkpoint is None else checkpoint.with_name(f"warm-up-{checkpoint.name}")
@@ -190,20 +199,18 @@ def _touched(dataset: Dataset) -> Touched:
     return Touched(users, items, dataset.num_users, dataset.num_items)
 
 
-def _sampled(examples: Examples, sample: int | None, seed: int) -> Examples:
-    if sample is None or sample >= len(examples):
-        return examples
-    rows = np.sort(np.random.default_rng([seed, LANGUAGE_MODEL]).choice(len(examples), sample, replace=False))
-    return Examples(examples.users[rows], examples.positions[rows], examples.items[rows])
-
-
 def _prompt_lengths(
     dataset: Dataset, examples: Examples, candidates: Int[ndarray, "rows candidates"], builder: PromptBuilder
 ) -> Int[ndarray, "rows"]:
     """Tokens of each prompt's titles, which is all that differs between prompts."""
     lengths = builder.title_lengths
-    told = np.concatenate([[0], np.cumsum(lengths[dataset.items])])
+    listed = np.where(candidates >= 0, lengths[candidates], 0).sum(axis=1)
+    return told_lengths(dataset, examples, builder) + listed + lengths[examples.items]
+
+
+def told_lengths(dataset: Dataset, examples: Examples, builder: PromptBuilder) -> Int[ndarray, "rows"]:
+    """Tokens of the titles of each history that is told."""
+    told = np.concatenate([[0], np.cumsum(builder.title_lengths[dataset.items])])
     ends = dataset.offsets[examples.users] + examples.positions
     starts = np.maximum(ends - builder.config.max_history, dataset.offsets[examples.users])
-    listed = np.where(candidates >= 0, lengths[candidates], 0).sum(axis=1)
-    return told[ends] - told[starts] + listed + lengths[examples.items]
+    return told[ends] - told[starts]

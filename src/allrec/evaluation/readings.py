@@ -1,0 +1,81 @@
+"""Scorer ``readout``: users read by the language model once, kept for every protocol, and ranked by a dot product."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from jaxtyping import Float, Int
+from numpy import ndarray
+from torch import Tensor
+
+from allrec.artifacts import load_tensors, save_tensors
+from allrec.data import Dataset
+from allrec.evaluation.dot_products import dot_product_ranks
+from allrec.evaluation.evaluate import Plan, Ranked, Ranker, Task
+from allrec.evaluation.llm_scores import Report, histories_before
+from allrec.evaluation.protocols import sample_rows
+
+READ_A_CHUNK = 2048
+"""Users read between two writes: at most so many are read again after a kill."""
+
+
+class Readers(Protocol):
+    """What a reading asks of a system."""
+
+    @property
+    def readout_items(self) -> Float[Tensor, "items readout_dim"]:
+        """Every item as the head scores it."""
+        ...
+
+    def represent(self, histories: list[Int[ndarray, "length"]]) -> Float[Tensor, "users dim"]:
+        """x_u of each history."""
+        ...
+
+    def read(
+        self, users: Float[Tensor, "users dim"], histories: list[Int[ndarray, "length"]]
+    ) -> Float[Tensor, "users readout_dim"]:
+        """What the head makes of each user."""
+        ...
+
+
+def readout_ranker(system: Readers) -> Ranker:
+    """Ranks by the read-out head under any protocol; as many users as the language model scores."""
+
+    def rank(dataset: Dataset, task: Task, plan: Plan, report: Report) -> Ranked:
+        targets = dataset.targets[task.split]
+        rows = sample_rows(len(targets), plan.sample_of(task.split, task.scorer), plan.seed)
+        users = stored_readings(system, dataset, task.split, rows, plan.folders, report)
+        return Ranked(rows, dot_product_ranks(users, system.readout_items, dataset, targets.take(rows), task.protocol))
+
+    return rank
+
+
+def stored_readings(
+    system: Readers, dataset: Dataset, split: str, rows: Int[ndarray, "rows"], folders: Sequence[Path], report: Report
+) -> Float[Tensor, "rows readout_dim"]:
+    """The head's vector of each user, read where one of the folders has it, else computed and written to the first.
+
+    Args:
+        system: reads.
+        dataset: whose histories are told.
+        split: "valid" or "test".
+        rows: of the split's targets.
+        folders: may be none, then nothing is kept.
+        report: told of each chunk.
+    """
+    chunks = []
+    for start in range(0, len(rows), READ_A_CHUNK):
+        part = rows[start : start + READ_A_CHUNK]
+        name = f"{split}-readout-{start}-{hashlib.sha256(part.tobytes()).hexdigest()[:12]}.safetensors"
+        path = next((folder / name for folder in folders if (folder / name).is_file()), None)
+        if path is not None:
+            chunks.append(load_tensors(path)["vectors"])
+        else:
+            histories = histories_before(dataset, dataset.targets[split], part)
+            chunks.append(system.read(system.represent(histories), histories))
+            if folders:
+                save_tensors(folders[0] / name, {"vectors": chunks[-1]})
+        report(start + len(part), len(rows))
+    return torch.cat(chunks)
