@@ -118,7 +118,7 @@ def test_the_plane_keeps_the_two_widest_directions():
 def test_an_offset_of_one_space_moves_nothing_on_the_plane():
     rng = np.random.default_rng(2)
     items, texts = rng.normal(size=(2, 50, 4))
-    plane, moved = principal_plane(items, texts), principal_plane(items, texts + [100, 0, 0, 0])
+    plane, moved = principal_plane(items, texts), principal_plane(items, texts + np.array([100, 0, 0, 0]))
     assert moved.texts == pytest.approx(plane.texts)
 
 
