@@ -18,6 +18,8 @@ from allrec.progress import err, observing
 from allrec.report.page import write_report
 
 out = Console()
+NAMES = ("recipe", "scorer")
+"""Columns of names, which are not broken."""
 Asked = tuple[tuple[str, ...], str | None, tuple[str, ...], tuple[str, ...]]
 """Recipes, ablations, backbones and changes."""
 
@@ -80,7 +82,7 @@ def _means(row: list[str]) -> list[str]:
 def _table(title: str, header: Sequence[str], rows: Cells) -> Table:
     table = Table(title=escape(title))
     for place, name in enumerate(header):
-        table.add_column(name, justify="right" if place else "left", overflow="fold", no_wrap=place == 0)
+        table.add_column(name, justify="right" if place else "left", overflow="fold", no_wrap=name in NAMES)
     for row in rows:
         # An interval goes below its mean and a p below its difference, so that the table fits a terminal.
         lines = [text.replace(" [", "\n[").replace(", p ", "\np ").replace(", NOT", "\nNOT") for text in row]

@@ -111,8 +111,15 @@ def test_the_plane_keeps_the_two_widest_directions():
     wide = rng.normal(size=(400, 5)) * [10, 5, 0.1, 0.1, 0.1]
     plane = principal_plane(wide[:200], wide[200:])
     assert plane.shares == pytest.approx([0.8, 0.2], abs=0.03)
-    centred = wide - wide.mean(0)
+    centred = np.concatenate([half - half.mean(0) for half in (wide[:200], wide[200:])])
     assert np.abs(np.concatenate([plane.items, plane.texts])[:, 0]) == pytest.approx(np.abs(centred[:, 0]), abs=0.5)
+
+
+def test_an_offset_of_one_space_moves_nothing_on_the_plane():
+    rng = np.random.default_rng(2)
+    items, texts = rng.normal(size=(2, 50, 4))
+    plane, moved = principal_plane(items, texts), principal_plane(items, texts + np.array([100, 0, 0, 0]))
+    assert moved.texts == pytest.approx(plane.texts)
 
 
 def test_the_map_joins_the_two_embeddings_of_an_item():

@@ -143,7 +143,8 @@ def by_popularity(series: Sequence[Seen], chance: float | None) -> "Figure | Non
     axes.set_xticks(range(len(labels)), labels, fontsize=8)
     axes.set_xlabel("training interactions with the target (n: users of the first curve)")
     axes.set_ylabel("HR@1, share of users")
-    axes.set_ylim(bottom=0)
+    # Points at nought are seen whole.
+    axes.set_ylim(bottom=-0.02 * axes.get_ylim()[1])
     legend_above(axes)
     return figure
 
@@ -176,7 +177,7 @@ def calibration(found: dict[str, Confidence], bins: int = 10) -> "Figure | None"
     for place, (name, confidence) in enumerate(found.items()):
         means, rates, error = reliability(confidence, bins)
         axes.plot(means, rates, label=f"{name} (expected error {error:.3f})", **line_style(place))
-    axes.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="probability of the first choice", ylabel="share of hits")
+    axes.set(xlim=(0, 1.02), ylim=(-0.02, 1.02), xlabel="probability of the first choice", ylabel="share of hits")
     axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1.0), handlelength=3.2, fontsize=8.5)
     return figure
 

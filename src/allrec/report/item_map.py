@@ -34,9 +34,12 @@ class Plane(NamedTuple):
 
 
 def principal_plane(items: Float[ndarray, "items joint"], texts: Float[ndarray, "items joint"]) -> Plane:
-    """The plane that keeps most of the variance of all embeddings; the larger loading of each axis is positive."""
-    both = np.concatenate([items, texts]).astype(np.float64)
-    both -= both.mean(0)
+    """The plane that keeps most of the variance of e and q, each around its own mean.
+
+    How far the means lie apart is a measure of its own, and would be all that a plane of both shows. The larger loading
+    of each axis is positive.
+    """
+    both = np.concatenate([items - items.mean(0), texts - texts.mean(0)]).astype(np.float64)
     _, sizes, directions = np.linalg.svd(both, full_matrices=False)
     axes = directions[:2]
     axes = axes * np.sign(axes[np.arange(len(axes)), np.abs(axes).argmax(1)])[:, None]
@@ -64,9 +67,7 @@ def item_map(joint: Joint, categories: list[str | None] | None) -> "Figure | Non
         _draw_group(axes, plane, members, place, name if len(set(groups)) > 1 else "item")
     lines = rng.permutation(len(chosen))[:MAX_LINES]
     ends = np.stack([plane.items[lines], plane.texts[lines]])
-    axes.plot(ends[..., 0], ends[..., 1], color="#111111", linewidth=0.9, zorder=3)
-    axes.plot(*plane.items[lines].T, "o", color="#111111", markersize=4.5, zorder=4)
-    axes.plot(*plane.texts[lines].T, "o", markerfacecolor="white", markeredgecolor="#111111", markersize=4.5, zorder=4)
+    axes.plot(ends[..., 0], ends[..., 1], color="#333333", linewidth=0.7, zorder=0.5)
     axes.set_xlabel(f"first principal component ({plane.shares[0]:.0%} of the variance)")
     axes.set_ylabel(f"second principal component ({plane.shares[1]:.0%} of the variance)")
     axes.grid(False)
@@ -82,7 +83,7 @@ def _groups(chosen: Int[ndarray, "sample"], categories: list[str | None] | None)
 
 def _draw_group(axes: "Axes", plane: Plane, members: ndarray, place: int, name: str) -> None:
     turn = place % len(COLOURS)
-    look: dict[str, Any] = {"s": 16, "marker": MARKERS[turn], "rasterized": True, "alpha": 0.8}
+    look: dict[str, Any] = {"s": 20, "marker": MARKERS[turn], "rasterized": True, "alpha": 0.8}
     full, hollow = {"color": COLOURS[turn], "linewidths": 0}, {"facecolors": "none", "edgecolors": COLOURS[turn]}
     axes.scatter(*plane.items[members].T, label=f"{name}: e", **(look | full))
     axes.scatter(*plane.texts[members].T, label=f"{name}: q", **(look | hollow | {"linewidths": 0.7}))

@@ -205,8 +205,9 @@ _SEGMENTS = (
 )
 _SEEN = "HR@1 against how often the target was seen in training, with 95% bootstrap intervals over users."
 _MAP = (
-    "Joint embeddings of items that were seen in training and have a text, on the two principal components of e and q "
-    "together: e (from the backbone) filled, q (from the text) hollow; black lines join the two of some items."
+    "Joint embeddings of items that were seen in training and have a text, on the two principal components of both "
+    "kinds, each around its own mean (how far the means lie apart is the measure gap): e (from the backbone) filled, q "
+    "(from the text) hollow; lines join the two of some items."
 )
 _CALIBRATION = (
     "How far the language model's probabilities can be believed: softmax over the candidates' log-likelihoods, users "
