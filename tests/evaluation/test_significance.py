@@ -1,10 +1,10 @@
-from itertools import product
+from itertools import combinations, product
 
 import numpy as np
 import pytest
 
 from allrec.evaluation import significance
-from allrec.evaluation.significance import bootstrap_interval, compare, sign_flip_p
+from allrec.evaluation.significance import bootstrap_interval, compare, holm, sign_flip_p
 
 
 def rng():
@@ -95,3 +95,32 @@ def test_unpaired_and_missing_values_are_refused():
         bootstrap_interval(np.array([]), rng())
     with pytest.raises(ValueError, match="finite number"):
         bootstrap_interval(np.array([1.0, np.nan]), rng())
+
+
+def closed_testing(p_values):
+    """Holm as the closure of Bonferroni: the largest Bonferroni p of any set of hypotheses that holds this one."""
+    places = range(len(p_values))
+    sets = [chosen for size in range(1, len(p_values) + 1) for chosen in combinations(places, size)]
+    return [
+        max(min(1, len(chosen) * min(p_values[i] for i in chosen)) for chosen in sets if place in chosen)
+        for place in places
+    ]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_holm_is_bonferroni_over_every_set_of_hypotheses(seed):
+    source = np.random.default_rng(seed)
+    p_values = source.choice([0.001, 0.01, 0.02, 0.04, 0.3, 1.0, *source.random(2) / 10], 7)
+    assert holm(p_values) == pytest.approx(closed_testing(p_values))
+
+
+def test_holm_by_hand():
+    assert holm(np.array([0.01, 0.04, 0.03, 0.005])) == pytest.approx([3 * 0.01, 2 * 0.03, 2 * 0.03, 4 * 0.005])
+    assert holm(np.array([0.2])).tolist() == [0.2]
+    assert holm(np.zeros(0)).tolist() == []
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1, np.nan])
+def test_holm_refuses_what_is_no_p(value):
+    with pytest.raises(ValueError, match="expected numbers from 0 to 1"):
+        holm(np.array([0.5, value]))
