@@ -64,6 +64,7 @@ class Dataset:
         counts: users, items, interactions, evaluated users and more, as in dataset.json.
         seconds: how long preparing it took; 0 where that is not known.
         genres: what kinds of thing every item is; None where the source has no such column.
+        scenario: "standard", or how the data set as it was prepared was changed (``experiments/scenarios.py``).
     """
 
     name: str
@@ -81,6 +82,7 @@ class Dataset:
     counts: dict[str, int]
     seconds: float = 0.0
     genres: list[list[str]] | None = None
+    scenario: str = "standard"
 
     @property
     def num_users(self) -> int:
@@ -150,6 +152,18 @@ def load_dataset(path: Path | str) -> Dataset:
         seconds=float(manifest.get("seconds", 0.0)),
         genres=genres_of(items),
     )
+
+
+def load_timestamps(dataset: Dataset) -> np.ndarray:
+    """When each interaction of a data set happened, int64 [interactions], UTC seconds, in the order of its items.
+
+    Raises:
+        InputError: the source had no times.
+    """
+    path = dataset.path / "interactions.parquet"
+    if "timestamp" not in pl.read_parquet_schema(path):
+        raise InputError(f"{dataset.name} has no timestamps, so no time can part it. Prepare a source that has them.")
+    return to_array(pl.read_parquet(path, columns=["timestamp"], glob=False)["timestamp"].cast(pl.Int64))
 
 
 def genres_of(items: pl.DataFrame) -> list[list[str]] | None:

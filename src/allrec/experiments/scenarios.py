@@ -1,0 +1,299 @@
+"""Scenarios: who and what is trained on, and what is then asked for, as pure functions of a prepared data set.
+
+What a scenario holds out is held out of everything: backbone, stage 1, stage 2, tuned texts, counts and fusion.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Int
+from numpy import ndarray
+
+from allrec.artifacts import sha256_text
+from allrec.base import InputError, nearest
+from allrec.data import Dataset, Targets
+from allrec.data.candidates import Touched, draw_candidates
+from allrec.data.dataset import load_timestamps
+from allrec.data.split import split_at_times
+
+STREAM = 11
+"""Apart from every other draw of the same seed."""
+COLD_LENGTH = 3
+"""Interactions of a cold user: two of history and the target."""
+UNSEEN_SHARE = 0.1
+"""Share of the items that scenario ``unseen`` holds out."""
+TIMES = (0.8, 0.9)
+"""Shares of the interactions before validation and before test in scenario ``global-time``."""
+CROSS_DOMAIN = "cross-domain"
+NAMES = ("cold-users", "cold-users-2000", "few-shot-64", "few-shot-128", "few-shot-256", "unseen", "global-time")
+"""Scenarios that train; the numbers may be others."""
+
+
+class Scenario(NamedTuple):
+    """A data set as a scenario has it.
+
+    Attributes:
+        train: what every stage trains on.
+        asked: what is asked for; its catalogue begins with that of ``train``, and further items were never trained on.
+    """
+
+    train: Dataset
+    asked: Dataset
+
+
+def make_scenario(dataset: Dataset, name: str, seed: int) -> Scenario:
+    """A data set as one of the scenarios has it.
+
+    Args:
+        dataset: as it was prepared.
+        name: one of ``NAMES``, with another number too; ``standard`` changes nothing.
+        seed: draws users, items and candidates.
+
+    Raises:
+        InputError: an unknown scenario, or one that the data set is too small for or has no times for.
+    """
+    if name == "standard":
+        return Scenario(dataset, dataset)
+    counted = re.fullmatch(r"(cold-users|few-shot)-([0-9]+)", name)
+    kind, number = counted.groups() if counted else (name, None)
+    kinds: dict[str, Callable[[], Scenario]] = {
+        "cold-users": lambda: _both(
+            drawn_cold_users(dataset, int(number), seed) if number is not None else cold_users(dataset)
+        ),
+        "few-shot": lambda: _both(few_shot(dataset, int(number or 0), seed)),
+        "unseen": lambda: unseen(dataset, seed),
+        "global-time": lambda: _both(global_time(dataset, load_timestamps(dataset), seed)),
+    }
+    if kind not in kinds or name == "few-shot":
+        raise InputError(f"unknown scenario {name!r}: {nearest(name, [*NAMES, CROSS_DOMAIN])}.")
+    sha256 = sha256_text(f"{dataset.sha256} {name} {seed}")
+    train, asked = (replace(made, scenario=name, sha256=sha256, counts=counts_of(made)) for made in kinds[kind]())
+    return Scenario(train, asked)
+
+
+def cold_users(dataset: Dataset) -> Dataset:
+    """Users with exactly three interactions are left out of training and validation, and are alone asked for.
+
+    Source: arXiv:2404.11343, section 5.2.2.
+
+    Raises:
+        InputError: nobody has exactly three.
+    """
+    users = np.flatnonzero(np.diff(dataset.offsets) == COLD_LENGTH)
+    if len(users) == 0:
+        raise InputError(f"{dataset.name} has no user with exactly {COLD_LENGTH} interactions. Try cold-users-2000.")
+    left_out = hold_out_users(dataset, users)
+    test = left_out.targets["test"]
+    return with_targets(left_out, test=rows_of(test, np.isin(test.users, users)))
+
+
+def drawn_cold_users(dataset: Dataset, num_users: int, seed: int) -> Dataset:
+    """So many users, drawn, are left out of training and validation and cut to their first three interactions.
+
+    The third is their test target, and nobody else is asked for. Its negatives are items that the user never touched,
+    nor in what was cut off.
+
+    Raises:
+        InputError: the data set has not so many users beside those that it needs to train on.
+    """
+    users = draw_users(dataset, num_users, seed, "cold-users")
+    positions = np.full(len(users), COLD_LENGTH - 1)
+    test = draw_targets(dataset, users, positions, np.random.default_rng([seed, STREAM, 1]))
+    left_out = with_targets(hold_out_users(dataset, users), test=test)
+    is_held_out = np.zeros(dataset.num_users, bool)
+    is_held_out[users] = True
+    owners, places = places_of(dataset)
+    return without_interactions(left_out, is_held_out[owners] & (places >= COLD_LENGTH))
+
+
+def few_shot(dataset: Dataset, num_users: int, seed: int) -> Dataset:
+    """So many users, drawn, are all that training and validation have; everybody's test targets are asked for.
+
+    Source: arXiv:2404.11343, section 5.2.3.
+
+    Raises:
+        InputError: the data set has not so many users and one more.
+    """
+    users = draw_users(dataset, num_users, seed, "few-shot")
+    return hold_out_users(dataset, np.setdiff1d(np.arange(dataset.num_users), users))
+
+
+def unseen(dataset: Dataset, seed: int, share: float = UNSEEN_SHARE) -> Scenario:
+    """Some items, drawn, are in no catalogue, history or list while training; test targets among them are asked for.
+
+    They come last in the catalogue that is asked, as items do that are added to a trained run. Histories that are asked
+    with lack them too: an item that was added today stands in nobody's.
+
+    Raises:
+        InputError: no test target is held out.
+    """
+    drawn = np.random.default_rng([seed, STREAM]).permutation(dataset.num_items)
+    is_known = np.ones(dataset.num_items, bool)
+    is_known[drawn[: int(share * dataset.num_items)]] = False
+    num_known = int(is_known.sum())
+    whole = reorder_items(dataset, np.argsort(~is_known, kind="stable"))
+    test = whole.targets["test"]
+    is_target = np.zeros(whole.num_interactions, bool)
+    is_target[whole.offsets[test.users] + test.positions] = True
+    asked = without_interactions(whole, (whole.items >= num_known) & ~is_target)
+    test = asked.targets["test"]
+    wanted = rows_of(test, test.items >= num_known)
+    if len(wanted) == 0:
+        raise InputError(f"{dataset.name} has no test target among {drawn.size - num_known} held-out items; too few.")
+    nobody = rows_of(asked.targets["valid"], np.zeros(len(asked.targets["valid"]), bool))
+    train = redraw_candidates(first_items(without_interactions(asked, asked.items >= num_known), num_known), seed)
+    return Scenario(train, with_targets(asked, valid=nobody, test=wanted))
+
+
+def global_time(dataset: Dataset, times: Int[ndarray, "interactions"], seed: int) -> Dataset:
+    """Training ends for everybody at one time; targets are each user's first interactions from it and a later one on.
+
+    Args:
+        dataset: its own split is of no account.
+        times: UTC seconds of every interaction.
+        seed: draws the negatives.
+
+    Raises:
+        InputError: nobody has interactions on both sides of a time.
+    """
+    valid_from, test_from = (float(np.quantile(times, share)) for share in TIMES)
+    owners, _ = places_of(dataset)
+    split = split_at_times(owners, times * 1000, dataset.num_users, valid_from, test_from)
+    targets = {
+        name: draw_targets(dataset, users, positions, np.random.default_rng([seed, STREAM, number]))
+        for number, (name, (users, positions)) in enumerate(split.targets.items())
+    }
+    if not all(len(rows) for rows in targets.values()):
+        raise InputError(f"{dataset.name} has no user on both sides of {valid_from} and {test_from} (UTC seconds).")
+    return replace(dataset, train_lengths=split.train_lengths, targets=targets)
+
+
+def hold_out_users(dataset: Dataset, users: Int[ndarray, "held_out"]) -> Dataset:
+    """Users without a training interaction or a validation target; they are still there, and can be asked for."""
+    lengths = dataset.train_lengths.copy()
+    lengths[users] = 0
+    valid = dataset.targets["valid"]
+    kept = rows_of(valid, ~np.isin(valid.users, users))
+    return with_targets(replace(dataset, train_lengths=lengths), valid=kept)
+
+
+def draw_users(dataset: Dataset, num_users: int, seed: int, what: str) -> Int[ndarray, "drawn"]:
+    """So many of the evaluated users, ascending; a smaller draw of the same seed is part of a larger one.
+
+    Raises:
+        InputError: there are not so many and one more.
+    """
+    users = np.intersect1d(dataset.targets["valid"].users, dataset.targets["test"].users)
+    if not 0 < num_users < len(users):
+        raise InputError(
+            f"got {what}-{num_users}, and {dataset.name} has {len(users)} users with a validation and a test target: "
+            f"expected 1 to {len(users) - 1}. Give another number, as in {what}-{max(1, len(users) // 4)}."
+        )
+    return np.sort(np.random.default_rng([seed, STREAM]).permutation(users)[:num_users])
+
+
+def draw_targets(
+    dataset: Dataset, users: Int[ndarray, "rows"], positions: Int[ndarray, "rows"], rng: np.random.Generator
+) -> Targets:
+    """Targets at these places, with lists of candidates as long as the data set has them."""
+    targets = dataset.items[dataset.offsets[users] + positions]
+    touched = Touched(places_of(dataset)[0], dataset.items, dataset.num_users, dataset.num_items)
+    candidates = {
+        protocol: draw_candidates(users, targets, touched, lists.shape[1] - 1, rng)
+        for protocol, lists in dataset.targets["test"].candidates.items()
+    }
+    return Targets(users.astype(np.int32), positions.astype(np.int64), targets.astype(np.int32), candidates)
+
+
+def redraw_candidates(dataset: Dataset, seed: int) -> Dataset:
+    """The same targets, with lists drawn from the catalogue as it is."""
+    drawn = {
+        split: draw_targets(dataset, rows.users, rows.positions, np.random.default_rng([seed, STREAM, number]))
+        for number, (split, rows) in enumerate(dataset.targets.items())
+    }
+    return replace(dataset, targets=drawn)
+
+
+def without_interactions(dataset: Dataset, is_dropped: Bool[ndarray, "interactions"]) -> Dataset:
+    """A data set that lacks some interactions; targets among them go, and those that are left without a history."""
+    kept_before = np.concatenate([[0], np.cumsum(~is_dropped)])
+    starts = dataset.offsets[:-1]
+    targets = {}
+    for split, rows in dataset.targets.items():
+        begins = dataset.offsets[rows.users]
+        moved = replace(rows, positions=kept_before[begins + rows.positions] - kept_before[begins])
+        targets[split] = rows_of(moved, ~is_dropped[begins + rows.positions] & (moved.positions > 0))
+    return replace(
+        dataset,
+        items=dataset.items[~is_dropped],
+        offsets=kept_before[dataset.offsets],
+        train_lengths=kept_before[starts + dataset.train_lengths] - kept_before[starts],
+        targets=targets,
+    )
+
+
+def reorder_items(dataset: Dataset, order: Int[ndarray, "items"]) -> Dataset:
+    """The same data set with its catalogue in another order: item ``order[i]`` comes to stand at ``i``."""
+    place = np.empty(len(order), np.int32)
+    place[order] = np.arange(len(order))
+    targets = {
+        split: replace(
+            rows,
+            items=place[rows.items],
+            candidates={name: np.where(ids < 0, ids, place[ids]) for name, ids in rows.candidates.items()},
+        )
+        for split, rows in dataset.targets.items()
+    }
+    return replace(_chosen_items(dataset, order), items=place[dataset.items], targets=targets)
+
+
+def first_items(dataset: Dataset, num_items: int) -> Dataset:
+    """The data set with the first items alone; no interaction may be with another, and candidates are to be redrawn."""
+    return _chosen_items(dataset, np.arange(num_items))
+
+
+def rows_of(targets: Targets, is_kept: Bool[ndarray, "rows"]) -> Targets:
+    """Some of the targets."""
+    candidates = {protocol: lists[is_kept] for protocol, lists in targets.candidates.items()}
+    return Targets(targets.users[is_kept], targets.positions[is_kept], targets.items[is_kept], candidates)
+
+
+def with_targets(dataset: Dataset, **targets: Targets) -> Dataset:
+    """The data set with other targets for the splits that are named."""
+    return replace(dataset, targets=dataset.targets | targets)
+
+
+def places_of(dataset: Dataset) -> tuple[Int[ndarray, "interactions"], Int[ndarray, "interactions"]]:
+    """Whose each interaction is, and its place in that user's sequence."""
+    owners = np.repeat(np.arange(dataset.num_users), np.diff(dataset.offsets))
+    return owners, np.arange(dataset.num_interactions) - dataset.offsets[owners]
+
+
+def counts_of(dataset: Dataset) -> dict[str, int]:
+    """What a data set that was changed still knows of its counts."""
+    return {
+        "users": dataset.num_users,
+        "items": dataset.num_items,
+        "interactions": dataset.num_interactions,
+        "train_interactions": int(dataset.train_lengths.sum()),
+        "evaluated_valid": len(dataset.targets["valid"]),
+        "evaluated_test": len(dataset.targets["test"]),
+    }
+
+
+def _chosen_items(dataset: Dataset, items: Int[ndarray, "chosen"]) -> Dataset:
+    genres = dataset.genres
+    return replace(
+        dataset,
+        item_ids=[dataset.item_ids[item] for item in items],
+        titles=[dataset.titles[item] for item in items],
+        texts=[dataset.texts[item] for item in items],
+        genres=None if genres is None else [genres[item] for item in items],
+    )
+
+
+def _both(dataset: Dataset) -> Scenario:
+    return Scenario(dataset, dataset)
