@@ -163,6 +163,19 @@ def compare(
 
 
 @app.command()
+def baselines(
+    dataset: Annotated[Path, typer.Argument(help="A data set folder, written by prepare.")],
+    out: Annotated[Path, typer.Option(help="The folder to write.")],
+    seeds: Annotated[str, typer.Option(help="Seeds of what is drawn, with commas.")] = "0",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where the baselines stopped.")] = False,
+) -> None:
+    """Choose every baseline on validation, rank the test targets with it, and write one table of them all."""
+    from allrec.terminal_experiments import run_baselines_command
+
+    run_baselines_command(dataset, out, _parts(seeds), resume)
+
+
+@app.command()
 def report(
     path: Annotated[Path, typer.Argument(help="A run folder, or the folder of a comparison.", metavar="RUN|DIR")],
     out: Annotated[Path | None, typer.Option(help="The file to write; report.html in there if left out.")] = None,

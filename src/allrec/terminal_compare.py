@@ -28,7 +28,7 @@ def run_compare(
     """Compares, prints the tables and says where they lie."""
     recipes, ablations, backbones, sets = asked
     rows = rows_of(recipes, ablations=ablations, backbones=backbones, sets=sets)
-    numbers = [_seed(text) for text in seeds]
+    numbers = [seed_of(text) for text in seeds]
     result = compare(dataset, rows, folder, seeds=numbers, llm=llm, resume=resume, watch=watching)
     page = write_report(folder)
     show_comparison(result)
@@ -88,7 +88,12 @@ def _table(title: str, header: Sequence[str], rows: Cells) -> Table:
     return table
 
 
-def _seed(text: str) -> int:
+def seed_of(text: str) -> int:
+    """A seed as it was typed.
+
+    Raises:
+        InputError: it is no whole number.
+    """
     if not text.isdecimal():
         raise InputError(f"got the seed {text!r}, expected whole numbers with commas, such as --seeds 0,1,2")
     return int(text)

@@ -29,7 +29,7 @@ DOORS = {
     "tokenizers": ("models/language_model.py",),
     "polars": ("data/",),
     "typer": ("cli.py",),
-    "rich": ("terminal.py", "terminal_compare.py", "progress.py"),
+    "rich": ("terminal.py", "terminal_compare.py", "terminal_experiments.py", "progress.py"),
     "matplotlib": ("report/",),
     "torch.utils.tensorboard": ("events.py",),
     "pickle": (IMPORTER,),

@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.training.histories import dataset_of
 
-from allrec.evaluation.protocols import Ranking, comparison_rows, excluded_history, result_rows, sample_rows
+from allrec.evaluation.protocols import (
+    Ranking,
+    comparison_rows,
+    corrected,
+    excluded_history,
+    result_rows,
+    sample_rows,
+)
 
 
 def ranking(scorer, ranks, rows=None, split="test", protocol="paper"):
@@ -127,3 +134,14 @@ def test_a_sample_is_fixed_ascending_and_without_repeats(num_rows, size, seed):
 
 def test_samples_of_two_seeds_differ():
     assert sample_rows(1000, 20, 0).tolist() != sample_rows(1000, 20, 1).tolist()
+
+
+def test_p_is_corrected_within_a_split_protocol_and_metric_alone():
+    def row(p, **others):
+        return {"split": "test", "protocol": "paper", "metric": "HR@1", "p": p} | others
+
+    rows = [row(0.01), row(0.04), row(0.01, split="valid"), row(0.01, protocol="full"), row(0.03, metric="NDCG@10")]
+    found = corrected(rows)
+    assert [each["p_holm"] for each in found] == pytest.approx([0.02, 0.04, 0.01, 0.01, 0.03])
+    assert [each | {"p_holm": 0} for each in rows] == [each | {"p_holm": 0} for each in found]
+    assert corrected([]) == []

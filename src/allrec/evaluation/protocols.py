@@ -11,7 +11,7 @@ from numpy import ndarray
 from allrec.data import Dataset, Targets
 from allrec.evaluation.metrics import gains_at, hits_at, summary
 from allrec.evaluation.ranking import Excluded
-from allrec.evaluation.significance import bootstrap_interval, compare
+from allrec.evaluation.significance import bootstrap_interval, compare, holm
 
 Values = Callable[[Int[ndarray, "users"]], Float[ndarray, "users"]]
 METRIC_VALUES: dict[str, Values] = {
@@ -101,6 +101,19 @@ def _comparison(first: Ranking, second: Ranking, metric: str, seed: int) -> dict
         "against": second.scorer, "users": len(ours), "difference": result.difference,
         "ci95": list(result.interval), "p": result.p,
     }  # fmt: skip
+
+
+def corrected(comparisons: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same rows with ``p_holm`` besides: p corrected for all tests of the same split, protocol and metric."""
+    families: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for row in comparisons:
+        families.setdefault((row["split"], row["protocol"], row["metric"]), []).append(row)
+    adjusted = {
+        id(row): float(p)
+        for family in families.values()
+        for row, p in zip(family, holm(np.array([row["p"] for row in family])), strict=True)
+    }
+    return [row | {"p_holm": adjusted[id(row)]} for row in comparisons]
 
 
 def excluded_history(dataset: Dataset, targets: Targets, rows: Int[ndarray, "scored"]) -> Excluded:

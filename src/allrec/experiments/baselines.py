@@ -21,6 +21,8 @@ from allrec.training.backbone import encode_histories
 from allrec.training.batching import NegativeSampler
 
 STAGE = 7
+MAX_DENSE = 20_000
+"""Item-kNN and EASE hold a matrix of items by items, and are left out of a larger catalogue."""
 ROWS = 512
 """Users scored at one time."""
 TINY = 1e-4
@@ -77,7 +79,8 @@ class LinearItems(NamedTuple):
 
     def scores(self, users: Int[ndarray, "rows"], histories: Histories) -> Float[Tensor, "rows items"]:
         """See ``Baseline``."""
-        return spread(histories, len(self.weights), self.decay) @ self.weights
+        # A history holds few items of the catalogue, and most of a dense product would be zeros.
+        return spread(histories, len(self.weights), self.decay).to_sparse() @ self.weights
 
 
 class Factors(NamedTuple):
@@ -221,6 +224,23 @@ def baseline_ranks(baseline: Baseline, dataset: Dataset, targets: Targets, proto
     return candidate_ranks(scores, candidates, targets.items)
 
 
+@torch.no_grad()
+def top_items(baseline: Baseline, dataset: Dataset, targets: Targets, k: int) -> Int[ndarray, "rows k"]:
+    """The k best items for each row, those of its history excluded; -1 where the catalogue has no more."""
+    histories, lists = histories_before(dataset, targets), []
+    for start in range(0, len(targets), ROWS):
+        rows = slice(start, start + ROWS)
+        own = histories.part(rows)
+        scores = baseline.scores(targets.users[rows], own).clone()
+        lengths = own.ends - own.starts
+        owners = np.repeat(np.arange(len(lengths)), lengths)
+        places = np.arange(lengths.sum()) + np.repeat(own.starts - (np.cumsum(lengths) - lengths), lengths)
+        scores[torch.from_numpy(owners), torch.from_numpy(own.items[places]).long()] = -torch.inf
+        best = scores.topk(min(k, dataset.num_items), dim=1)
+        lists.append(best.indices.masked_fill(best.values == -torch.inf, -1).numpy())
+    return np.concatenate(lists)
+
+
 class Choice(NamedTuple):
     """The setting that validation prefers, its NDCG@10 there, and all that was tried."""
 
@@ -267,12 +287,7 @@ def chosen_baselines(
         "popularity": alone(popularity(dataset)),
         "popularity-repeat": alone(popularity(dataset, is_repeat_first=True)),
         "most-recent": alone(most_recent(dataset)),
-        "itemknn": lambda: choose(
-            lambda decay: item_knn(dataset, decay), [{"decay": decay} for decay in (1.0, 0.8, 0.6)], dataset
-        ),
-        "ease": lambda: choose(
-            lambda penalty: ease(dataset, penalty), [{"penalty": size} for size in (10.0, 100.0, 500.0)], dataset
-        ),
+        **({} if dataset.num_items > MAX_DENSE else _item_to_item(dataset)),
         "bpr": lambda: choose(
             lambda penalty: bpr(dataset, penalty, seed=seed),
             [{"penalty": size} for size in (1e-3, 1e-2, 5e-2)],
@@ -280,4 +295,15 @@ def chosen_baselines(
         ),
         "text": alone(TextSimilarity(space)),
         **{name: alone(DotProduct(backbone)) for name, backbone in backbones.items()},
+    }
+
+
+def _item_to_item(dataset: Dataset) -> dict[str, Callable[[], Choice]]:
+    return {
+        "itemknn": lambda: choose(
+            lambda decay: item_knn(dataset, decay), [{"decay": decay} for decay in (1.0, 0.8, 0.6)], dataset
+        ),
+        "ease": lambda: choose(
+            lambda penalty: ease(dataset, penalty), [{"penalty": size} for size in (10.0, 100.0, 500.0)], dataset
+        ),
     }
