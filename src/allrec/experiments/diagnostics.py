@@ -1,0 +1,221 @@
+"""Diagnostics of a trained system: what the order of the history and of the candidates does, and what is written."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy import ndarray
+from torch import Tensor
+
+from allrec.base import InputError
+from allrec.data import Dataset
+from allrec.evaluation.metrics import hits_at
+from allrec.evaluation.protocols import METRIC_VALUES, sample_rows
+from allrec.evaluation.ranking import candidate_ranks
+from allrec.evaluation.significance import bootstrap_interval, compare, holm
+
+STREAM = 12
+"""Apart from every other draw of the same seed."""
+SAMPLES = 20_000
+"""Draws of the test of even places."""
+Histories = Sequence[Int[ndarray, "length"]]
+Score = Callable[[Histories, Int[ndarray, "users candidates"]], Float[ndarray, "users candidates"]]
+"""Scores lists of candidates for histories; -1 pads a list, and its score is of no account."""
+
+
+class Asked(NamedTuple):
+    """Users, and what is asked for.
+
+    Attributes:
+        histories: before the targets, oldest first.
+        candidates: each with its target once, -1 pads.
+        targets: items.
+    """
+
+    histories: list[Int[ndarray, "length"]]
+    candidates: Int[ndarray, "users candidates"]
+    targets: Int[ndarray, "users"]
+
+    def rows(self, chosen: Int[ndarray, "chosen"]) -> "Asked":
+        """Some of the users."""
+        return Asked([self.histories[row] for row in chosen], self.candidates[chosen], self.targets[chosen])
+
+
+class Answer(Protocol):
+    """What was written, held against the catalogue and the list."""
+
+    item_ids: list[str]
+    is_in_catalogue: bool
+    is_candidate: bool
+
+
+def asked_of(dataset: Dataset, protocol: str, num_users: int, seed: int) -> Asked:
+    """A fixed sample of the test users with their stored lists; the one that the evaluation takes.
+
+    Raises:
+        InputError: there is no test target, or no such list.
+    """
+    targets = dataset.targets["test"]
+    if len(targets) == 0 or protocol not in targets.candidates:
+        raise InputError(f"{dataset.name} stores no test lists of protocol {protocol!r}, so nobody can be asked.")
+    rows = sample_rows(len(targets), num_users, seed)
+    starts = dataset.offsets[targets.users[rows]]
+    ends = starts + targets.positions[rows]
+    histories = [dataset.items[start:end] for start, end in zip(starts, ends, strict=True)]
+    return Asked(histories, targets.candidates[protocol][rows], targets.items[rows])
+
+
+def order_of_history(scorers: Mapping[str, Score], asked: Asked, seed: int) -> list[dict[str, Any]]:
+    """What each scorer loses when every history is shuffled, over the users whose history has an order.
+
+    ``changed`` is the share of users whose first choice is another one then, ``correlation`` the mean over users of the
+    correlation of the candidates' scores before and after; None where scores do not differ. A positive difference says
+    that the true order is the better one.
+    """
+    told = np.flatnonzero([len(np.unique(history)) > 1 for history in asked.histories])
+    if len(told) == 0:
+        return []
+    part, rng = asked.rows(told), np.random.default_rng([seed, STREAM])
+    shuffled = [reordered(history, rng) for history in part.histories]
+    rows = []
+    for name, score in scorers.items():
+        kept, mixed = score(part.histories, part.candidates), score(shuffled, part.candidates)
+        ranks = [candidate_ranks(scores, part.candidates, part.targets) for scores in (kept, mixed)]
+        rows += [
+            {"scorer": name, "metric": metric, "users": len(told), "kept": float(values(ranks[0]).mean()),
+             "shuffled": float(values(ranks[1]).mean())} | _tested(*map(values, ranks), seed)
+            | {"changed": float((first_choices(kept, part) != first_choices(mixed, part)).mean()),
+               "correlation": mean_correlation(kept, mixed, part.candidates >= 0)}
+            for metric, values in METRIC_VALUES.items()
+        ]  # fmt: skip
+    for metric in METRIC_VALUES:
+        family = [row for row in rows if row["metric"] == metric]
+        for row, p in zip(family, holm(np.array([row["p"] for row in family])), strict=True):
+            row["p_holm"] = float(p)
+    return rows
+
+
+def place_in_prompt(score: Score, asked: Asked, num_orders: int, seed: int) -> dict[str, Any]:
+    """Whether a candidate's place in the list matters: the same lists in several random orders.
+
+    Without an effect of place every place holds the first choice equally often, whatever the users like; ``p`` is the
+    chance of counts as uneven as these. ``averaged`` scores each candidate by its mean over the orders.
+
+    Args:
+        score: such as the language model's.
+        asked: users; padding stays at the end of a list.
+        num_orders: orders a user, drawn.
+        seed: draws them.
+    """
+    rng = np.random.default_rng([seed, STREAM, 1])
+    width = asked.candidates.shape[1]
+    total = np.zeros(asked.candidates.shape)
+    hits, target_places, first_places = [], [], []
+    for _ in range(num_orders):
+        order = np.argsort(np.where(asked.candidates < 0, 2.0, rng.random(asked.candidates.shape)), axis=1)
+        listed = asked._replace(candidates=np.take_along_axis(asked.candidates, order, axis=1))
+        scores = score(listed.histories, listed.candidates)
+        np.put_along_axis(total, order, np.take_along_axis(total, order, axis=1) + scores, axis=1)
+        hits.append(hits_at(candidate_ranks(scores, listed.candidates, listed.targets), 1))
+        target_places.append((listed.candidates == listed.targets[:, None]).argmax(axis=1))
+        first_places.append(first_choices(scores, listed))
+    averaged = hits_at(candidate_ranks(total, asked.candidates, asked.targets), 1)
+    means = np.mean(hits, axis=0)
+    return {
+        "users": len(asked.targets), "orders": num_orders,
+        "HR@1": float(means.mean()), "ci95": list(bootstrap_interval(means, np.random.default_rng([seed, STREAM]))),
+        "by_order": [float(values.mean()) for values in hits], "averaged": float(averaged.mean()),
+        "places": by_place(np.concatenate(target_places), np.concatenate(hits), np.concatenate(first_places), width),
+        "p": even_p(np.bincount(np.concatenate(first_places), minlength=width), asked.candidates, num_orders, rng),
+    }  # fmt: skip
+
+
+def by_place(
+    target_places: Int[ndarray, "asked"],
+    hits: Float[ndarray, "asked"],
+    first_places: Int[ndarray, "asked"],
+    width: int,
+) -> list[dict[str, Any]]:
+    """A row a place: how often the target stood there and was hit, and which share of first choices stood there."""
+    rows = []
+    for place in range(width):
+        own = hits[target_places == place]
+        hit_rate = float(own.mean()) if len(own) else None
+        first = float((first_places == place).mean())
+        rows.append({"place": place + 1, "targets": len(own), "HR@1": hit_rate, "first_choices": first})
+    return rows
+
+
+def even_p(
+    counts: Int[ndarray, "places"], candidates: Int[ndarray, "users candidates"], num_orders: int, rng: Any
+) -> float:
+    """How often chance makes counts at least as uneven, when each user's choice falls on each of their places alike.
+
+    Pearson's chi-square over draws of the same lists; never below 1 / (draws + 1).
+    """
+    lengths, users = np.unique((candidates >= 0).sum(axis=1), return_counts=True)
+    shares = np.array([(np.arange(len(counts)) < length) / length for length in lengths])
+    expected = num_orders * (users[:, None] * shares).sum(axis=0)
+    is_used = expected > 0
+    drawn = sum(
+        rng.multinomial(num_orders * number, share, SAMPLES) for number, share in zip(users, shares, strict=True)
+    )
+    uneven = ((np.vstack([counts, drawn]) - expected) ** 2)[:, is_used] @ (1 / expected[is_used])
+    return float((1 + (uneven[1:] >= uneven[0] * (1 - 1e-12)).sum()) / (1 + SAMPLES))
+
+
+def written_answers(answers: Sequence[Answer], item_ids: Sequence[str], asked: Asked) -> dict[str, Any]:
+    """What of the written titles is valid: in the catalogue, on the list, the target's.
+
+    ``invalid`` is the share that names no candidate. A title that several items share counts as each of them.
+    """
+    is_hit = [item_ids[target] in answer.item_ids for answer, target in zip(answers, asked.targets, strict=True)]
+    hits = np.array(is_hit, np.float64)
+    return {
+        "users": len(answers),
+        "invalid": float(np.mean([not answer.is_candidate for answer in answers])),
+        "outside_catalogue": float(np.mean([not answer.is_in_catalogue for answer in answers])),
+        "HR@1": float(hits.mean()),
+        "ci95": list(bootstrap_interval(hits, np.random.default_rng([STREAM, len(hits)]))),
+    }
+
+
+def dot_product(represent: Callable[[Histories], Tensor], items: Float[Tensor, "items dim"]) -> Score:
+    """x_u · item as a score of lists."""
+
+    def score(histories: Histories, candidates: Int[ndarray, "users candidates"]) -> Float[ndarray, "users candidates"]:
+        wanted = items[torch.from_numpy(candidates.clip(min=0)).long()]
+        return torch.einsum("ud,ucd->uc", represent(histories), wanted).numpy()
+
+    return score
+
+
+def reordered(history: Int[ndarray, "length"], rng: np.random.Generator) -> Int[ndarray, "length"]:
+    """A random order of a history of at least two different items that is not its own."""
+    while True:
+        drawn = rng.permutation(history)
+        if (drawn != history).any():
+            return drawn
+
+
+def first_choices(scores: Float[ndarray, "users candidates"], asked: Asked) -> Int[ndarray, "users"]:
+    """The place of the best-scored candidate of each user; the first one where several are."""
+    return np.where(asked.candidates >= 0, scores, -np.inf).argmax(axis=1)
+
+
+def mean_correlation(
+    first: Float[ndarray, "users candidates"], second: Float[ndarray, "users candidates"], is_candidate: ndarray
+) -> float | None:
+    """Mean over users of Pearson's correlation of their candidates' scores; users of equal scores are left out."""
+    found = []
+    for one, other, kept in zip(first.astype(np.float64), second.astype(np.float64), is_candidate, strict=True):
+        if kept.sum() > 1 and one[kept].std() > 0 and other[kept].std() > 0:
+            found.append(np.corrcoef(one[kept], other[kept])[0, 1])
+    return float(np.mean(found)) if found else None
+
+
+def _tested(kept: Float[ndarray, "users"], shuffled: Float[ndarray, "users"], seed: int) -> dict[str, Any]:
+    result = compare(kept, shuffled, np.random.default_rng([seed, STREAM, len(kept)]))
+    return {"difference": result.difference, "ci95": list(result.interval), "p": result.p}
