@@ -125,15 +125,50 @@ def train(
 @app.command()
 def evaluate(
     run: Run,
-    dataset: Annotated[Path, typer.Argument(help="The data set that the run was trained on.")],
+    dataset: Annotated[Path, typer.Argument(help="The data set that the run was trained on; another: cross-domain.")],
     protocol: Annotated[
         list[str] | None, typer.Option(help="paper, sampled-99, full or full-repeat; may be repeated.")
     ] = None,
+    scenario: Annotated[
+        str | None, typer.Option(help="cross-domain, or the one that the run was trained for; that one if left out.")
+    ] = None,
 ) -> None:
-    """Evaluate a run again, under other protocols."""
-    from allrec.terminal import run_evaluate
+    """Evaluate a run again, under other protocols; or rank another data set with it."""
+    from allrec.terminal_experiments import run_evaluate
 
-    run_evaluate(run, dataset, protocol or [])
+    run_evaluate(run, dataset, protocol or [], scenario)
+
+
+@app.command()
+def scenario(
+    dataset: Annotated[Path, typer.Argument(help="A data set folder, written by prepare.")],
+    scenario: Annotated[
+        str,
+        typer.Option(help="cold-users, cold-users-N, few-shot-N, unseen or global-time; N is a number of users."),
+    ],
+    out: Annotated[Path, typer.Option(help="The run folder to write.")],
+    recipe: Annotated[str | None, typer.Option(help="A recipe's name, or a TOML file; a-llmrec if left out.")] = None,
+    llm: Llm = None,
+    sets: Sets = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where the run stopped.")] = False,
+) -> None:
+    """Train a recipe without what a scenario holds out, and evaluate it on just that."""
+    from allrec.terminal_experiments import run_scenario
+
+    run_scenario(dataset, scenario, out, recipe, llm, sets or [], resume)
+
+
+@app.command()
+def diagnose(
+    run: Run,
+    dataset: Annotated[Path, typer.Argument(help="The data set that the run was trained on.")],
+    users: Annotated[int, typer.Option(min=1, help="Test users, a fixed sample.")] = 500,
+    orders: Annotated[int, typer.Option(min=1, help="Random orders of each prompt's candidates.")] = 5,
+) -> None:
+    """Does the order of the history matter, does a candidate's place in the prompt, and are written answers valid?"""
+    from allrec.terminal_experiments import run_diagnose
+
+    run_diagnose(run, dataset, users, orders)
 
 
 @app.command()

@@ -41,6 +41,9 @@ class EvaluationConfig(Config):
 class LanguageModelChoice(Config):
     """The language model that a recipe is written for, and the embedded one that stands in for it."""
 
+    enabled: bool = Field(
+        True, description="Whether stage 2 is trained and the language model ranks; without it cf, joint and fusion do."
+    )
     published: LanguageModelConfig = LanguageModelConfig(name="facebook/opt-6.7b")
     stand_in: Literal["embedded-small", "embedded-large"] = Field(
         "embedded-small", description="Used where none is asked for."

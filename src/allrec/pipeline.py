@@ -80,7 +80,7 @@ def train_stages(
         with run.stage("content") as folder:
             _train_content(folder, run, dataset, observer)
     scoring = load_scoring(run, llm)
-    if not run.is_done("language_model"):
+    if recipe.llm.enabled and not run.is_done("language_model"):
         with run.stage("language_model") as folder:
             scoring.soft_tokens, report = train_soft_tokens(
                 dataset, scoring.backbone, scoring.item_inputs, llm, scoring.builder, recipe.soft_tokens,
@@ -211,7 +211,7 @@ def _fit_fusion(folder: Path, scoring: Scoring, evidence: Evidence, dataset: Dat
 
         return stored_llm_scores(scoring, dataset, asked, (folder,), report)
 
-    can_ask = scoring.can_list(dataset.targets["valid"].candidates[LISTED])
+    can_ask = recipe.llm.enabled and scoring.can_list(dataset.targets["valid"].candidates[LISTED])
     fitted = fit_fusions(
         dataset, evidence, recipe.fusion, ask if can_ask else None,
         seed=recipe.seed, sample_seed=recipe.evaluation.bootstrap_seed,

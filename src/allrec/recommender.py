@@ -80,6 +80,7 @@ class AllRec:
         cache: Path | None = None,
         device: str | None = None,
         observer: Observer = ignore,
+        is_evaluated: bool = True,
     ) -> "AllRec":
         """Trains every stage of a recipe and evaluates it on validation and test.
 
@@ -92,6 +93,7 @@ class AllRec:
             cache: folder of cached text embeddings.
             device: "cpu", "cuda", ...; the accelerator where there is one.
             observer: told of progress.
+            is_evaluated: whether it ends with an evaluation.
 
         Raises:
             InputError: what is wrong with the data, the recipe or the folder, and what to do.
@@ -103,7 +105,8 @@ class AllRec:
         folder = RunFolder.create(run, recipe, describe(dataset), model.fingerprint, resume)
         with recording(folder.path / "events", observer) as recorder:
             system = cls(train_stages(folder, dataset, model, cache or default_cache(), recorder), folder)
-        system.evaluate(dataset, observer=observer)
+        if is_evaluated:
+            system.evaluate(dataset, observer=observer)
         return system
 
     @classmethod
@@ -119,7 +122,8 @@ class AllRec:
             raise InputError(
                 f"{path} was trained with {run.manifest['llm']}, got {model.fingerprint}. Give the same weights."
             )
-        run.folder("language_model")
+        if run.recipe().llm.enabled:
+            run.folder("language_model")
         if run.recipe().fusion.enabled:
             run.folder("fusion")
         return cls(load_scoring(run, model), run)

@@ -10,9 +10,9 @@ from huggingface_hub import try_to_load_from_cache
 
 from allrec.config import Recipe
 from allrec.data import Dataset
-from allrec.evaluation.evaluate import Plan
+from allrec.evaluation.evaluate import LLM_SCORERS, Plan
 from allrec.evaluation.metrics import Metric, chance
-from allrec.evaluation.protocols import Ranking, comparison_rows, result_rows
+from allrec.evaluation.protocols import Ranking, comparison_rows, corrected, result_rows
 from allrec.evaluation.segments import segments
 from allrec.models.language_model import LanguageModel, LanguageModelConfig
 from allrec.models.prompt import PromptConfig
@@ -68,13 +68,15 @@ def describe(dataset: Dataset) -> dict[str, Any]:
     return {
         "name": dataset.name, "sha256": dataset.sha256, "users": dataset.num_users, "items": dataset.num_items,
         "interactions": dataset.num_interactions, "wording": dataset.wording.model_dump(),
+        "scenario": dataset.scenario,
     }  # fmt: skip
 
 
 def plan_of(recipe: Recipe, folder: Path, on_progress: Any) -> Plan:
-    """The evaluation that a recipe asks for; scorers that could only repeat another one are left out."""
+    """The evaluation that a recipe asks for; scorers that it does not have, or that repeat another, are left out."""
     asked = recipe.evaluation
     idle = idle_controls(recipe.prompt) | ({"joint"} if recipe.alignment.network.kind == "identity" else set())
+    idle |= set() if recipe.llm.enabled else {*LLM_SCORERS, "allround"}
     return Plan(
         protocols=asked.protocols,
         splits=asked.splits,
@@ -100,12 +102,15 @@ def metrics_of(run: RunFolder, dataset: Dataset, rankings: list[Ranking]) -> dic
     Args:
         run: the run.
         dataset: its data set.
-        rankings: of this evaluation and of earlier ones, as ``with_earlier`` joins them.
+        rankings: of this evaluation and of earlier ones, as ``with_earlier`` joins them. Rows of other data sets that
+            joined ``metrics.json`` stay.
     """
-    seed = run.recipe().evaluation.bootstrap_seed
+    seed, scenario = run.recipe().evaluation.bootstrap_seed, dataset.scenario
     masks = {split: segments(dataset, dataset.targets[split]) for split in {ranking.split for ranking in rankings}}
     stages = {"prepare": dataset.seconds} | {name: run.seconds(name) for name in TIMED}
     stages["fusion"] += run.seconds("content")
+    results = [row for ranking in rankings for row in result_rows(ranking, masks[ranking.split], seed, scenario)]
+    earlier = run.metrics() if (run.path / METRICS).is_file() else {}
     return {
         "format": FORMAT_VERSION,
         "dataset": {key: value for key, value in describe(dataset).items() if key != "wording"},
@@ -115,8 +120,9 @@ def metrics_of(run: RunFolder, dataset: Dataset, rankings: list[Ranking]) -> dic
         "seconds": stages | {"total": sum(stages.values())},
         "scoring_seconds": scoring_seconds(run, rankings),
         "chance": chances(dataset, rankings),
-        "results": [row for ranking in rankings for row in result_rows(ranking, masks[ranking.split], seed)],
-        "comparisons": [row for lead in LEADS for row in comparison_rows(_led_by(lead, rankings), seed)],
+        "results": results + [row for row in earlier.get("results", []) if "dataset" in row],
+        "comparisons": corrected([row for lead in LEADS for row in comparison_rows(_led_by(lead, rankings), seed)]),
+        "other_datasets": earlier.get("other_datasets", {}),
     }
 
 

@@ -18,6 +18,7 @@ from allrec.data.dataset import is_dataset
 from allrec.data.fetching import Fetched, fetch, record_of
 from allrec.data.new_items import read_new_items
 from allrec.data.published import PUBLISHED, PublishedSet, find_published
+from allrec.evaluation.protocols import own_results
 from allrec.generating import WrittenGenres, WrittenTitle
 from allrec.progress import number, observing
 from allrec.recommender import AllRec, Recommendation
@@ -25,7 +26,6 @@ from allrec.recommending import families
 from allrec.report.page import PAGE, write_report
 from allrec.report.style import has_matplotlib
 from allrec.run_folder import MANIFEST, RECIPE, RunFolder
-from allrec.setup import plan_of
 
 out = Console()
 DEFAULT_RECIPE = "a-llmrec"
@@ -85,26 +85,15 @@ def _prepared(source: Path, folder: Path, items: Path | None, config: PrepareCon
 
 def run_train(dataset: Path, run: Path, recipe: str | None, llm: str | None, sets: list[str], resume: bool) -> None:
     """Trains, evaluates and prints the table of scores; a run that goes on has its own recipe where none is named."""
+    system = _trained(dataset, run, recipe_of(run, recipe, sets, resume), llm, resume)
+    show_results(system.run)
+
+
+def recipe_of(run: Path, recipe: str | None, sets: list[str], resume: bool) -> Recipe:
+    """The recipe that was asked for; of a run that goes on its own where none is named, else the default."""
     if recipe is None:
         recipe = str(run / RECIPE) if resume and (run / MANIFEST).is_file() else DEFAULT_RECIPE
-    system = _trained(dataset, run, load_recipe(recipe, tuple(sets)), llm, resume)
-    show_results(system.run)
-
-
-def run_evaluate(run: Path, dataset: Path, protocols: list[str]) -> None:
-    """Evaluates a run again and prints the table of scores."""
-    system = AllRec.from_pretrained(run)
-    recipe = system.run.recipe()
-    if protocols:
-        values = recipe.evaluation.model_dump() | {"protocols": protocols}
-        recipe = recipe.model_copy(update={"evaluation": type(recipe.evaluation)(**values)})
-    with observing() as observer:
-
-        def on_progress(share: float, users: int) -> None:
-            observer("evaluate", share, {"users": float(users)})
-
-        system.evaluate(dataset, plan=plan_of(recipe, run / "evaluate", on_progress))
-    show_results(system.run)
+    return load_recipe(recipe, tuple(sets))
 
 
 def run_add_items(run: Path, items: Path) -> None:
@@ -179,12 +168,16 @@ def show_results(run: RunFolder) -> None:
     metrics = run.metrics()
     llm = metrics["llm"]["name"]
     for protocol, chance in metrics["chance"].items():
-        table = Table(title=f"{metrics['dataset']['name']}, test, protocol {protocol}, language model {llm}")
+        scenario = metrics["dataset"].get("scenario", "standard")
+        name = metrics["dataset"]["name"] + ("" if scenario == "standard" else f", scenario {scenario}")
+        table = Table(title=f"{name}, test, protocol {protocol}, language model {llm}")
         table.add_column("scorer", no_wrap=True)
         for column in ("users", "HR@1", "95%", "HR@10", "NDCG@10"):
             table.add_column(column, justify="right", no_wrap=True)
-        rows = [r for r in metrics["results"] if (r["split"], r["protocol"], r["segment"]) == ("test", protocol, "all")]
-        for row in rows:
+        asked = ("test", protocol, "all")
+        for row in own_results(metrics):
+            if (row["split"], row["protocol"], row["segment"]) != asked:
+                continue
             low, high = row["ci95"]["HR@1"]
             hits, later, gain = (f"{row[column]:.4f}" for column in COLUMNS)
             table.add_row(row["scorer"], f"{row['users']:,}", hits, f"{low:.3f}-{high:.3f}", later, gain)
@@ -195,7 +188,8 @@ def show_results(run: RunFolder) -> None:
         if row["split"] == "test" and row["metric"] == "HR@1":
             _say(
                 f"HR@1 of {row['scorer']} less that of {row['against']}: {row['difference']:+.4f}, "
-                f"p = {row['p']:.4f} (paired, {row['users']} users, protocol {row['protocol']})"
+                f"p = {row.get('p_holm', row['p']):.4f} (paired, corrected by Holm, {row['users']} users, "
+                f"protocol {row['protocol']})"
             )
     seconds = ", ".join(f"{name.replace('_', ' ')} {value:.0f} s" for name, value in metrics["seconds"].items())
     _say(f"Time: {seconds}")

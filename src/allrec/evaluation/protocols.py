@@ -44,13 +44,16 @@ class Ranking:
     is_retrieved: Bool[ndarray, "scored"] | None = None
 
 
-def result_rows(ranking: Ranking, masks: Mapping[str, Bool[ndarray, "rows"]], seed: int) -> list[dict[str, Any]]:
+def result_rows(
+    ranking: Ranking, masks: Mapping[str, Bool[ndarray, "rows"]], seed: int, scenario: str = "standard"
+) -> list[dict[str, Any]]:
     """A row of ``metrics.json`` for each segment that holds a scored user.
 
     Args:
         ranking: the ranks.
         masks: a mask over all rows of the split for each segment.
         seed: of the bootstrap.
+        scenario: in which the ranks were found.
     """
     rows = []
     for segment, mask in masks.items():
@@ -63,13 +66,19 @@ def result_rows(ranking: Ranking, masks: Mapping[str, Bool[ndarray, "rows"]], se
         rng = np.random.default_rng([seed, len(ranks)])
         intervals = {name: list(bootstrap_interval(values(ranks), rng)) for name, values in METRIC_VALUES.items()}
         rows.append(
-            {"scenario": "standard", "split": ranking.split, "protocol": ranking.protocol, "scorer": ranking.scorer}
+            {"scenario": scenario, "split": ranking.split, "protocol": ranking.protocol, "scorer": ranking.scorer}
             | {"segment": segment, "users": len(ranks)}
             | summary(ranks)
             | recall
             | {"ci95": intervals, "invalid": 0}
         )
     return rows
+
+
+def own_results(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rows of the scenario that a run was trained for; those of ``cross-domain`` join them later."""
+    own = metrics["dataset"].get("scenario", "standard")
+    return [row for row in metrics["results"] if row["scenario"] == own]
 
 
 def comparison_rows(rankings: list[Ranking], seed: int) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """Diagnostics of a trained system: what the order of the history and of the candidates does, and what is written."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from allrec.evaluation.metrics import hits_at
 from allrec.evaluation.protocols import METRIC_VALUES, sample_rows
 from allrec.evaluation.ranking import candidate_ranks
 from allrec.evaluation.significance import bootstrap_interval, compare, holm
+from allrec.generating import WrittenTitle
 
 STREAM = 12
 """Apart from every other draw of the same seed."""
@@ -41,14 +42,6 @@ class Asked(NamedTuple):
     def rows(self, chosen: Int[ndarray, "chosen"]) -> "Asked":
         """Some of the users."""
         return Asked([self.histories[row] for row in chosen], self.candidates[chosen], self.targets[chosen])
-
-
-class Answer(Protocol):
-    """What was written, held against the catalogue and the list."""
-
-    item_ids: list[str]
-    is_in_catalogue: bool
-    is_candidate: bool
 
 
 def asked_of(dataset: Dataset, protocol: str, num_users: int, seed: int) -> Asked:
@@ -85,7 +78,7 @@ def order_of_history(scorers: Mapping[str, Score], asked: Asked, seed: int) -> l
         ranks = [candidate_ranks(scores, part.candidates, part.targets) for scores in (kept, mixed)]
         rows += [
             {"scorer": name, "metric": metric, "users": len(told), "kept": float(values(ranks[0]).mean()),
-             "shuffled": float(values(ranks[1]).mean())} | _tested(*map(values, ranks), seed)
+             "shuffled": float(values(ranks[1]).mean())} | _tested(values(ranks[0]), values(ranks[1]), seed)
             | {"changed": float((first_choices(kept, part) != first_choices(mixed, part)).mean()),
                "correlation": mean_correlation(kept, mixed, part.candidates >= 0)}
             for metric, values in METRIC_VALUES.items()
@@ -166,7 +159,7 @@ def even_p(
     return float((1 + (uneven[1:] >= uneven[0] * (1 - 1e-12)).sum()) / (1 + SAMPLES))
 
 
-def written_answers(answers: Sequence[Answer], item_ids: Sequence[str], asked: Asked) -> dict[str, Any]:
+def written_answers(answers: Sequence[WrittenTitle], item_ids: Sequence[str], asked: Asked) -> dict[str, Any]:
     """What of the written titles is valid: in the catalogue, on the list, the target's.
 
     ``invalid`` is the share that names no candidate. A title that several items share counts as each of them.

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from allrec.evaluation.protocols import own_results
 from allrec.experiments.tables import p_text
 from allrec.report import html
 from allrec.report.figures import (
@@ -35,7 +36,7 @@ def scores_table(view: RunView) -> Iterator[str]:
         return
     for protocol, chance in view.metrics["chance"].items():
         yield html.heading(f"Scores, protocol {protocol}")
-        rows = [row for row in view.metrics["results"] if (row["protocol"], row["segment"]) == (protocol, "all")]
+        rows = [row for row in own_results(view.metrics) if (row["protocol"], row["segment"]) == (protocol, "all")]
         lines = [[row["scorer"], row["split"], f"{row['users']:,}", *_scores(row)] for row in rows]
         by_chance = [f"{chance[name]:.4f}" if name in chance else "" for name in SCORE_HEADER[3:]]
         yield html.table(SCORE_HEADER, [*lines, ["chance", "", "", *by_chance]])

@@ -14,6 +14,7 @@ from allrec.base import InputError
 from allrec.config import Recipe
 from allrec.data.catalogue import Catalogue
 from allrec.evaluation.llm_scores import USERS_A_CHUNK
+from allrec.evaluation.protocols import own_results
 from allrec.evaluation.stored_ranks import RANKS, StoredRanks, load_ranks
 from allrec.events import read_curves
 from allrec.models.alignment import Alignment
@@ -77,12 +78,12 @@ class RunView:
     def rows(self, scorer: str, split: str = "test") -> list[dict[str, Any]]:
         """The scorer's rows of ``metrics.json``, one a segment."""
         wanted = (split, self.protocol, scorer)
-        results = (self.metrics or {}).get("results", [])
+        results = own_results(self.metrics) if self.metrics else []
         return [row for row in results if (row["split"], row["protocol"], row["scorer"]) == wanted]
 
     def scorers(self) -> list[str]:
         """Every scorer of the test split, in the order of ``metrics.json``."""
-        results = (self.metrics or {}).get("results", [])
+        results = own_results(self.metrics) if self.metrics else []
         found = [row["scorer"] for row in results if (row["split"], row["protocol"]) == ("test", self.protocol)]
         return list(dict.fromkeys(found))
 

@@ -1,0 +1,158 @@
+"""Cross-domain: a run ranks the items of another data set, of which it never saw an interaction."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from allrec.artifacts import load_tensors, read_json, write_json
+from allrec.base import InputError
+from allrec.data import Dataset
+from allrec.data.catalogue import Catalogue
+from allrec.evaluation.evaluate import LLM_SCORERS, Plan, evaluate
+from allrec.evaluation.protocols import Ranking, result_rows
+from allrec.evaluation.segments import repeats
+from allrec.evidence.similarity import DenseSpace
+from allrec.experiments.baselines import TextSimilarity, baseline_ranks
+from allrec.experiments.scenarios import CROSS_DOMAIN
+from allrec.models.alignment import Alignment
+from allrec.models.backbones.base import StatesBackbone, freeze
+from allrec.models.backbones.external import External
+from allrec.models.backbones.registry import make_backbone
+from allrec.models.text_encoder import TextEncoder
+from allrec.recommender import AllRec
+from allrec.run_folder import METRICS
+from allrec.scoring import Scoring
+from allrec.setup import chances, default_cache, describe, plan_of
+from allrec.training.text_cache import text_embeddings
+from allrec.training.tuned_text import embed_texts
+
+SCORERS = ("joint", *LLM_SCORERS)
+"""Beside text similarity: what reads an item by its text. There is no E_i of a foreign item, hence no cf."""
+
+
+def evaluate_cross_domain(
+    system: AllRec, dataset: Dataset, *, protocols: Sequence[str] = (), cache: Path | None = None
+) -> list[dict[str, Any]]:
+    """Ranks the test targets of another data set, and adds the rows to the run's ``metrics.json``.
+
+    Every item enters by q_i, and x_u is what the run's backbone makes of dec_I(q_i) of the history's items.
+
+    Args:
+        system: trained on other data.
+        dataset: its test targets are asked for; its training interactions are of no account.
+        protocols: which; the recipe's where empty.
+        cache: folder of cached text embeddings.
+
+    Returns:
+        The rows, segments ``all``, ``repeat`` and ``new``, with the data set's name besides.
+
+    Raises:
+        InputError: it is the run's own data set, or the run cannot decode a text into an item embedding.
+
+    Source: arXiv:2404.11343, section 5.2.4.
+    """
+    if dataset.sha256 == system.run.manifest["dataset"]["sha256"]:
+        raise InputError(f"{system.run.path} was trained on {dataset.name!r} itself; {CROSS_DOMAIN} asks for another.")
+    texts = foreign_texts(system, dataset, cache or default_cache())
+    scoring = foreign_scoring(system.scoring, dataset, texts)
+    plan = foreign_plan(system, dataset, protocols)
+    rankings = [*text_rankings(texts, dataset, plan), *evaluate(scoring, dataset, plan)]
+    targets = dataset.targets["test"]
+    is_repeat = repeats(dataset, targets)
+    masks = {"all": np.ones(len(targets), bool), "repeat": is_repeat, "new": ~is_repeat}
+    rows = [
+        row | {"dataset": dataset.name} for one in rankings for row in result_rows(one, masks, plan.seed, CROSS_DOMAIN)
+    ]
+    add_rows(system, dataset, rows, chances(dataset, rankings))
+    return rows
+
+
+def foreign_texts(system: AllRec, dataset: Dataset, cache: Path) -> Float[Tensor, "items text_dim"]:
+    """Q of another data set's items, by the run's own text encoder."""
+    recipe = system.run.recipe()
+    if not recipe.alignment.tune_text:
+        return text_embeddings(dataset.texts, recipe.text, cache)
+    encoder = TextEncoder(recipe.text)
+    encoder.load_weights(load_tensors(system.run.folder("alignment") / "text_encoder.safetensors"))
+    with torch.no_grad():
+        return embed_texts(dataset.texts, encoder.encode, encoder.dim)
+
+
+def foreign_scoring(own: Scoring, dataset: Dataset, texts: Float[Tensor, "items text_dim"]) -> Scoring:
+    """A run's frozen parts over another catalogue, all of whose items are cold.
+
+    Raises:
+        InputError: no stage 1, one without decoders, or a backbone that does not read item embeddings.
+    """
+    if not isinstance(own.alignment, Alignment) or not own.alignment.config.has_decoders:
+        raise InputError("the run has no decoder dec_I, by which a text becomes an item embedding. Train one that has.")
+    with torch.no_grad():
+        embeddings = own.alignment.items.decode(own.alignment.texts.encode(texts))
+    backbone = with_items(own.backbone, embeddings)
+    # Nothing of this catalogue was trained on, whatever the data set calls its training part.
+    catalogue = replace(Catalogue.of(dataset), train_counts=np.zeros(dataset.num_items, np.int64))
+    recipe = own.recipe.model_copy(update={"cold_below": max(1, own.recipe.cold_below)})
+    return Scoring(recipe, catalogue, backbone, texts, own.alignment, own.llm, own.soft_tokens)
+
+
+def with_items(backbone: Any, embeddings: Float[Tensor, "items dim"]) -> StatesBackbone:
+    """A frozen backbone over other items, which it reads and scores by these embeddings.
+
+    Raises:
+        InputError: it does not compute from item embeddings.
+    """
+    if not isinstance(backbone, StatesBackbone) or isinstance(backbone, External):
+        raise InputError("the run's backbone has user embeddings of its own, so it reads no foreign history.")
+    config: Any = backbone.config
+    model = make_backbone(len(embeddings), config, torch.Generator())
+    model.load_state_dict(dict(backbone.state_dict()) | {"item_table": embeddings})
+    return freeze(model)
+
+
+def foreign_plan(system: AllRec, dataset: Dataset, protocols: Sequence[str]) -> Plan:
+    """What the recipe asks for, on test targets, by the scorers that read texts."""
+    recipe, run = system.run.recipe(), system.run
+    folder = run.path / "evaluate" / f"{CROSS_DOMAIN}-{dataset.sha256[:12]}"
+    own = plan_of(recipe, folder, lambda share, users: None)
+    return Plan(
+        protocols=tuple(protocols) or own.protocols,
+        splits=("test",),
+        llm_users=own.llm_users,
+        ablation_users=own.ablation_users,
+        scorers=tuple(scorer for scorer in own.scorers if scorer in SCORERS),
+        folder=folder,
+        seed=own.seed,
+    )
+
+
+def text_rankings(texts: Float[Tensor, "items text_dim"], dataset: Dataset, plan: Plan) -> list[Ranking]:
+    """Text similarity, of which nothing is trained: what a run has to beat on foreign ground."""
+    baseline, targets = TextSimilarity(DenseSpace.of(texts)), dataset.targets["test"]
+    everyone = np.arange(len(targets))
+    return [
+        Ranking("test", protocol, "text", everyone, baseline_ranks(baseline, dataset, targets, protocol))
+        for protocol in plan.protocols
+    ]
+
+
+def add_rows(system: AllRec, dataset: Dataset, rows: list[dict[str, Any]], chance: dict[str, Any]) -> None:
+    """Puts the rows into the run's ``metrics.json``, in place of earlier ones of the same data set and protocols.
+
+    Raises:
+        InputError: the run has not been evaluated on its own data.
+    """
+    metrics = read_json(system.run.path / METRICS)
+    protocols = {row["protocol"] for row in rows}
+    kept = [
+        row for row in metrics["results"]
+        if not (row["scenario"] == CROSS_DOMAIN and row["dataset"] == dataset.name and row["protocol"] in protocols)
+    ]  # fmt: skip
+    about = {key: value for key, value in describe(dataset).items() if key != "wording"} | {"chance": chance}
+    others = metrics.get("other_datasets", {}) | {dataset.name: about}
+    write_json(system.run.path / METRICS, metrics | {"results": kept + rows, "other_datasets": others})

@@ -1,0 +1,71 @@
+"""Trains a recipe as a scenario has it: a run folder of its own, whose rows name the scenario."""
+
+from pathlib import Path
+
+from allrec.base import InputError
+from allrec.config import Recipe
+from allrec.data import Dataset, load_dataset
+from allrec.evaluation.evaluate import Plan
+from allrec.experiments.scenarios import CROSS_DOMAIN, Scenario, make_scenario
+from allrec.pipeline import Observer, ignore
+from allrec.recommender import AllRec
+
+
+def train_scenario(
+    dataset: Dataset | Path | str,
+    name: str,
+    run: Path | str,
+    *,
+    recipe: Recipe,
+    llm: str | None = None,
+    resume: bool = False,
+    cache: Path | None = None,
+    device: str | None = None,
+    observer: Observer = ignore,
+) -> AllRec:
+    """Trains and evaluates a recipe as a scenario has it; its seed draws what is held out.
+
+    Args:
+        dataset: a prepared data set or its folder.
+        name: one of ``scenarios.NAMES``, with another number too.
+        run: folder to write, see ``AllRec.train``.
+        recipe: complete.
+        llm: see ``AllRec.train``.
+        resume: go on where the run stopped.
+        cache: folder of cached text embeddings.
+        device: see ``AllRec.train``.
+        observer: told of progress.
+
+    Raises:
+        InputError: an unknown scenario, one that trains nothing, or what ``AllRec.train`` refuses.
+    """
+    made = _made(dataset, name, recipe.seed)
+    system = AllRec.train(
+        made.train, run=run, recipe=recipe, llm=llm, resume=resume, cache=cache, device=device, observer=observer,
+        is_evaluated=False,
+    )  # fmt: skip
+    system.evaluate(made.asked, observer=observer)
+    return system
+
+
+def evaluate_scenario(system: AllRec, dataset: Dataset | Path | str, name: str, plan: Plan | None = None) -> None:
+    """Evaluates a run again in the scenario that it was trained for, and writes its ``metrics.json``.
+
+    Raises:
+        InputError: the run was trained for another scenario, or on other data.
+    """
+    made = _made(dataset, name, system.run.manifest["seed"])
+    if system.run.manifest["dataset"]["sha256"] != made.asked.sha256:
+        own = system.run.manifest["dataset"]
+        raise InputError(
+            f"{system.run.path} was trained on {own['name']!r}, scenario {own.get('scenario', 'standard')}, and may "
+            f"have seen what {name} holds out of {made.asked.name!r}. Train one: allrec scenario DATASET --scenario "
+            f"{name} --out DIR"
+        )
+    system.evaluate(made.asked, plan=plan)
+
+
+def _made(dataset: Dataset | Path | str, name: str, seed: int) -> Scenario:
+    if name == CROSS_DOMAIN:
+        raise InputError(f"{CROSS_DOMAIN} trains nothing of its own: allrec evaluate RUN DATASET --scenario {name}")
+    return make_scenario(dataset if isinstance(dataset, Dataset) else load_dataset(dataset), name, seed)
