@@ -31,17 +31,23 @@ def add_items(run: RunFolder, scoring: Scoring, rows: Sequence[Mapping[str, Any]
     """
     catalogue = scoring.catalogue
     items = clean_new_items(rows, {item_id: place for place, item_id in enumerate(catalogue.item_ids)})
-    with run.adding() as folder:
-        items.save(folder)
-        save_tensors(folder / "embeddings.safetensors", {"embeddings": _encode(run, items, cache)})
+    store_items(run, items, cache)
     return items
 
 
-def _encode(run: RunFolder, items: NewItems, cache: Path) -> Float[Tensor, "items text_dim"]:
+def store_items(run: RunFolder, items: NewItems, cache: Path) -> None:
+    """Stores clean items, none of which the run has, and their text embeddings."""
+    with run.adding() as folder:
+        items.save(folder)
+        save_tensors(folder / "embeddings.safetensors", {"embeddings": encode_texts(run, items.texts, cache)})
+
+
+def encode_texts(run: RunFolder, texts: Sequence[str | None], cache: Path) -> Float[Tensor, "texts text_dim"]:
+    """Q of texts that the run was not trained on, by its own text encoder, tuned or not."""
     recipe = run.recipe()
     if not recipe.alignment.tune_text:
-        return text_embeddings(items.texts, recipe.text, cache)
+        return text_embeddings(texts, recipe.text, cache)
     encoder = TextEncoder(recipe.text)
     encoder.load_weights(load_tensors(run.folder("alignment") / "text_encoder.safetensors"))
     with torch.no_grad():
-        return embed_texts(items.texts, encoder.encode, encoder.dim)
+        return embed_texts(texts, encoder.encode, encoder.dim)

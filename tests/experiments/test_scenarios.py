@@ -27,7 +27,8 @@ def drawn(num_users=60, num_items=NUM_ITEMS, seed=0):
     rng = np.random.default_rng(seed)
     lengths = [3 if user % 5 == 0 else int(rng.integers(2, 10)) for user in range(num_users)]
     dataset = dataset_of([rng.integers(0, num_items, length).tolist() for length in lengths], num_items)
-    return replace(dataset, titles=[f"title {item}" for item in range(num_items)], sha256="whole")
+    names = [f"title {item}" for item in range(num_items)]
+    return replace(dataset, titles=names, texts=names, sha256="whole")
 
 
 def trained_users(dataset):
@@ -149,6 +150,14 @@ def test_unseen_asks_every_user_whose_last_item_was_held_out_and_who_has_a_histo
     ]  # fmt: skip
     assert asked.targets["test"].users.tolist() == expected
     assert len(expected) > 20
+
+
+def test_items_without_a_text_are_not_held_out():
+    dataset = drawn(num_users=200)
+    half = replace(dataset, texts=[text if item % 2 else None for item, text in enumerate(dataset.texts)])
+    train, asked = unseen(half, 0, share=0.4)
+    assert asked.num_items - train.num_items == 16
+    assert None not in asked.texts[train.num_items :]
 
 
 def test_training_counts_of_unseen_items_are_missing_not_zero():

@@ -1,6 +1,7 @@
 """Cross-domain: a run ranks the items of another data set, of which it never saw an interaction."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
-from allrec.artifacts import load_tensors, read_json, write_json
+from allrec.adding import encode_texts
+from allrec.artifacts import read_json, write_json
 from allrec.base import InputError
 from allrec.data import Dataset
 from allrec.data.catalogue import Catalogue
@@ -21,16 +23,11 @@ from allrec.evidence.similarity import DenseSpace
 from allrec.experiments.baselines import TextSimilarity, baseline_ranks
 from allrec.experiments.scenarios import CROSS_DOMAIN
 from allrec.models.alignment import Alignment
-from allrec.models.backbones.base import StatesBackbone, freeze
-from allrec.models.backbones.external import External
-from allrec.models.backbones.registry import make_backbone
-from allrec.models.text_encoder import TextEncoder
+from allrec.models.backbones.base import Backbone, StatesBackbone, freeze
 from allrec.recommender import AllRec
 from allrec.run_folder import METRICS
 from allrec.scoring import Scoring
 from allrec.setup import chances, default_cache, describe, plan_of
-from allrec.training.text_cache import text_embeddings
-from allrec.training.tuned_text import embed_texts
 
 SCORERS = ("joint", *LLM_SCORERS)
 """Beside text similarity: what reads an item by its text. There is no E_i of a foreign item, hence no cf."""
@@ -59,7 +56,7 @@ def evaluate_cross_domain(
     """
     if dataset.sha256 == system.run.manifest["dataset"]["sha256"]:
         raise InputError(f"{system.run.path} was trained on {dataset.name!r} itself; {CROSS_DOMAIN} asks for another.")
-    texts = foreign_texts(system, dataset, cache or default_cache())
+    texts = encode_texts(system.run, dataset.texts, cache or default_cache())
     scoring = foreign_scoring(system.scoring, dataset, texts)
     plan = foreign_plan(system, dataset, protocols)
     rankings = [*text_rankings(texts, dataset, plan), *evaluate(scoring, dataset, plan)]
@@ -73,22 +70,11 @@ def evaluate_cross_domain(
     return rows
 
 
-def foreign_texts(system: AllRec, dataset: Dataset, cache: Path) -> Float[Tensor, "items text_dim"]:
-    """Q of another data set's items, by the run's own text encoder."""
-    recipe = system.run.recipe()
-    if not recipe.alignment.tune_text:
-        return text_embeddings(dataset.texts, recipe.text, cache)
-    encoder = TextEncoder(recipe.text)
-    encoder.load_weights(load_tensors(system.run.folder("alignment") / "text_encoder.safetensors"))
-    with torch.no_grad():
-        return embed_texts(dataset.texts, encoder.encode, encoder.dim)
-
-
 def foreign_scoring(own: Scoring, dataset: Dataset, texts: Float[Tensor, "items text_dim"]) -> Scoring:
     """A run's frozen parts over another catalogue, all of whose items are cold.
 
     Raises:
-        InputError: no stage 1, one without decoders, or a backbone that does not read item embeddings.
+        InputError: no stage 1, one without decoders, or a backbone that does not compute from item embeddings.
     """
     if not isinstance(own.alignment, Alignment) or not own.alignment.config.has_decoders:
         raise InputError("the run has no decoder dec_I, by which a text becomes an item embedding. Train one that has.")
@@ -101,18 +87,17 @@ def foreign_scoring(own: Scoring, dataset: Dataset, texts: Float[Tensor, "items 
     return Scoring(recipe, catalogue, backbone, texts, own.alignment, own.llm, own.soft_tokens)
 
 
-def with_items(backbone: Any, embeddings: Float[Tensor, "items dim"]) -> StatesBackbone:
+def with_items(backbone: Backbone, embeddings: Float[Tensor, "items dim"]) -> StatesBackbone:
     """A frozen backbone over other items, which it reads and scores by these embeddings.
 
     Raises:
         InputError: it does not compute from item embeddings.
     """
-    if not isinstance(backbone, StatesBackbone) or isinstance(backbone, External):
-        raise InputError("the run's backbone has user embeddings of its own, so it reads no foreign history.")
-    config: Any = backbone.config
-    model = make_backbone(len(embeddings), config, torch.Generator())
-    model.load_state_dict(dict(backbone.state_dict()) | {"item_table": embeddings})
-    return freeze(model)
+    if not isinstance(backbone, StatesBackbone):
+        raise InputError(f"the run's backbone, a {type(backbone).__name__}, reads no items but its own.")
+    other = deepcopy(backbone)
+    other.num_items, other.item_table = len(embeddings), nn.Parameter(embeddings)
+    return freeze(other)
 
 
 def foreign_plan(system: AllRec, dataset: Dataset, protocols: Sequence[str]) -> Plan:

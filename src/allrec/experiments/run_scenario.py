@@ -2,13 +2,16 @@
 
 from pathlib import Path
 
+from allrec.adding import store_items
 from allrec.base import InputError
 from allrec.config import Recipe
 from allrec.data import Dataset, load_dataset
+from allrec.data.new_items import NewItems
 from allrec.evaluation.evaluate import Plan
 from allrec.experiments.scenarios import CROSS_DOMAIN, Scenario, make_scenario
-from allrec.pipeline import Observer, ignore
+from allrec.pipeline import Observer, ignore, load_scoring
 from allrec.recommender import AllRec
+from allrec.setup import default_cache
 
 
 def train_scenario(
@@ -44,8 +47,18 @@ def train_scenario(
         made.train, run=run, recipe=recipe, llm=llm, resume=resume, cache=cache, device=device, observer=observer,
         is_evaluated=False,
     )  # fmt: skip
+    if made.asked.num_items > system.scoring.catalogue.num_items:
+        store_items(system.run, later_items(made.asked, made.train.num_items), cache or default_cache())
+        system = AllRec(load_scoring(system.run, system.scoring.llm), system.run)
     system.evaluate(made.asked, observer=observer)
     return system
+
+
+def later_items(dataset: Dataset, num_known: int) -> NewItems:
+    """The items from a place in the catalogue on, to join a run that was trained on those before it."""
+    genres = dataset.genres or [[] for _ in dataset.item_ids]
+    columns = (dataset.item_ids, dataset.titles, dataset.texts, genres)
+    return NewItems(*(column[num_known:] for column in columns))  # type: ignore[arg-type]
 
 
 def evaluate_scenario(system: AllRec, dataset: Dataset | Path | str, name: str, plan: Plan | None = None) -> None:

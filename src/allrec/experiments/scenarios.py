@@ -130,7 +130,9 @@ def unseen(dataset: Dataset, seed: int, share: float = UNSEEN_SHARE) -> Scenario
     Raises:
         InputError: no test target is held out.
     """
-    drawn = np.random.default_rng([seed, STREAM]).permutation(dataset.num_items)
+    # An item without a text could never join.
+    texts = np.flatnonzero([text is not None for text in dataset.texts])
+    drawn = np.random.default_rng([seed, STREAM]).permutation(texts)
     is_known = np.ones(dataset.num_items, bool)
     is_known[drawn[: int(share * dataset.num_items)]] = False
     num_known = int(is_known.sum())
@@ -142,7 +144,10 @@ def unseen(dataset: Dataset, seed: int, share: float = UNSEEN_SHARE) -> Scenario
     test = asked.targets["test"]
     wanted = rows_of(test, test.items >= num_known)
     if len(wanted) == 0:
-        raise InputError(f"{dataset.name} has no test target among {drawn.size - num_known} held-out items; too few.")
+        raise InputError(
+            f"{dataset.name} has no test target among {dataset.num_items - num_known} held-out items that anybody with "
+            "another item chose last. Take a larger data set."
+        )
     nobody = rows_of(asked.targets["valid"], np.zeros(len(asked.targets["valid"]), bool))
     train = redraw_candidates(first_items(without_interactions(asked, asked.items >= num_known), num_known), seed)
     return Scenario(train, with_targets(asked, valid=nobody, test=wanted))
