@@ -16,28 +16,23 @@ from allrec.data import load_dataset
 from allrec.experiments import baseline_table as module
 from allrec.experiments import baselines
 from allrec.experiments.baseline_table import Measured, run_baselines, summarise_baselines
-from allrec.models.backbones.sasrec import SASRecConfig
-from allrec.training.loop import LoopConfig
-from worlds import make_world
+from worlds import FUSED, make_world
 
-QUICK = module.SOFTMAX.model_copy(update={"model": SASRecConfig(dim=8), "loop": LoopConfig(epochs=1)})
 NAMES = [
     "popularity", "popularity-repeat", "most-recent", "itemknn", "ease", "bpr", "text", "sasrec-bce", "sasrec-softmax",
+    "fusion",
 ]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("world")
-    dataset, _, recipe = make_world(folder)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "SOFTMAX", QUICK)
-        told = []
-        result = run_baselines(
-            dataset, folder / "out", seeds=(0, 1), recipe=recipe, cache=folder / "cache",
-            observer=lambda stage, share, values: told.append((stage, share)),
-        )  # fmt: skip
+    dataset, _, recipe = make_world(folder, (*FUSED, "llm.enabled=false"))
+    told = []
+    result = run_baselines(
+        dataset, folder / "out", seeds=(0, 1), recipe=recipe, bce=recipe.backbone, cache=folder / "cache",
+        observer=lambda stage, share, values: told.append((stage, share)),
+    )  # fmt: skip
     assert ("baselines", 1.0) in told
     return folder, dataset, recipe, result
 
@@ -63,7 +58,7 @@ def test_the_best_is_chosen_on_validation_and_all_others_are_tested_against_it(w
     assert result["best"] == max(valid, key=valid.get)
     tests = [row for row in result["comparisons"] if (row["protocol"], row["metric"]) == ("paper", "HR@1")]
     assert {row["against"] for row in tests} == set(NAMES) - {result["best"]}
-    assert all(row["p"] <= row["p_holm"] <= min(1, row["p"] * 8) + 1e-12 for row in tests)
+    assert all(row["p"] <= row["p_holm"] <= min(1, row["p"] * 9) + 1e-12 for row in tests)
     assert max(row["p_holm"] for row in tests) >= max(row["p"] for row in tests)
 
 
@@ -80,9 +75,18 @@ def test_resuming_does_nothing_twice_and_gives_the_same(world, monkeypatch):
     folder, dataset, recipe, result = world
     monkeypatch.setattr(baselines, "choose", None)
     monkeypatch.setattr(module, "train_backbone", None)
-    monkeypatch.setattr(module, "SOFTMAX", QUICK)
-    again = run_baselines(dataset, folder / "out", seeds=(0, 1), recipe=recipe, cache=folder / "cache", resume=True)
+    again = run_baselines(
+        dataset, folder / "out", seeds=(0, 1), recipe=recipe, bce=recipe.backbone, cache=folder / "cache", resume=True
+    )
     assert json.loads(json.dumps(again)) == result
+
+
+def test_the_softmax_and_the_fusion_are_those_of_one_run(world):
+    run = world[0] / "out" / "seed1" / "fusion"
+    assert (run / "fusion").is_dir()
+    assert not (run / "language_model").exists()
+    beyond = next(row["chosen"] for row in world[3]["table"] if row["name"] == "fusion")[1]["beyond@10"]
+    assert 0 < beyond["coverage"] <= 1
 
 
 def test_a_folder_in_use_and_another_data_set_are_refused(world, tmp_path):
@@ -102,7 +106,7 @@ def test_the_command_shows_the_tables(world, monkeypatch):
     said = CliRunner().invoke(app, ["baselines", "data", "--out", "out", "--seeds", "0,1"])
     assert said.exit_code == 0, said.output
     assert "sasrec-softmax" in said.stdout
-    assert "corrected by Holm for 8 rows" in " ".join(said.stdout.split())
+    assert "corrected by Holm for 9 rows" in " ".join(said.stdout.split())
     refused = CliRunner().invoke(app, ["baselines", "data", "--out", "out", "--seeds", "one"])
     assert "got the seed 'one'" in str(refused.exception)
 

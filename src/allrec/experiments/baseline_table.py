@@ -3,8 +3,9 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,36 +18,38 @@ from allrec.base import InputError
 from allrec.config import Recipe, load_recipe
 from allrec.data import Dataset, load_dataset
 from allrec.evaluation.beyond_accuracy import beyond_accuracy
+from allrec.evaluation.evaluate import Plan, evaluate
 from allrec.evaluation.protocols import Ranking, corrected, result_rows
 from allrec.evaluation.segments import segments
 from allrec.evaluation.significance import compare as compare_users
 from allrec.evidence.histories import histories_before
+from allrec.evidence.whole_catalogue import retrieve_scored
 from allrec.experiments.baselines import Choice, baseline_ranks, chosen_baselines, top_items
 from allrec.experiments.summary import METRICS, cell
 from allrec.models.backbones.base import Backbone, freeze
 from allrec.models.backbones.registry import make_backbone
-from allrec.models.backbones.sasrec import SASRecConfig
-from allrec.pipeline import Observer, ignore
-from allrec.run_folder import CHECKPOINT
-from allrec.setup import chances, default_cache, describe
+from allrec.pipeline import Observer, ignore, train_stages
+from allrec.run_folder import CHECKPOINT, MANIFEST, RunFolder
+from allrec.scoring import Scoring
+from allrec.setup import chances, choose_language_model, default_cache, describe, load_language_model
 from allrec.training.backbone import BackboneConfig, train_backbone
-from allrec.training.loop import LoopConfig
-from allrec.training.text_cache import text_embeddings
 
 FORMAT_VERSION = 1
 BASELINES = "baselines.json"
 K = 10
 """Length of the lists that the measures beyond accuracy look at."""
 ASKED = (("valid", "paper"), ("test", "paper"), ("test", "full"))
-DRAWN = ("bpr", "sasrec-bce", "sasrec-softmax")
+DRAWN = ("bpr", "sasrec-bce", "sasrec-softmax", "fusion")
 """Baselines that depend on the seed; the others are run once."""
-SOFTMAX = BackboneConfig(
-    model=SASRecConfig(dim=128),
-    loss="softmax",
-    tokens_per_batch=1024,
-    loop=LoopConfig(epochs=60, learning_rate=2e-3, betas=(0.9, 0.98), patience=3),
-)
-"""SASRec with a softmax over the catalogue: settings chosen on validation (docs/experiments.md)."""
+FUSION = "fusion"
+WITHOUT_LLM = ("llm.enabled=false",)
+
+
+class Found(NamedTuple):
+    """What one baseline did with one seed: ranks by split and protocol; what was chosen and what its lists are like."""
+
+    ranks: dict[tuple[str, str], Int[ndarray, "rows"]]
+    facts: dict[str, Any]
 
 
 @dataclass
@@ -68,12 +71,34 @@ class Measured:
         return np.mean([METRICS[metric](ranks) for ranks in self.ranks[split, protocol]], axis=0)
 
 
+@dataclass(frozen=True)
+class Job:
+    """What baselines are run on.
+
+    Attributes:
+        dataset: the data set.
+        folder: holds a folder a seed, and ``baselines.json``.
+        recipe: its backbone is the SASRec with a full softmax, its fusion the one without a language model.
+        bce: the SASRec with binary cross-entropy.
+        cache: folder of cached text embeddings.
+        observer: told of progress.
+    """
+
+    dataset: Dataset
+    folder: Path
+    recipe: Recipe
+    bce: BackboneConfig
+    cache: Path
+    observer: Observer
+
+
 def run_baselines(
     dataset: Dataset | Path | str,
     folder: Path | str,
     *,
     seeds: Sequence[int] = (0,),
     recipe: Recipe | None = None,
+    bce: BackboneConfig | None = None,
     resume: bool = False,
     cache: Path | None = None,
     observer: Observer = ignore,
@@ -84,7 +109,8 @@ def run_baselines(
         dataset: a data set or its folder.
         folder: to write; new, or with ``resume`` that of baselines that were stopped. More seeds may join it then.
         seeds: of what is drawn; what draws nothing is run once.
-        recipe: its text encoder and its backbone, the one with binary cross-entropy, are taken; a-llmrec where None.
+        recipe: text encoder, SASRec with a full softmax, and fusion; ``allround`` without its language model if None.
+        bce: the SASRec with binary cross-entropy; that of ``a-llmrec`` if None.
         resume: go on where it was stopped.
         cache: folder of cached text embeddings.
         observer: told of progress.
@@ -99,28 +125,71 @@ def run_baselines(
     if not seeds or len(set(seeds)) != len(seeds):
         raise InputError(f"got seeds {list(seeds)}, expected at least one, and each once.")
     dataset = dataset if isinstance(dataset, Dataset) else load_dataset(dataset)
-    recipe = recipe or load_recipe("a-llmrec")
-    _begin(folder, dataset, resume)
-    texts = text_embeddings(
-        dataset.texts, recipe.text, cache or default_cache(),
-        on_chunk=lambda done, total: observer("text", done / total, {"texts": float(done)}),
-    )  # fmt: skip
+    recipe = recipe or load_recipe("allround", WITHOUT_LLM)
+    job = Job(dataset, folder, recipe, bce or load_recipe("a-llmrec").backbone, cache or default_cache(), observer)
+    _begin(job, resume)
     found: dict[str, Measured] = {}
     for seed in seeds:
-        configs = {"sasrec-bce": recipe.backbone, "sasrec-softmax": SOFTMAX}
-        backbones = {
-            name: _backbone(folder / f"seed{seed}" / name, dataset, config, seed, observer)
-            for name, config in configs.items()
-        }
-        makers = chosen_baselines(dataset, texts, backbones, seed)
-        for number, (name, make) in enumerate(makers.items()):
-            measured = found.setdefault(name, Measured(name))
-            if name in DRAWN or not measured.facts:
-                _measure(folder / f"seed{seed}", make, measured, dataset, texts)
-            observer("baselines", (number + 1) / len(makers), {})
+        _run_seed(job, seed, found)
     result = _begun(dataset) | {"seeds": list(seeds)} | summarise_baselines(list(found.values()), dataset, seeds)
     write_json(folder / BASELINES, result)
     return result
+
+
+def _run_seed(job: Job, seed: int, found: dict[str, Measured]) -> None:
+    folder, dataset = job.folder / f"seed{seed}", job.dataset
+    scoring = _without_llm(job, seed)
+    backbones = {"sasrec-bce": _backbone(job, folder / "sasrec-bce", seed), "sasrec-softmax": scoring.backbone}
+    makers = chosen_baselines(dataset, scoring.text_embeddings, backbones, seed)
+    for number, (name, make) in enumerate(makers.items()):
+        measured = found.setdefault(name, Measured(name))
+        if name in DRAWN or not measured.facts:
+            _measure(folder, measured, partial(_of_choice, make, dataset, scoring.text_embeddings))
+        job.observer("baselines", (number + 1) / len(makers), {})
+    if scoring.fused is not None:
+        measured = found.setdefault(FUSION, Measured(FUSION))
+        _measure(folder, measured, partial(_of_fusion, scoring, dataset))
+
+
+def _without_llm(job: Job, seed: int) -> Scoring:
+    """Every stage but the language model's, in a run folder of its own."""
+    recipe = choose_language_model(job.recipe.model_copy(update={"seed": seed}), None)
+    llm = load_language_model(recipe, "cpu")
+    path = job.folder / f"seed{seed}" / FUSION
+    run = RunFolder.create(path, recipe, describe(job.dataset), llm.fingerprint, (path / MANIFEST).is_file())
+    return train_stages(run, job.dataset, llm, job.cache, job.observer)
+
+
+def _of_choice(make: Callable[[], Choice], dataset: Dataset, texts: Float[Tensor, "items dim"]) -> Found:
+    chosen = make()
+    ranks = {(split, protocol): baseline_ranks(chosen.baseline, dataset, dataset.targets[split], protocol)
+             for split, protocol in ASKED}  # fmt: skip
+    lists = top_items(chosen.baseline, dataset, dataset.targets["test"], K)
+    facts = {"setting": chosen.setting, "tried": chosen.tried, f"beyond@{K}": _beyond(lists, dataset, texts)}
+    return Found(ranks, facts)
+
+
+def _of_fusion(scoring: Scoring, dataset: Dataset) -> Found:
+    protocols = tuple(dict.fromkeys(protocol for _, protocol in ASKED))
+    plan = Plan(protocols=protocols, splits=("valid", "test"), llm_users={}, scorers=(FUSION,))
+    ranks = {(one.split, one.protocol): one.ranks for one in evaluate(scoring, dataset, plan)}
+    fused, targets = scoring.fused, dataset.targets["test"]
+    if fused is None:
+        raise ValueError("the run has no fusion")
+    # No item of the history is excepted here: a list for a user knows no target.
+    nothing = np.full(len(targets), -1)
+    found = retrieve_scored(
+        fused.evidence, fused.score("catalogue"), histories_before(dataset, targets), fused.depth, nothing
+    )
+    lists = np.concatenate([np.take_along_axis(part.candidates, part.best(K), axis=1) for part in found])
+    beyond = _beyond(lists, dataset, scoring.text_embeddings)
+    return Found(ranks, {"setting": {}, "tried": [], f"beyond@{K}": beyond})
+
+
+def _beyond(lists: Int[ndarray, "rows k"], dataset: Dataset, texts: Float[Tensor, "items dim"]) -> dict[str, float]:
+    told = histories_before(dataset, dataset.targets["test"])
+    chosen_before = np.concatenate([told.items[a:b] for a, b in zip(told.starts, told.ends, strict=True)])
+    return beyond_accuracy(lists, chosen_before, dataset.train_counts(), texts)
 
 
 def summarise_baselines(found: Sequence[Measured], dataset: Dataset, seeds: Sequence[int]) -> dict[str, Any]:
@@ -169,37 +238,27 @@ def _tests(one: Measured, best: Measured) -> list[dict[str, Any]]:
     return rows
 
 
-def _measure(
-    folder: Path, make: Callable[[], Choice], measured: Measured, dataset: Dataset, texts: Float[Tensor, "items dim"]
-) -> None:
+def _measure(folder: Path, measured: Measured, find: Callable[[], Found]) -> None:
     note, tensors = folder / f"{measured.name}.json", folder / f"{measured.name}.safetensors"
     if not note.is_file():
         start = time.perf_counter()
-        chosen = make()
-        seconds = time.perf_counter() - start
-        targets = dataset.targets
-        ranks = {f"{split}/{protocol}": baseline_ranks(chosen.baseline, dataset, targets[split], protocol)
-                 for split, protocol in ASKED}  # fmt: skip
-        save_tensors(tensors, {key: torch.from_numpy(values) for key, values in ranks.items()})
-        told = histories_before(dataset, targets["test"])
-        chosen_before = np.concatenate([told.items[a:b] for a, b in zip(told.starts, told.ends, strict=True)])
-        lists = top_items(chosen.baseline, dataset, targets["test"], K)
-        beyond = beyond_accuracy(lists, chosen_before, dataset.train_counts(), texts)
-        facts = {"setting": chosen.setting, "tried": chosen.tried, "seconds": seconds, f"beyond@{K}": beyond}
-        write_json(note, facts)
+        found = find()
+        save_tensors(tensors, {f"{split}/{protocol}": torch.from_numpy(found.ranks[split, protocol])
+                               for split, protocol in ASKED})  # fmt: skip
+        write_json(note, found.facts | {"seconds": time.perf_counter() - start})
     measured.facts.append(read_json(note))
     stored = load_tensors(tensors)
     for split, protocol in ASKED:
         measured.ranks.setdefault((split, protocol), []).append(stored[f"{split}/{protocol}"].numpy())
 
 
-def _backbone(folder: Path, dataset: Dataset, config: BackboneConfig, seed: int, observer: Observer) -> Backbone:
-    path = folder / "model.safetensors"
+def _backbone(job: Job, folder: Path, seed: int) -> Backbone:
+    path, config, dataset = folder / "model.safetensors", job.bce, job.dataset
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         trained = train_backbone(
             dataset, config, seed=seed, checkpoint=folder / CHECKPOINT,
-            on_step=lambda step, values: observer("backbone", values["progress"], values | {"step": float(step)}),
+            on_step=lambda step, values: job.observer("backbone", values["progress"], values | {"step": float(step)}),
         )  # fmt: skip
         save_tensors(path, trained.model.state_dict())
         (folder / CHECKPOINT).unlink(missing_ok=True)
@@ -212,7 +271,8 @@ def _begun(dataset: Dataset) -> dict[str, Any]:
     return {"format": FORMAT_VERSION, "dataset": {k: v for k, v in describe(dataset).items() if k != "wording"}}
 
 
-def _begin(folder: Path, dataset: Dataset, resume: bool) -> None:
+def _begin(job: Job, resume: bool) -> None:
+    folder, dataset = job.folder, job.dataset
     path = folder / BASELINES
     if path.is_file():
         if not resume:
