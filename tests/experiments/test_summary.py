@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from allrec.experiments.summary import STUDENT, cell, is_above, seed_interval
+from allrec.experiments.summary import STUDENT, cell, correct, is_above, seed_interval
 from allrec.experiments.tables import cells, notes, p_text, to_csv, to_markdown
 
 
@@ -87,3 +87,14 @@ def test_a_bar_in_a_name_breaks_no_markdown_table():
 
 def test_no_p_is_nought():
     assert [p_text(p) for p in (0.00005, 0.001, 0.5)] == ["p < .001", "p = 0.001", "p = 0.500"]
+
+
+def test_many_rows_are_corrected_together_and_each_metric_by_itself():
+    family = [row("a", p=p)["against_first"] for p in (0.02, 0.04, 0.01)]
+    for test in family:
+        test["HR@1"] = test["HR@1"] | {"p": 0.03}
+    correct(family)
+    assert [test["NDCG@10"]["p_holm"] for test in family] == pytest.approx([2 * 0.02, 0.04, 3 * 0.01])
+    assert [test["HR@1"]["p_holm"] for test in family] == pytest.approx([3 * 0.03] * 3)
+    # .03 alone would do; three rows of it do not.
+    assert not is_above(family[0])

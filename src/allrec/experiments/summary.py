@@ -13,7 +13,7 @@ from numpy import ndarray
 from allrec.config import Recipe
 from allrec.evaluation.metrics import gains_at, hits_at
 from allrec.evaluation.protocols import Values
-from allrec.evaluation.significance import Interval, bootstrap_interval
+from allrec.evaluation.significance import Interval, bootstrap_interval, holm
 from allrec.evaluation.significance import compare as compare_users
 from allrec.evaluation.stored_ranks import StoredRanks, load_ranks
 from allrec.experiments.rows import Row, run_name
@@ -25,9 +25,16 @@ METRICS: dict[str, Values] = {
     "HR@1": lambda ranks: hits_at(ranks, 1),
 }
 SPLITS = ("valid", "test")
-TRAINING = {"llm": ("backbone", "text", "alignment", "language_model"), "cf": ("backbone",)}
+TRAINING = {
+    "llm": ("backbone", "text", "alignment", "language_model"),
+    "cf": ("backbone",),
+    "text": ("text",),
+    "fusion": ("backbone", "text", "alignment", "content", "fusion"),
+    "allround": ("backbone", "text", "alignment", "content", "language_model", "fusion"),
+}
 """The stages that a row's time counts; a backbone alone needs no other."""
-EVIDENCE = ("cf", "joint", "llm", "llm-random-items", "llm-no-soft")
+EVIDENCE = ("cf", "joint", "text", "fusion", "llm", "llm-random-items", "llm-no-soft", "allround")
+TESTS = ("against_first", "against_random_items")
 LEVEL = 0.05
 STUDENT = (
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
@@ -103,12 +110,15 @@ def summarise(runs: Path, rows: Sequence[Row], seeds: Sequence[int]) -> dict[str
     first = results[0]
     one_a_run = {result.row.run: result for result in results}.values()
     chance = first.metrics[0]["chance"][first.protocol]
+    table = [table_row(result, result.row.scorer, first) for result in results]
+    for kind in TESTS:
+        correct([row[kind] for row in table if row[kind] is not None])
     return {
         "dataset": first.runs[0].manifest["dataset"]["name"],
         "protocol": first.protocol,
         "seeds": list(seeds),
         "chance": {name: chance[name] for name in METRICS},
-        "rows": [table_row(result, result.row.scorer, first) for result in results],
+        "rows": table,
         "evidence": [table_row(result, scorer, None) for result in one_a_run for scorer in EVIDENCE
                      if result.ranks("test", scorer)],
     }  # fmt: skip
@@ -170,9 +180,22 @@ def tests(ours: Result, scorer: str, theirs: Result, against: str) -> dict[str, 
     return found
 
 
+def correct(family: Sequence[dict[str, Any]]) -> None:
+    """Adds ``p_holm`` to the tests of several rows: p corrected for all of them, each metric by itself."""
+    for metric in METRICS:
+        corrected = holm(np.array([test[metric]["p"] for test in family]))
+        for test, p in zip(family, corrected, strict=True):
+            test[metric]["p_holm"] = float(p)
+
+
+def p_of(test: dict[str, Any]) -> float:
+    """The corrected p of a test, or its own where it stands alone."""
+    return float(test.get("p_holm", test["p"]))
+
+
 def is_above(test: dict[str, Any] | None) -> bool:
-    """Whether a paired test of HR@1 speaks for the row, p below .05."""
-    return test is not None and test["HR@1"]["difference"] > 0 and test["HR@1"]["p"] < LEVEL
+    """Whether a paired test of HR@1 speaks for the row, corrected p below .05."""
+    return test is not None and test["HR@1"]["difference"] > 0 and p_of(test["HR@1"]) < LEVEL
 
 
 def cell(values: Sequence[Float[ndarray, "users"]]) -> list[float]:

@@ -5,7 +5,7 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from allrec.experiments.summary import METRICS, SPLITS, is_above
+from allrec.experiments.summary import METRICS, SPLITS, is_above, p_of
 
 Cells = list[list[str]]
 HEADER = (
@@ -47,8 +47,8 @@ def notes(table: dict[str, Any]) -> list[str]:
         f"Brackets: 95% interval, {kind}. A row's name alone means the scores of its language model.",
         "Time: all of a row's stages as if it ran alone; training apart from inference, which is the evaluation of "
         "both splits with its controls.",
-        "Less the first row's: paired over the test users that both rows scored, two-sided sign-flip test, p not "
-        "corrected for the number of rows.",
+        "Less the first row's: paired over the test users that both rows scored, two-sided sign-flip test, p "
+        "corrected by Holm for the number of rows.",
         *_llms(table),
         *_warnings(table),
     ]
@@ -95,7 +95,7 @@ def _control(row: dict[str, Any]) -> str:
 
 
 def _test(test: dict[str, Any] | None) -> str:
-    return "" if test is None else f"{test['HR@1']['difference']:+.4f}, {p_text(test['HR@1']['p'])}"
+    return "" if test is None else f"{test['HR@1']['difference']:+.4f}, {p_text(p_of(test['HR@1']))}"
 
 
 def p_text(p: float) -> str:
