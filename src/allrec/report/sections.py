@@ -43,7 +43,7 @@ def scores_table(view: RunView) -> Iterator[str]:
     yield html.paragraph("Brackets: 95% bootstrap interval over users. Ties count against the target.")
     yield html.bullets([
         f"{row['split']}, {row['protocol']}: HR@1 of {row['scorer']} less that of {row['against']} "
-        f"{row['difference']:+.4f}, {p_text(row.get('p_holm', row['p']))} (paired, corrected by Holm, {row['users']:,} users)"
+        f"{row['difference']:+.4f}, {p_text(row.get('p_holm', row['p']))} (paired, {row['users']:,} users; by Holm)"
         for row in view.metrics["comparisons"] if row["metric"] == "HR@1"
     ])  # fmt: skip
 
