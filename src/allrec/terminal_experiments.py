@@ -41,7 +41,7 @@ def run_evaluate(run: Path, dataset: Path, protocols: list[str], scenario: str |
             observer("evaluate", share, {"users": float(users)})
 
         own = system.run.manifest["dataset"].get("scenario", "standard")
-        evaluate_scenario(system, dataset, scenario or own, plan_of(recipe, system.run, on_progress))
+        evaluate_scenario(system, dataset, scenario or own, plan_of(recipe, run / "evaluate", on_progress))
     show_results(system.run)
 
 
