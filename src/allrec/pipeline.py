@@ -88,7 +88,7 @@ def train_stages(
                 on_warm_up=_on_step(observer, "warm_up"),
             )  # fmt: skip
             _save(folder, scoring.soft_tokens, report)
-    if recipe.readout.enabled and not run.is_done("readout"):
+    if recipe.llm.enabled and recipe.readout.enabled and not run.is_done("readout"):
         _train_readout(run, scoring, dataset, observer)
     if recipe.fusion.enabled and not run.is_done("fusion"):
         with run.stage("fusion") as folder:

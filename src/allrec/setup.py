@@ -76,7 +76,7 @@ def plan_of(recipe: Recipe, folder: Path, on_progress: Any) -> Plan:
     """The evaluation that a recipe asks for; scorers that it does not have, or that repeat another, are left out."""
     asked = recipe.evaluation
     idle = idle_controls(recipe.prompt) | ({"joint"} if recipe.alignment.network.kind == "identity" else set())
-    idle |= set() if recipe.llm.enabled else {*LLM_SCORERS, "allround"}
+    idle |= set() if recipe.llm.enabled else {*LLM_SCORERS, "readout", "allround"}
     return Plan(
         protocols=asked.protocols,
         splits=asked.splits,

@@ -1,5 +1,6 @@
 """Diagnoses a run: every scorer that it has, and what its language model writes."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from allrec.experiments.scenarios import make_scenario
 from allrec.generating import WrittenTitle, write_titles
 from allrec.pipeline import Observer, ignore
 from allrec.recommender import AllRec
-from allrec.scoring import Scoring
+from allrec.scoring import LlmScorer, Scoring
 
 FORMAT_VERSION = 1
 DIAGNOSTICS = "diagnostics.json"
@@ -88,16 +89,18 @@ def list_scorers(scoring: Scoring, asked: Asked) -> dict[str, Score]:
     if fused is not None:
         score = fused.score("lists")
         scorers["fusion"] = lambda histories, candidates: fused.score_lists(histories_of(histories), candidates, score)
+    if scoring.readout is not None:
+        scorers["readout"] = partial(with_llm, scoring, "readout")
     if scoring.soft_tokens is not None and scoring.can_list(asked.candidates):
-        scorers["llm"] = lambda histories, candidates: with_llm(scoring, histories, candidates)
+        scorers["llm"] = partial(with_llm, scoring, "llm")
     return scorers
 
 
 def with_llm(
-    scoring: Scoring, histories: Histories, candidates: Int[ndarray, "users candidates"]
+    scoring: Scoring, scorer: LlmScorer, histories: Histories, candidates: Int[ndarray, "users candidates"]
 ) -> Float[ndarray, "users candidates"]:
-    """log P(title | prompt) of every candidate."""
-    return scoring.score_with_llm(scoring.represent(histories), histories, candidates)
+    """What the language model makes of every candidate: log P(title | prompt), or the read-out head's score."""
+    return scoring.score_with_llm(scoring.represent(histories), histories, candidates, scorer)
 
 
 def written(scoring: Scoring, asked: Asked) -> list[WrittenTitle]:

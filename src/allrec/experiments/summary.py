@@ -30,10 +30,11 @@ TRAINING = {
     "cf": ("backbone",),
     "text": ("text",),
     "fusion": ("backbone", "text", "alignment", "content", "fusion"),
-    "allround": ("backbone", "text", "alignment", "content", "language_model", "fusion"),
+    "readout": ("backbone", "text", "alignment", "language_model", "readout"),
+    "allround": ("backbone", "text", "alignment", "content", "language_model", "readout", "fusion"),
 }
 """The stages that a row's time counts; a backbone alone needs no other."""
-EVIDENCE = ("cf", "joint", "text", "fusion", "llm", "llm-random-items", "llm-no-soft", "allround")
+EVIDENCE = ("cf", "joint", "text", "fusion", "llm", "llm-random-items", "llm-no-soft", "readout", "allround")
 TESTS = ("against_first", "against_random_items")
 LEVEL = 0.05
 STUDENT = (
