@@ -18,6 +18,7 @@ from allrec.report.figures import (
 from allrec.report.item_map import item_map
 from allrec.report.style import data_uri
 from allrec.report.view import RunView
+from allrec.run_folder import STAGES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -83,7 +84,8 @@ def curves_of_runs(views: Sequence[RunView]) -> Iterator[str]:
 
 def times(views: Sequence[RunView]) -> Iterator[str]:
     """Seconds by stage, a bar a run."""
-    rows = [(view.name, {stage: view.run.seconds(stage) for stage in _TIMED}) for view in views]
+    ran = [stage for stage in STAGES[1:] if any(view.run.seconds(stage) for view in views)]
+    rows = [(view.name, {stage: view.run.seconds(stage) for stage in ran}) for view in views]
     yield from _figure("Time by stage", lambda: stage_times(rows), _TIME)
 
 
@@ -193,7 +195,6 @@ def _number(value: float | None) -> str:
     return f"{value:,.0f}" if value == int(value) else f"{value:.3f}"
 
 
-_TIMED = ("backbone", "text", "alignment", "language_model", "readout", "evaluate")
 _LOSSES = (
     "Losses that each stage minimises, by optimizer step: thin grey what single steps gave, black the mean of each "
     "epoch, its parts beside it where it has some; dashed the validation that decides when to stop."
