@@ -18,7 +18,7 @@ import torch
 import plain
 from measure import CLOCKS, dataset_of, options, rates, show, start
 from scene import Scene, make_scene
-from shapes import SHAPES, make_llm, num_parameters
+from shapes import SHAPES, make_llm, num_weights
 
 PEAK_WIDTH = {"cpu": 1024, "cuda": 8192}
 
@@ -43,11 +43,18 @@ def wait(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def tokens_of(scene: Scene, rows: np.ndarray, *, ranked: bool) -> int:
-    """Tokens of these users' prompts and answers: the target's alone, or those of all candidates."""
+def tokens_of(scene: Scene, rows: np.ndarray, *, ranked: bool) -> tuple[int, int]:
+    """Tokens of these users' prompts, and of their answers: the target's alone, or those of all candidates."""
     prompts = scene.builder.prompts(scene.histories(rows), scene.candidates[rows])
     items = scene.candidates[rows].ravel() if ranked else scene.examples.items[rows]
-    return len(prompts.tokens.values) + len(scene.builder.answers(items).values)
+    return len(prompts.tokens.values), len(scene.builder.answers(items).values)
+
+
+def operations(scene: Scene, rows: np.ndarray, *, ranked: bool) -> float:
+    """Of one forward pass over these users: every token goes through the layers, an answer's through the head."""
+    prompts, answers = tokens_of(scene, rows, ranked=ranked)
+    layers, head = num_weights(scene.llm)
+    return 2.0 * (layers * (prompts + answers) + head * answers)
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
@@ -62,21 +69,20 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     dtype = torch.bfloat16 if given.device == "cuda" else torch.float32
     peak = matrix_peak(given.device, dtype, given.clock)
     scene = make_scene(dataset_of(given), make_llm(given.shape, given.device, dtype, given.seed), given)
-    operations = 2.0 * num_parameters(scene.llm)
 
     def train(repeat: int) -> float:
         scene.soft_tokens.zero_grad()
         rows = scene.rows(repeat, given.batch_users)
         scene.loss(rows).backward()
         wait(given.device)
-        return tokens_of(scene, rows, ranked=False)
+        return sum(tokens_of(scene, rows, ranked=False))
 
     def train_plainly(repeat: int) -> float:
         scene.soft_tokens.zero_grad()
         rows = scene.rows(repeat, given.plain_users)
         plain.train(scene, rows)
         wait(given.device)
-        return tokens_of(scene, rows, ranked=False)
+        return sum(tokens_of(scene, rows, ranked=False))
 
     def rank(repeat: int) -> float:
         scene.scores(scene.rows(repeat, given.batch_users), given.tokens)
@@ -96,13 +102,15 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     }  # fmt: skip
     found = rates(sides, given)
     speed = {name: statistics.median(values) for name, values in found.items()}
-    ranked_tokens = tokens_of(scene, scene.rows(0, given.batch_users), ranked=True) / given.batch_users
+    some = scene.rows(0, given.batch_users)
+    step = 2 * operations(scene, some, ranked=False) / sum(tokens_of(scene, some, ranked=False))
+    list_of_20 = operations(scene, some, ranked=True) / len(some)
     results = {
         "train": speed["train"] / speed["train plainly"],
         "rank": speed["rank"] / speed["rank 20 sequences"],
         "rank against generating": speed["rank"] / speed["generate a title"],
-        "share of peak, train": 2 * operations * speed["train"] / peak,
-        "share of peak, rank": operations * ranked_tokens * speed["rank"] / peak,
+        "share of peak, train": step * speed["train"] / peak,
+        "share of peak, rank": list_of_20 * speed["rank"] / peak,
     }
     machine = torch.cuda.get_device_name() if given.device == "cuda" else "CPU"
     rows = [
@@ -122,7 +130,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
             speed["generate a title"],
         ],
     ]
-    title = f"{given.shape}, {operations / 2e9:.3g} billion weights, {machine}, peak {peak / 1e12:.3g} TFLOP/s"
+    weights = sum(num_weights(scene.llm)) / 1e9
+    title = f"{given.shape}, {weights:.3g} billion weights, {machine}, peak {peak / 1e12:.3g} TFLOP/s"
     show(title, given, ["ratio", "share of peak", "what", "allrec, a second", "plain, a second"], rows)
     return results
 

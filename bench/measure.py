@@ -123,7 +123,7 @@ def seconds_a_step(train: Callable[[OnStep], object], steps: int, clock: str) ->
 
 
 def in_own_process(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
-    """What a function returns, and the most memory, in GiB, of a new process that runs it alone."""
+    """What a function returns, and the most memory, in GiB, of a new process that runs it alone and imports anew."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_run, args=(sender, function, arguments))

@@ -7,7 +7,6 @@ many steps of an epoch, so many users. An average of ten interactions a user and
     python bench/scale.py --interactions 1000000 10000000 --clock wall
 """
 
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,7 +22,7 @@ from allrec.models.backbones.registry import make_backbone
 from allrec.training.alignment import AlignmentStageConfig, train_alignment
 from allrec.training.backbone import TrainingBatches, backbone_ranks, train_backbone
 from allrec.training.examples import training_examples
-from measure import OnStep, in_own_process, options, seconds_a_step, show, start
+from measure import CLOCKS, OnStep, in_own_process, options, seconds_a_step, show, start
 from simulated import write_interactions
 
 TEXT_DIM = 384
@@ -31,21 +30,21 @@ LARGE_BATCH = 16_384
 """Positions of a batch of the backbone, so that the optimizer's pass over every item is made seldom."""
 
 
-def preparation(folder: str, part: int) -> float:
+def preparation(folder: str, part: int, clock: str) -> float:
     """Seconds of ``prepare``."""
-    begun = time.perf_counter()
+    begun = CLOCKS[clock]()
     prepare(Path(folder) / "interactions.parquet", Path(folder) / "dataset")
-    return time.perf_counter() - begun
+    return CLOCKS[clock]() - begun
 
 
-def loading(folder: str, part: int) -> float:
+def loading(folder: str, part: int, clock: str) -> float:
     """Seconds of ``load_dataset``."""
-    begun = time.perf_counter()
+    begun = CLOCKS[clock]()
     load_dataset(Path(folder) / "dataset")
-    return time.perf_counter() - begun
+    return CLOCKS[clock]() - begun
 
 
-def backbone(folder: str, part: int) -> float:
+def backbone(folder: str, part: int, clock: str) -> float:
     """Seconds of an epoch of the 50 wide SASRec, from some of its steps."""
     dataset = load_dataset(Path(folder) / "dataset")
     config = load_recipe("a-llmrec").backbone.model_copy(update={"tokens_per_batch": LARGE_BATCH})
@@ -55,7 +54,7 @@ def backbone(folder: str, part: int) -> float:
     )
 
 
-def alignment(folder: str, part: int) -> float:
+def alignment(folder: str, part: int, clock: str) -> float:
     """Seconds of an epoch of stage 1, from some of its steps."""
     dataset = load_dataset(Path(folder) / "dataset")
     model = freeze(make_backbone(dataset.num_items, load_recipe("a-llmrec").backbone.model, torch.Generator()))
@@ -66,19 +65,19 @@ def alignment(folder: str, part: int) -> float:
     def train(on_step: OnStep) -> None:
         train_alignment(dataset, model, texts, config, seed=0, on_step=on_step)
 
-    return steps * seconds_a_step(train, part, "wall")
+    return steps * seconds_a_step(train, part, clock)
 
 
-def retrieval(folder: str, part: int) -> float:
+def retrieval(folder: str, part: int, clock: str) -> float:
     """Seconds to rank the whole catalogue for every evaluated user, from some of the users."""
     dataset = load_dataset(Path(folder) / "dataset")
     model = freeze(make_backbone(dataset.num_items, load_recipe("a-llmrec").backbone.model, torch.Generator()))
     targets = dataset.targets["test"]
     count = min(64 * part, len(targets.users))
     some = Targets(targets.users[:count], targets.positions[:count], targets.items[:count], {})
-    begun = time.perf_counter()
+    begun = CLOCKS[clock]()
     backbone_ranks(model, dataset, some, "full")
-    return (time.perf_counter() - begun) * len(targets.users) / count
+    return (CLOCKS[clock]() - begun) * len(targets.users) / count
 
 
 STAGES = {"prepare": preparation, "load": loading, "backbone, an epoch": backbone, "stage 1, an epoch": alignment,
@@ -98,8 +97,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
             source = Path(folder) / str(size) / "interactions.parquet"
             write_interactions(source, size, size // 10, size // 10, given.seed)
         for name, stage in STAGES.items():
-            measured = [in_own_process(_with_threads, given.threads, stage, str(Path(folder) / str(size)), given.part)
-                        for size in sizes]  # fmt: skip
+            asked = (given.threads, stage, given.part, given.clock)
+            measured = [in_own_process(_with_threads, *asked, str(Path(folder) / str(size))) for size in sizes]
             growth[name] = measured[-1][0] / measured[0][0] / (sizes[-1] / sizes[0])
             rows.append([growth[name], name, *(value for pair in measured for value in pair)])
     costs = [f"{size:,}: {unit}" for size in sizes for unit in ("s", "peak GiB")]
@@ -107,9 +106,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     return growth
 
 
-def _with_threads(threads: int, stage: Callable[[str, int], float], folder: str, part: int) -> float:
+def _with_threads(threads: int, stage: Callable[[str, int, str], float], part: int, clock: str, folder: str) -> float:
     torch.set_num_threads(threads)
-    return stage(folder, part)
+    return stage(folder, part, clock)
 
 
 if __name__ == "__main__":

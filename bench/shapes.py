@@ -1,7 +1,5 @@
 """Language models of known shapes with random weights: as slow as the trained ones, and made without a network."""
 
-from functools import partial
-
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, OPTConfig, OPTForCausalLM, PreTrainedModel
 
@@ -39,9 +37,10 @@ def make_llm(shape: str, device: str = "cpu", dtype: torch.dtype = torch.float32
     return LanguageModel(model, tokenizer, {"name": shape, "revision": None, "sha256": None})
 
 
-def num_parameters(llm: LanguageModel) -> int:
-    """Of the layers and the head: what a token's forward pass multiplies by."""
+def num_weights(llm: LanguageModel) -> tuple[int, int]:
+    """Weights that a token is multiplied by: those of the layers, and those of the head."""
     model = llm._model
-    count = partial(sum, start=0)
-    tables = {id(model.get_input_embeddings().weight)} - {id(model.get_output_embeddings().weight)}
-    return count(value.numel() for value in model.parameters() if value.dim() == 2 and id(value) not in tables)
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
+    head = model.get_output_embeddings().weight
+    layers = (value for value in model.parameters() if value.dim() == 2 and id(value) not in tables | {id(head)})
+    return sum(value.numel() for value in layers), head.numel()

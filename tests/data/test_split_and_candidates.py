@@ -120,3 +120,11 @@ def test_same_rng_same_candidates() -> None:
     )
     assert (first == again).all()
     assert (first != other).any()
+
+
+def test_who_touched_what_where_nobody_did():
+    touched = Touched(np.array([3, 3, 1]), np.array([0, 2, 2]), 5, 4)
+    assert touched.has(np.array([[1], [3]]), np.array([[0, 2], [0, 1]])).tolist() == [[False, True], [True, False]]
+    assert touched.has(np.array([0, 4]), np.array([2, 2])).tolist() == [False, False]
+    assert touched.has(np.zeros((0, 1), np.int64), np.zeros((0, 3), np.int64)).shape == (0, 3)
+    assert touched.counts.tolist() == [0, 1, 0, 2, 0]

@@ -22,14 +22,21 @@ class Touched:
 
     def __init__(self, users: np.ndarray, items: np.ndarray, num_users: int, num_items: int) -> None:
         self.num_items = num_items
-        self.keys = np.unique(users.astype(np.int64) * num_items + items)
+        keys = np.sort(users.astype(np.int64) * num_items + items)
+        # np.unique hashes before it sorts, which takes longer than sorting at once.
+        self.keys = keys[np.diff(keys, prepend=-1) > 0]
         self.counts = np.bincount(self.keys // num_items, minlength=num_users)
 
     def has(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
         """Whether each user touched each item; arrays that broadcast against each other."""
+        if users.size == 0 or len(self.keys) == 0:
+            return np.zeros(np.broadcast_shapes(users.shape, items.shape), bool)
         wanted = users.astype(np.int64) * self.num_items + items
-        places = np.minimum(np.searchsorted(self.keys, wanted), len(self.keys) - 1)
-        found: np.ndarray = self.keys[places] == wanted
+        # Users that are asked for together mostly stand together, and a short array is searched within the caches.
+        bounds = np.array([users.min(), users.max() + 1], np.int64) * self.num_items
+        keys = self.keys[slice(*np.searchsorted(self.keys, bounds))]
+        places = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+        found: np.ndarray = keys[places] == wanted if len(keys) else np.zeros(wanted.shape, bool)
         return found
 
 
@@ -86,10 +93,14 @@ def draw_by_rejection(users: np.ndarray, touched: Touched, num_negatives: int, r
 
 def is_repeated(values: np.ndarray) -> np.ndarray:
     """Where a row holds a value that stands in it already, further left; bool, the shape of ``values``."""
-    order = np.argsort(values, axis=1, kind="stable")
-    ordered = np.take_along_axis(values, order, axis=1)
     repeats = np.zeros(values.shape, bool)
-    np.put_along_axis(repeats, order[:, 1:], ordered[:, 1:] == ordered[:, :-1], axis=1)
+    ordered = np.sort(values, axis=1)
+    rows = np.flatnonzero((ordered[:, 1:] == ordered[:, :-1]).any(axis=1))
+    order = np.argsort(values[rows], axis=1, kind="stable")
+    ordered = ordered[rows]
+    found = np.zeros(order.shape, bool)
+    np.put_along_axis(found, order[:, 1:], ordered[:, 1:] == ordered[:, :-1], axis=1)
+    repeats[rows] = found
     return repeats
 
 
