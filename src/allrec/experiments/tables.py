@@ -108,7 +108,7 @@ def _llms(table: dict[str, Any]) -> list[str]:
     said = [f"Language model: {'; '.join(names)}."] if names else []
     if any(name.startswith("embedded-") for name in names):
         said.append(
-            "The embedded language models are small ones of ours, trained to copy and choose titles; their rows say "
+            "The embedded language models are small ones of ours, made to copy and choose titles; their rows say "
             "nothing of what the models they stand in for would reach."
         )
     return said
