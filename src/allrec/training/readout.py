@@ -62,7 +62,7 @@ class ReadOutStageConfig(Config):
     sample: int | None = Field(
         None, ge=1, description="Train on so many targets, drawn once at random; none takes all."
     )
-    batch_tokens: int = Field(8192, ge=1, description="Tokens of titles a step.")
+    batch_tokens: int = Field(4096, ge=1, description="Tokens of titles a step.")
     sampled_softmax_above: int = Field(
         100_000, ge=1, description="Catalogue size above which the softmax is over a sample of the catalogue."
     )
@@ -71,7 +71,7 @@ class ReadOutStageConfig(Config):
         "full", description="Candidates of the validation that decides which epoch is kept."
     )
     validation_users: int = Field(1000, ge=1, description="Users of that validation at most, drawn once.")
-    loop: LoopConfig = LoopConfig(epochs=5, learning_rate=1e-3, patience=2)
+    loop: LoopConfig = LoopConfig(epochs=3, learning_rate=2e-3, patience=1, checkpoint_every=50)
 
 
 class Reader(NamedTuple):
