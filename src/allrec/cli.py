@@ -39,6 +39,11 @@ def main() -> None:
     except InputError as error:
         sys.stderr.write(f"allrec: {error}\n")
         raise SystemExit(2) from None
+    except OSError as error:
+        if error.filename is None:
+            raise
+        sys.stderr.write(f"allrec: {error.filename}: {error.strerror}. Make it usable, or give another place.\n")
+        raise SystemExit(2) from None
     except KeyboardInterrupt:
         sys.stderr.write(
             "allrec: stopped. Nothing that was finished is lost: train and compare go on with --resume, "
@@ -239,10 +244,9 @@ def recommend(
     from allrec.terminal import show_recommendations
 
     system = AllRec.from_pretrained(run)
-    told = None if history is None else [part for part in history.split(",") if part]
+    told = None if history is None else _parts(history)
     if candidates is not None:
-        listed = [part for part in candidates.split(",") if part]
-        found = system.rank(listed, user=user, history=told, use_llm=not no_llm)[:k]
+        found = system.rank(_parts(candidates), user=user, history=told, use_llm=not no_llm)[:k]
     else:
         found = system.recommend(user=user, history=told, k=k, with_history=with_history, use_llm=not no_llm)
     if as_json:
@@ -282,7 +286,7 @@ def generate(
     from allrec.recommender import AllRec
     from allrec.terminal import show_written
 
-    told, listed = (None if ids is None else [part for part in ids.split(",") if part] for ids in (history, candidates))
+    told, listed = (None if ids is None else _parts(ids) for ids in (history, candidates))
     # An unknown task is refused there.
     written = AllRec.from_pretrained(run).generate(user=user, history=told, task=task, candidates=listed, k=k)  # type: ignore[arg-type]
     if as_json:

@@ -129,10 +129,11 @@ def _apply(values: dict[str, Any], override: str) -> None:
         if not isinstance(inner, dict):
             raise InputError(f"--set {override!r}: {parent!r} is a value, not a table, so it has no key {last!r}")
         values = inner
-    values[last] = _value(text.strip())
+    values[last] = read_value(text.strip())
 
 
-def _value(text: str) -> Any:
+def read_value(text: str) -> Any:
+    """What stands behind ``key=``: a value as in TOML, ``none``, or a bare word, which is a string."""
     if text == "none":
         return None
     try:

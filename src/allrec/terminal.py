@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from allrec.base import InputError
-from allrec.config import Recipe, load_recipe
+from allrec.config import Recipe, load_recipe, read_value
 from allrec.data import Dataset, PrepareConfig, SimulationConfig, load_dataset, simulate
 from allrec.data import prepare as prepare_dataset
 from allrec.data.dataset import is_dataset
@@ -59,7 +59,7 @@ def run_prepare(
     item_columns: list[str],
 ) -> None:
     """Prepares a data set and prints its counts."""
-    values: dict[str, Any] = dict(_pair(text, "--set") for text in sets)
+    values: dict[str, Any] = {key: _list_or_text(value) for key, value in (_pair(text, "--set") for text in sets)}
     if columns:
         values["columns"] = dict(_pair(text, "--column") for text in columns)
     if item_columns:
@@ -259,3 +259,8 @@ def _pair(text: str, option: str) -> tuple[str, str]:
     if not separator:
         raise InputError(f"got {option} {text!r}, expected name=value.")
     return key, value
+
+
+def _list_or_text(value: str) -> Any:
+    """Lists and tables are written as in TOML; all else is text, so that a name may be a number and a time a date."""
+    return read_value(value) if value.startswith(("[", "{")) else value

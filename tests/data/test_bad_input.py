@@ -96,6 +96,12 @@ def test_items_not_there(tmp_path: Path, make_source: Callable[..., Path]) -> No
         prepare(make_source(), tmp_path / "out", items=tmp_path / "things.csv")
 
 
+def test_items_without_an_id_name_the_option_of_their_table(tmp_path: Path, make_source: Callable[..., Path]) -> None:
+    (tmp_path / "things.csv").write_text("what,title\nx,T\n")
+    with pytest.raises(InputError, match=r"things\.csv has no column for item_id.* Name it: --item-column item_id="):
+        prepare(make_source(), tmp_path / "out", items=tmp_path / "things.csv")
+
+
 def test_damaged_items(tmp_path: Path, make_source: Callable[..., Path]) -> None:
     source = make_source()
     (source / "items.jsonl").write_bytes(b'{"item_id": "x", "title": "T"}\n{"item_id": \n')
@@ -153,6 +159,7 @@ def test_global_time_without_times(tmp_path: Path, make_source: Callable[..., Pa
     [
         ({"split": "global-time"}, "needs valid_from and test_from"),
         ({"split": "global-time", "valid_from": 5, "test_from": 5}, "is not before test_from"),
+        ({"valid_from": "2020-01-10"}, "are for split=global-time, and split is leave-last-out"),
         ({"min_ratting": 3}, "unknown key 'min_ratting' in PrepareConfig: did you mean 'min_rating'"),
     ],
 )

@@ -66,6 +66,8 @@ class PrepareConfig(Config):
 
     @model_validator(mode="after")
     def _check_times(self) -> Self:
+        if self.split == "leave-last-out" and (self.valid_from, self.test_from) != (None, None):
+            raise ValueError("valid_from and test_from are for split=global-time, and split is leave-last-out. Set it.")
         if self.split == "global-time":
             if self.valid_from is None or self.test_from is None:
                 raise ValueError("split global-time needs valid_from and test_from (UTC seconds, or ISO dates).")

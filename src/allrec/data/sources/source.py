@@ -91,7 +91,7 @@ def find_columns(
     return found
 
 
-def require(part: str, found: Mapping[str, str], names: Sequence[str], path: Path) -> None:
+def require(part: str, found: Mapping[str, str], names: Sequence[str], path: Path, option: str = "--column") -> None:
     """Refuses a table in which nobody plays ``part``.
 
     Raises:
@@ -99,7 +99,7 @@ def require(part: str, found: Mapping[str, str], names: Sequence[str], path: Pat
     """
     if part not in found:
         listing = ", ".join(name for name in names if name != ROW)
-        raise InputError(f"{path} has no column for {part}, only {listing}. Name it: --column {part}=COLUMN.")
+        raise InputError(f"{path} has no column for {part}, only {listing}. Name it: {option} {part}=COLUMN.")
 
 
 def as_interactions(frame: pl.LazyFrame, path: Path, given: Mapping[str, str] | None = None) -> pl.LazyFrame:
@@ -115,7 +115,7 @@ def as_items(frame: pl.LazyFrame, path: Path, given: Mapping[str, str] | None = 
     """Names the columns of an items table by their parts, and keeps the others under their own names."""
     names = [name for name in frame.collect_schema().names() if name != ROW]
     found = find_columns(names, ITEM_COLUMNS, given, path)
-    require("item_id", found, names, path)
+    require("item_id", found, names, path, "--item-column")
     parts = [pl.col(column).alias(part) for part, column in found.items()]
     further = [
         pl.col(name).alias(f"source_{name}" if name in (*ITEM_COLUMNS, "text") else name)
