@@ -24,9 +24,17 @@ from allrec.evidence.fused import Fused
 from allrec.generating import TASKS, Task, WrittenGenres, WrittenTitle, write_genres, write_titles
 from allrec.pipeline import Observer, ignore, load_scoring, train_stages
 from allrec.recommending import order_fused, retrieved_items
-from allrec.run_folder import METRICS, RunFolder
+from allrec.run_folder import MANIFEST, METRICS, RunFolder
 from allrec.scoring import Scoring
-from allrec.setup import choose_language_model, default_cache, describe, load_language_model, metrics_of, plan_of
+from allrec.setup import (
+    choose_language_model,
+    default_cache,
+    describe,
+    load_language_model,
+    metrics_of,
+    plan_of,
+    refuse_in_vain,
+)
 
 NUM_RANKED = 20
 """So many candidates the language model reads, unless told otherwise: as in training."""
@@ -102,6 +110,8 @@ class AllRec:
         recipe = load_recipe(recipe) if isinstance(recipe, str) else recipe
         recipe = choose_language_model(recipe, llm)
         model = load_language_model(recipe, device)
+        if not (Path(run) / MANIFEST).is_file():
+            refuse_in_vain(dataset, recipe, model, is_evaluated)
         folder = RunFolder.create(run, recipe, describe(dataset), model.fingerprint, resume)
         with recording(folder.path / "events", observer) as recorder:
             system = cls(train_stages(folder, dataset, model, cache or default_cache(), recorder), folder)
@@ -227,7 +237,8 @@ class AllRec:
             history: item ids, oldest first, in place of a user.
             k: how many.
             with_history: whether items of the history may be recommended again.
-            num_ranked: how many the language model orders; as the recipe has it with a fusion, else 20.
+            num_ranked: how many the language model orders; as the recipe has it with a fusion, else 20, or as many
+                as its prompt has room for.
             use_llm: False orders by everything else, in a fraction of the time.
         """
         if k < 1:
@@ -241,7 +252,7 @@ class AllRec:
         order = self._retrieved(representation, told, with_history)
         if not use_llm:
             return self._by_backbone(representation, order[:k], is_ordered=True)
-        num_read = NUM_RANKED if num_ranked is None else num_ranked
+        num_read = len(self._listed(order)) if num_ranked is None else num_ranked
         best = self._ranked(representation, told, order[:num_read])
         rest = [self._recommendation(item, representation[0], None) for item in order[num_read:k]]
         return (best + rest)[:k]
@@ -295,7 +306,7 @@ class AllRec:
             if candidates is not None:
                 raise InputError("candidates are titles to choose from; genres have none. Leave them out.")
             return write_genres(self.scoring, users, [told], k)[0]
-        listed = self._retrieved(users, told)[:NUM_RANKED] if candidates is None else self._given(candidates)
+        listed = self._listed(self._retrieved(users, told)) if candidates is None else self._given(candidates)
         return write_titles(self.scoring, users, [told], listed[None], k)[0]
 
     def history_of(self, user: str | None, history: Sequence[str] | None) -> Int[ndarray, "length"]:
@@ -305,6 +316,13 @@ class AllRec:
         if user is not None:
             return self.scoring.catalogue.history(self.scoring.catalogue.user(user)).astype(np.int64)
         return np.array([self.scoring.catalogue.item(item_id) for item_id in history or []], np.int64)
+
+    def _listed(self, order: Int[ndarray, "n"]) -> Int[ndarray, "listed"]:
+        """The first items of an order, as many as the language model reads and its prompt has room for."""
+        listed = order[:NUM_RANKED]
+        while len(listed) > 1 and not self.scoring.can_list(listed[None]):
+            listed = listed[:-1]
+        return listed
 
     def _given(self, candidates: Sequence[str]) -> Int[ndarray, "n"]:
         if not candidates:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from huggingface_hub import try_to_load_from_cache
 
+from allrec.base import InputError
 from allrec.config import Recipe
 from allrec.data import Dataset
 from allrec.evaluation.evaluate import LLM_SCORERS, Plan
@@ -15,7 +16,7 @@ from allrec.evaluation.metrics import Metric, chance
 from allrec.evaluation.protocols import Ranking, comparison_rows, corrected, result_rows
 from allrec.evaluation.segments import segments
 from allrec.models.language_model import LanguageModel, LanguageModelConfig
-from allrec.models.prompt import PromptConfig
+from allrec.models.prompt import PromptBuilder, PromptConfig
 from allrec.run_folder import METRICS, RunFolder
 
 FORMAT_VERSION = 1
@@ -61,6 +62,41 @@ def load_language_model(recipe: Recipe, device: str | None) -> LanguageModel:
     """Loads the language model of a recipe whose choice is made."""
     chosen = recipe.llm.chosen or LanguageModelConfig(name=recipe.llm.stand_in)
     return LanguageModel.load(chosen, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def refuse_in_vain(dataset: Dataset, recipe: Recipe, llm: LanguageModel, is_evaluated: bool) -> None:
+    """Refuses before the first stage what a later one could only refuse after hours.
+
+    Args:
+        dataset: what is to be trained on.
+        recipe: complete.
+        llm: the language model.
+        is_evaluated: whether the run ends with an evaluation.
+
+    Raises:
+        InputError: items without any text, nobody to evaluate, or training prompts that outgrow the model.
+    """
+    if not any(dataset.texts):
+        raise InputError(f"{dataset.name}: no item has a text. Prepare it with an items file that has a title column.")
+    if is_evaluated and not any(len(dataset.targets[split]) for split in recipe.evaluation.splits):
+        raise InputError(
+            f"{dataset.name} has nobody to evaluate: no user has three interactions. Prepare a source of longer ones."
+        )
+    if recipe.llm.enabled and not recipe.prompt.is_bare:
+        _refuse_long_prompts(dataset, recipe, llm)
+
+
+def _refuse_long_prompts(dataset: Dataset, recipe: Recipe, llm: LanguageModel) -> None:
+    builder = PromptBuilder(
+        llm.encode, dataset.titles, dataset.wording, recipe.prompt, begin=llm.begin, end=llm.end,
+        max_length=llm.max_length,
+    )  # fmt: skip
+    longest = np.argsort(builder.title_lengths, kind="stable")[-recipe.soft_tokens.num_candidates :]
+    if not builder.fits(longest[None]):
+        raise InputError(
+            f"the {len(longest)} longest titles outgrow a prompt: the language model reads {llm.max_length} tokens. "
+            "Lower prompt.max_title_tokens or soft_tokens.num_candidates, or take a model that reads more."
+        )
 
 
 def describe(dataset: Dataset) -> dict[str, Any]:

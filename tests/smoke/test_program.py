@@ -13,6 +13,7 @@ from allrec.cli import app
 from allrec.config import dump_recipe
 from allrec.data import load_dataset
 from allrec.recommender import AllRec
+from tiny import save_tiny
 from worlds import make_world
 
 
@@ -103,6 +104,7 @@ def test_saved_and_loaded_it_scores_the_same(world: tuple[Path, Path, Path], tmp
     [
         (("recommend", "{run}", "--user", "nobody"), "unknown user 'nobody'"),
         (("recommend", "{run}", "--history", "no-such-item"), "unknown item 'no-such-item'"),
+        (("recommend", "{run}", "--history", " no-such-item , "), "unknown item 'no-such-item'"),
         (("recommend", "{run}"), "give either a user or a history"),
         (("recommend", "{run}", "--history", "", "--candidates", ","), "no candidates were given"),
         (("recommend", "{dataset}", "--history", ""), "no run in"),
@@ -134,6 +136,26 @@ def test_a_mistake_ends_with_exit_code_2_and_no_traceback(tmp_path: Path) -> Non
     assert len(ended.stderr.splitlines()) == 1
 
 
+def test_a_place_that_cannot_be_written_is_a_mistake_too(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("user_id,item_id\na,x\n")
+    out = tmp_path / "log.csv" / "out"
+    command = [sys.executable, "-m", "allrec.cli", "prepare", str(tmp_path / "log.csv"), "--out", str(out)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith(f"allrec: {tmp_path / 'log.csv'}: ")
+    assert len(ended.stderr.splitlines()) == 1
+
+
+def test_any_option_of_preparation_can_be_set(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("user_id,item_id\na,x\n")
+    (tmp_path / "items.csv").write_text("item_id,title,brand\nx,Kettle,Acme\n")
+    options = ("name=7", 'text_columns=["title", "brand"]', 'wording={noun = "thing"}')
+    sets = [argument for option in options for argument in ("--set", option)]
+    call("prepare", tmp_path / "log.csv", "--items", tmp_path / "items.csv", "--out", tmp_path / "out", *sets)
+    dataset = load_dataset(tmp_path / "out")
+    assert (dataset.name, dataset.texts, dataset.wording.noun) == ("7", ["Kettle. Acme"], "thing")
+
+
 def test_a_damaged_artifact_is_named(world: tuple[Path, Path, Path], tmp_path: Path) -> None:
     AllRec.from_pretrained(world[1]).save_pretrained(tmp_path / "copy")
     path = tmp_path / "copy" / "alignment" / "model.safetensors"
@@ -149,3 +171,39 @@ def test_candidates_that_outgrow_the_model(world: tuple[Path, Path, Path]) -> No
     system.scoring.builder.max_length = 60
     with pytest.raises(InputError, match="candidates need"):
         system.rank(load_dataset(world[0]).item_ids[:40], history=[])
+
+
+def test_a_short_prompt_lists_as_many_as_it_has_room_for(world: tuple[Path, Path, Path]) -> None:
+    system = AllRec.from_pretrained(world[1])
+    system.scoring.builder.max_length = 140
+    found = system.recommend(history=[], k=30)
+    is_read = [item.score is not None for item in found]
+    assert len(found) == 30
+    assert 1 < sum(is_read) < 20
+    assert is_read == sorted(is_read, reverse=True)
+    assert system.generate(history=[])
+
+
+@pytest.mark.parametrize(
+    ("rows", "items", "positions", "message"),
+    [
+        (["a,x", "a,y", "a,z"], "item_id\nx\n", 1024, "no item has a text"),
+        (["a,x", "a,y", "b,x"], "item_id,title\nx,Kettle\n", 1024, "nobody to evaluate"),
+        (
+            ["a,x", "a,y", "a,z"],
+            "item_id,title\nx,Kettle\n",
+            64,
+            "titles outgrow a prompt: the language model reads 64",
+        ),
+    ],
+)
+def test_what_could_only_fail_later_is_refused_before_anything_is_written(
+    tmp_path: Path, rows: list[str], items: str, positions: int, message: str
+) -> None:
+    (tmp_path / "log.csv").write_text("\n".join(["user_id,item_id", *rows]))
+    (tmp_path / "items.csv").write_text(items)
+    call("prepare", tmp_path / "log.csv", "--items", tmp_path / "items.csv", "--out", tmp_path / "dataset")
+    llm = save_tiny(tmp_path / "llm", max_position_embeddings=positions)
+    with pytest.raises(InputError, match=message):
+        call("train", tmp_path / "dataset", "--run", tmp_path / "run", "--llm", llm)
+    assert not (tmp_path / "run").exists()
