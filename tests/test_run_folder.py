@@ -188,6 +188,23 @@ def test_a_damaged_manifest_is_refused(tmp_path):
         RunFolder.open(tmp_path)
 
 
+def test_a_manifest_that_lacks_something_is_refused(tmp_path):
+    run = create(tmp_path)
+    del run.manifest["llm"]
+    run._write()
+    with pytest.raises(InputError, match=r"manifest\.json is damaged: it says nothing of 'llm'"):
+        RunFolder.open(run.path)
+
+
+def test_a_damaged_recipe_is_refused(tmp_path):
+    run = create(tmp_path)
+    assert run.recipe().seed == 3
+    text = (run.path / RECIPE).read_text()
+    (run.path / RECIPE).write_text(text.replace("seed = 3", "seed = 4", 1))
+    with pytest.raises(InputError, match=r"recipe\.toml is damaged"):
+        RunFolder.open(run.path).recipe()
+
+
 def test_a_missing_stage_says_what_to_do(tmp_path):
     run = create(tmp_path)
     with pytest.raises(

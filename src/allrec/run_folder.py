@@ -20,6 +20,8 @@ FORMAT_VERSION = 1
 MANIFEST, RECIPE, METRICS = "manifest.json", "recipe.toml", "metrics.json"
 STAGES = ("catalogue", "backbone", "text", "alignment", "content", "language_model", "readout", "fusion", "evaluate")
 """A recipe without fusion leaves out ``content`` and ``fusion``, one without a read-out head ``readout``."""
+REQUIRED = {"recipe", "seed", "dataset", "llm", "versions", "stages"}
+"""What every manifest says beside its format; a run of an earlier day has no checksum of its recipe."""
 CHECKPOINT = "checkpoint.safetensors"
 ADDED = "added"
 PARTS = ".*.part"
@@ -63,8 +65,8 @@ class RunFolder:
             "llm": llm,
         }
         manifest |= {"machine": machine(), "versions": {name: version(name) for name in LIBRARIES}, "stages": {}}
-        run = cls(path, manifest)
         write_text(path / RECIPE, dump_recipe(recipe))
+        run = cls(path, manifest | {"recipe_sha256": sha256_file(path / RECIPE)})
         run._write()
         return run
 
@@ -102,10 +104,18 @@ class RunFolder:
         found = manifest.get("format") if isinstance(manifest, dict) else None
         if found != FORMAT_VERSION:
             raise InputError(f"{path} has run format {found}, this version reads {FORMAT_VERSION}. Train it anew.")
+        if lacking := sorted(REQUIRED - manifest.keys()):
+            raise InputError(f"{path / MANIFEST} is damaged: it says nothing of {lacking[0]!r}. Train it anew.")
         return cls(path, manifest)
 
     def recipe(self) -> Recipe:
-        """The complete recipe of the run."""
+        """The complete recipe of the run.
+
+        Raises:
+            InputError: it is not as it was written.
+        """
+        if "recipe_sha256" in self.manifest:
+            check_sha256(self.path / RECIPE, self.manifest["recipe_sha256"])
         return load_recipe(str(self.path / RECIPE))
 
     def metrics(self) -> dict[str, Any]:
