@@ -141,6 +141,14 @@ def test_the_loss_is_the_members_mean():
     torch.testing.assert_close(fusion.loss(x, all_candidates, places), (losses[0] + losses[1]) / 2)
 
 
+def test_a_row_counts_by_its_weight():
+    fusion, x = make_fusion(), features(3, 4)
+    all_candidates, places = torch.ones(3, 4, dtype=torch.bool), torch.tensor([0, 1, 2])
+    each = [fusion.loss(x[row : row + 1], all_candidates[:1], places[row : row + 1]) for row in range(3)]
+    weighted = fusion.loss(x, all_candidates, places, weights=torch.tensor([1.0, 3.0, 0.0]))
+    torch.testing.assert_close(weighted, (each[0] + 3 * each[1]) / (1 + 3))
+
+
 def test_too_few_knots_are_refused():
     with pytest.raises(InputError, match=r"FusionConfig\.knots.*greater than or equal to 2"):
         FusionConfig(knots=1)

@@ -16,6 +16,7 @@ from allrec.training.fusion import (
     fit_fusion,
     fold_of,
     fused_scores,
+    target_weights,
 )
 from allrec.training.loop import LoopConfig
 
@@ -178,3 +179,24 @@ def test_what_is_known_already_is_not_learned_again():
         return (fused_scores(model, raised) - fused_scores(model, lists.features)).mean()
 
     assert slope(told) < 0.5 * slope(plain)
+
+
+def test_users_of_rarely_seen_targets_weigh_more():
+    counts = torch.tensor([0, 5, 6, 100]).float().log1p()
+    evidence = torch.stack([torch.zeros(4), counts], dim=1)
+    assert target_weights(evidence, ("cf", "log_count"), 3.0).tolist() == [3, 3, 1, 1]
+    assert target_weights(evidence, ("cf", "text"), 3.0).tolist() == [1, 1, 1, 1]
+
+
+def test_the_weight_of_rare_targets_moves_what_is_learned_towards_them():
+    lists = world(400)
+    # The world's popular items are to have been seen fifty times.
+    lists.features[:, :, 2] *= np.log1p(50)
+
+    def gained(weight):
+        model = fitted(lists, config=QUICK.model_copy(update={"rare_weight": weight})).model
+        is_rare = lists.features[lists.candidates == lists.targets[:, None]][:, 2] == 0
+        scores = torch.from_numpy(fused_scores(model, lists.features)).log_softmax(dim=1).numpy()
+        return scores[lists.candidates == lists.targets[:, None]][is_rare].mean()
+
+    assert gained(20.0) > gained(0.05)

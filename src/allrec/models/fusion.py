@@ -115,6 +115,7 @@ class Fusion(nn.Module):
         is_candidate: Bool[Tensor, "rows candidates"],
         targets: Int[Tensor, "rows"],
         offsets: Float[Tensor, "rows candidates"] | None = None,
+        weights: Float[Tensor, "rows"] | None = None,
     ) -> Float[Tensor, ""]:
         """Cross-entropy of each member's softmax over a row's candidates, a mean over rows and members, in nats.
 
@@ -123,16 +124,18 @@ class Fusion(nn.Module):
             is_candidate: False for padding.
             targets: each row's target, as its place among the candidates.
             offsets: added to the scores: what is known already, and what this model adds to.
+            weights: of the rows in the mean; None is all the same.
         """
         standard = (features - self.mean) / self.spread
         known = 0.0 if offsets is None else offsets
+        weights = torch.ones(len(targets)) if weights is None else weights
         losses = [
             functional.cross_entropy(
-                (member(standard).sum(dim=2) + known).masked_fill(~is_candidate, -torch.inf), targets
+                (member(standard).sum(dim=2) + known).masked_fill(~is_candidate, -torch.inf), targets, reduction="none"
             )
             for member in self.members
         ]
-        return torch.stack(losses).mean()
+        return (torch.stack(losses) @ weights).mean() / weights.sum()
 
 
 class Member(nn.Module):

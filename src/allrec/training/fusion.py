@@ -11,12 +11,15 @@ from pydantic import Field
 from torch import Tensor
 
 from allrec.base import Config, InputError
+from allrec.evaluation.segments import RARE
 from allrec.models.backbones.base import freeze
 from allrec.models.fusion import EvidenceScale, Fusion, FusionConfig, evidence_scale
 from allrec.training.batching import LazyBatches
 from allrec.training.loop import FitReport, LoopConfig, fit
 
 STAGE = 6
+COUNT = "log_count"
+"""The evidence that tells how often an item was seen: log(1 + training interactions)."""
 SCALED = 1 << 19
 """Candidates at most that the scale of the evidence is read from."""
 
@@ -27,6 +30,9 @@ class FusionTrainingConfig(Config):
     model: FusionConfig = Field(FusionConfig(members=4), description="Shape of the fusion model; a member a fold.")
     held_out: float = Field(0.25, gt=0, lt=1, description="Share of the users that only say when to stop.")
     batch_size: int = Field(256, ge=1, description="Users of a batch.")
+    rare_weight: float = Field(
+        1.0, gt=0, description="Weight in the loss of users whose target was seen five times at most in training."
+    )
     loop: LoopConfig = Field(
         LoopConfig(epochs=60, optimizer="adamw", learning_rate=2e-2, weight_decay=1e-3, patience=4),
         description="Optimizer, epochs and patience.",
@@ -143,13 +149,16 @@ def fit_fusion(
     held_out, fitted = torch.from_numpy(order[:num_held_out]), order[num_held_out:]
     generator = torch.Generator().manual_seed(int(np.random.SeedSequence([seed, STAGE]).generate_state(1)[0]))
     model = Fusion(*roles, config.model, scale or scale_of(lists, config.model.knots), generator)
+    weights = target_weights(features[torch.arange(len(places)), places], roles.names, config.rare_weight)
 
     def loss(rows: Int[Tensor, "batch"]) -> Tensor:
-        return model.loss(features[rows], is_candidate[rows], places[rows], None if offsets is None else offsets[rows])
+        known = None if offsets is None else offsets[rows]
+        return model.loss(features[rows], is_candidate[rows], places[rows], known, weights[rows])
 
     def validate() -> float:
-        parts = [loss(rows).item() * len(rows) for rows in torch.split(held_out, 4 * config.batch_size)]
-        return -sum(parts) / len(held_out)
+        chunks = torch.split(held_out, 4 * config.batch_size)
+        parts = [loss(rows).item() * float(weights[rows].sum()) for rows in chunks]
+        return -sum(parts) / float(weights[held_out].sum())
 
     def batches(epoch: int) -> LazyBatches[Tensor]:
         shuffled = np.random.default_rng([seed, STAGE, epoch]).permutation(fitted)
@@ -159,6 +168,16 @@ def fit_fusion(
 
     report = fit(model, batches, loss, config.loop, seed=seed, stage=STAGE, validate=validate)
     return FittedFusion(freeze(model), [report])
+
+
+def target_weights(
+    targets: Float[Tensor, "rows evidence"], names: Sequence[str], rare_weight: float
+) -> Float[Tensor, "rows"]:
+    """Weights of users by how often their target was seen; 1 for all where the evidence does not tell."""
+    if COUNT not in names:
+        return torch.ones(len(targets))
+    is_rare = targets[:, list(names).index(COUNT)] < np.log1p(RARE + 0.5)
+    return torch.where(is_rare, rare_weight, 1.0)
 
 
 def check(lists: Lists, names: Sequence[str]) -> None:
