@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import plain
-from measure import dataset_of
+from measure import CLOCKS, dataset_of, rates, ratio
+from public_sasrec import sample_batches
 from scene import make_scene
 from shapes import make_llm
 
@@ -44,3 +45,34 @@ def test_plain_scores_are_the_packages(scene):
 
 def test_plain_generation_takes_every_user(scene):
     assert plain.generate(scene, np.arange(3)) == 3
+
+
+def test_ratios_are_medians_over_repeats():
+    assert ratio({"allrec": [2.0, 4.0, 9.0], "plain": [1.0, 1.0, 3.0]}, "allrec", "plain") == 9 / 3
+
+
+def test_sides_take_turns_and_rates_are_work_over_time(monkeypatch):
+    now, order = [0.0], []
+
+    def side(name, seconds):
+        def run(repeat):
+            order.append((repeat, name))
+            now[0] += seconds
+            return 6
+
+        return run
+
+    monkeypatch.setitem(CLOCKS, "wall", lambda: now[0])
+    given = argparse.Namespace(clock="wall", repeats=2)
+    assert rates({"a": side("a", 2.0), "b": side("b", 3.0)}, given) == {"a": [6 / 2, 6 / 2], "b": [6 / 3, 6 / 3]}
+    assert order == [(0, "a"), (0, "b"), (1, "a"), (1, "b")]
+
+
+def test_the_public_sampler_pads_on_the_left_and_draws_what_was_not_touched():
+    histories = [np.array([4, 0, 2]), np.array([3])]
+    sequence, positive, negative = next(sample_batches(histories, 6, np.random.default_rng(0)))
+    # Items are numbered from 1; a user with one item has nothing to learn from.
+    assert sequence.tolist() == [[0] * 48 + [5, 1]]
+    assert positive.tolist() == [[0] * 48 + [1, 3]]
+    assert set(negative[0, 48:]) <= {2, 4, 6}
+    assert not negative[0, :48].any()
