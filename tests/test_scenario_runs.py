@@ -13,6 +13,7 @@ from allrec.config import dump_recipe, load_recipe
 from allrec.data import PrepareConfig, SimulationConfig, load_dataset, prepare, simulate
 from allrec.evaluation.protocols import own_results
 from allrec.experiments.cross_domain import foreign_scoring, with_items
+from allrec.experiments.run_scenario import few_shot_recipe
 from allrec.experiments.scenarios import make_scenario
 from allrec.recommender import AllRec
 from worlds import make_world
@@ -63,6 +64,23 @@ def test_few_shots_name_their_scenario_and_ask_everybody(world):
     assert {(row["scenario"], row["scorer"]) for row in found} == {("few-shot-20", "cf"), ("few-shot-20", "joint")}
     assert {row["users"] for row in found} == {len(load_dataset(world[1]).targets["test"])}
     assert "world, scenario few-shot-20, test, protocol paper" in said
+
+
+def test_few_shots_are_trained_in_small_batches_and_twice_changes_nothing(world):
+    whole = load_recipe("allround")
+    small = few_shot_recipe(whole, 900)
+    evidence = small.fusion.evidence
+    batches = (small.backbone.tokens_per_batch, small.alignment.batch_size, evidence.tower.batch_size)
+    assert (*batches, evidence.content.backbone.tokens_per_batch) == (900 // 10,) * 4
+    assert small.backbone.loop.patience == 10
+    assert small.alignment.loop.epochs == 20
+    assert few_shot_recipe(small, 900) == small
+    assert few_shot_recipe(whole, 50).backbone.tokens_per_batch == 32
+    assert few_shot_recipe(whole, 10**6).backbone.tokens_per_batch == whole.backbone.tokens_per_batch
+    # Nothing else changes: what is asked for and how fusion is fitted stay as they are.
+    assert small.fusion.training == whole.fusion.training
+    assert small.evaluation == whole.evaluation
+    assert load_recipe(str(world[0] / "few-shot-20" / "recipe.toml")).backbone.tokens_per_batch < 256
 
 
 def test_a_run_of_a_scenario_is_evaluated_again_in_it_and_in_no_other(world):

@@ -12,6 +12,13 @@ from allrec.experiments.scenarios import CROSS_DOMAIN, Scenario, make_scenario
 from allrec.pipeline import Observer, ignore, load_scoring
 from allrec.recommender import AllRec
 from allrec.setup import default_cache
+from allrec.training.backbone import BackboneConfig
+
+FEW_SHOT = "few-shot-"
+STEPS, SMALLEST = 10, 32
+"""Steps that an epoch of a few-shot run has at least, and interactions that a batch has at least all the same."""
+PATIENCE, EPOCHS = 10, 20
+"""Of backbones, and of stage 1, in a few-shot run at least."""
 
 
 def train_scenario(
@@ -43,6 +50,8 @@ def train_scenario(
         InputError: an unknown scenario, one that trains nothing, or what ``AllRec.train`` refuses.
     """
     made = _made(dataset, name, recipe.seed)
+    if name.startswith(FEW_SHOT):
+        recipe = few_shot_recipe(recipe, int(made.train.train_lengths.sum()))
     system = AllRec.train(
         made.train, run=run, recipe=recipe, llm=llm, resume=resume, cache=cache, device=device, observer=observer,
         is_evaluated=False,
@@ -52,6 +61,40 @@ def train_scenario(
         system = AllRec(load_scoring(system.run, system.scoring.llm), system.run)
     system.evaluate(made.asked, observer=observer)
     return system
+
+
+def few_shot_recipe(recipe: Recipe, num_interactions: int) -> Recipe:
+    """The recipe with batches that leave an epoch of few interactions at least ten steps, and more patience.
+
+    Batches for thousands of users hold all of a hundred users at once: in the epochs that a recipe has, nothing is
+    learned then (docs/experiments.md). What is smaller or more patient already stays, so a second time changes nothing.
+
+    Args:
+        recipe: complete.
+        num_interactions: that training has.
+    """
+    most = max(SMALLEST, num_interactions // STEPS)
+    content = recipe.fusion.evidence.content
+    tower = recipe.fusion.evidence.tower
+    small = {
+        "content": content.model_copy(update={"backbone": _small(content.backbone, most)}),
+        "tower": tower.model_copy(update={"batch_size": min(tower.batch_size, most)}),
+    }
+    alignment = recipe.alignment
+    loop = alignment.loop.model_copy(update={"epochs": max(alignment.loop.epochs, EPOCHS)})
+    return recipe.model_copy(
+        update={
+            "backbone": _small(recipe.backbone, most),
+            "alignment": alignment.model_copy(update={"batch_size": min(alignment.batch_size, most), "loop": loop}),
+            "fusion": recipe.fusion.model_copy(update={"evidence": recipe.fusion.evidence.model_copy(update=small)}),
+        }
+    )
+
+
+def _small(config: BackboneConfig, most: int) -> BackboneConfig:
+    patience = max(config.loop.patience, PATIENCE) if config.loop.patience else 0
+    loop = config.loop.model_copy(update={"patience": patience})
+    return config.model_copy(update={"tokens_per_batch": min(config.tokens_per_batch, most), "loop": loop})
 
 
 def later_items(dataset: Dataset, num_known: int) -> NewItems:
