@@ -89,7 +89,7 @@ def train_alignment(
     )
     examples = training_examples(dataset, config.positions)
     users = represent_users(backbone, dataset, examples.users, examples.positions)
-    groups = torch.from_numpy(text_groups(text_embeddings))
+    groups = torch.from_numpy(text_groups(_told_apart(text_embeddings, config.network)))
     module = alignment if encoder is None else nn.ModuleList([alignment, encoder.tunable()])
 
     def texts_of(items: Tensor) -> Tensor:
@@ -133,6 +133,11 @@ def _batches(
         return [Batch(rows, negatives[rows], items) for rows, items in zip(chunks, distinct, strict=True)]
 
     return batches
+
+
+def _told_apart(text_embeddings: Float[Tensor, "items text_dim"], network: AlignmentConfig) -> Tensor:
+    """All of them for InfoNCE, none else: to find equal ones takes several times their memory."""
+    return text_embeddings if network.matching == "infonce" else text_embeddings[:0]
 
 
 def text_groups(text_embeddings: Float[Tensor, "items text_dim"]) -> Int[ndarray, "items"]:
