@@ -64,7 +64,7 @@ def test_the_best_is_chosen_on_validation_and_all_others_are_tested_against_it(w
 
 def test_what_was_chosen_and_tried_is_told(world):
     chosen = {row["name"]: row["chosen"] for row in world[3]["table"]}
-    assert len(chosen["ease"][0]["tried"]) == 3
+    assert len(chosen["ease"][0]["tried"]) == 4
     assert chosen["ease"][0]["setting"] in [setting for setting, _ in chosen["ease"][0]["tried"]]
     assert set(chosen["popularity"][0]["beyond@10"]) == {"coverage", "novelty", "diversity", "popularity_lift"}
     # Ten of sixty items are nearly the same ten for everybody.

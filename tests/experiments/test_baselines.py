@@ -45,12 +45,18 @@ def test_ease_equals_its_closed_form():
     expected = -inverse / np.diag(inverse)
     np.fill_diagonal(expected, 0)
     got = score(baselines.ease(dataset, penalty), [0, 3])[0]
-    np.testing.assert_allclose(got, expected[0] + expected[3], atol=1e-5)
+    order = baselines.popular_first(baselines.popularity(dataset).counts)
+    np.testing.assert_allclose(got - order, (expected[0] + expected[3]) / np.abs(expected).max(), atol=1e-5)
 
 
 def test_item_knn_weighs_older_items_less():
     model = baselines.item_knn(small(), decay=0.5)
-    torch.testing.assert_close(score(model, [3, 0])[0], model.weights[0] + 0.5 * model.weights[3])
+    torch.testing.assert_close(score(model, [3, 0])[0] - model.order, model.weights[0] + 0.5 * model.weights[3])
+
+
+def test_what_has_nothing_in_common_with_the_history_is_ordered_by_popularity():
+    scores = score(baselines.item_knn(small(), decay=0.5), [])
+    assert scores[0].tolist() == pytest.approx([1e-4 * count / 4 for count in (2, 3, 3, 1, 0, 0)])
 
 
 def test_text_similarity_is_the_largest_cosine_of_the_latest_ten():
@@ -123,7 +129,9 @@ def test_the_setting_is_chosen_on_validation():
     dataset = small()
     weights = {1.0: torch.zeros(6, 6), 2.0: torch.eye(6), 3.0: torch.eye(6)}
     choice = baselines.choose(
-        lambda decay: baselines.LinearItems(weights[decay], 1.0), [{"decay": size} for size in weights], dataset
+        lambda decay: baselines.LinearItems(weights[decay], 1.0, torch.zeros(6)),
+        [{"decay": size} for size in weights],
+        dataset,
     )
     values = [value for _, value in choice.tried]
     assert choice.setting == {"decay": list(weights)[int(np.argmax(values))]}

@@ -63,7 +63,7 @@ class MostRecent(NamedTuple):
         steps = (1 / (1.0 + torch.arange(latest.shape[1]))).expand(latest.shape)
         places = latest.masked_fill(latest < 0, len(self.counts))
         recency.scatter_reduce_(1, places, steps, "amax")
-        return recency[:, :-1] + TINY * self.counts / (1 + self.counts.max())
+        return recency[:, :-1] + popular_first(self.counts)
 
 
 class LinearItems(NamedTuple):
@@ -72,15 +72,17 @@ class LinearItems(NamedTuple):
     Attributes:
         weights: from an item of the history to a candidate.
         decay: weight of an item relative to the one after it.
+        order: of candidates that are equal otherwise, most of them with nothing in common with the history.
     """
 
     weights: Float[Tensor, "items items"]
     decay: float
+    order: Float[Tensor, "items"]
 
     def scores(self, users: Int[ndarray, "rows"], histories: Histories) -> Float[Tensor, "rows items"]:
         """See ``Baseline``."""
         # A history holds few items of the catalogue, and most of a dense product would be zeros.
-        return spread(histories, len(self.weights), self.decay).to_sparse() @ self.weights
+        return spread(histories, len(self.weights), self.decay).to_sparse() @ self.weights + self.order
 
 
 class Factors(NamedTuple):
@@ -124,6 +126,11 @@ def spread(histories: Histories, num_items: int, decay: float) -> Float[Tensor, 
     return vectors.scatter_reduce_(1, latest.masked_fill(latest < 0, num_items), weights, "amax")[:, :-1]
 
 
+def popular_first(counts: Float[Tensor, "items"]) -> Float[Tensor, "items"]:
+    """The order of popularity, in numbers that only part what is equal: ties would count against the target."""
+    return TINY * counts / (1 + counts.max())
+
+
 def popularity(dataset: Dataset, is_repeat_first: bool = False) -> Popularity:
     """Counts of the training interactions."""
     return Popularity(torch.from_numpy(dataset.train_counts()).float(), is_repeat_first)
@@ -139,11 +146,11 @@ def item_knn(dataset: Dataset, decay: float) -> LinearItems:
     pairs, num_items = Neighbours.of(*dataset.train_csr(), dataset.num_items), dataset.num_items
     weights = torch.zeros(num_items, num_items)
     weights[pairs.keys // num_items, pairs.keys % num_items] = pairs.weights
-    return LinearItems(weights, decay)
+    return LinearItems(weights, decay, popular_first(popularity(dataset).counts))
 
 
 def ease(dataset: Dataset, penalty: float, decay: float = 1.0) -> LinearItems:
-    """The linear autoencoder without self-similarity, in closed form.
+    """The linear autoencoder without self-similarity, in closed form; the largest weight is scaled to 1.
 
     Source: Steck, WWW 2019, arXiv:1905.03375, equation 8. It needs the inverse of an items by items matrix.
     """
@@ -158,7 +165,9 @@ def ease(dataset: Dataset, penalty: float, decay: float = 1.0) -> LinearItems:
     inverse = torch.linalg.inv(gram)
     weights = inverse / -inverse.diagonal()
     weights.fill_diagonal_(0)
-    return LinearItems(weights, decay)
+    # Scaled, since a large penalty would leave weights that are smaller than what parts equal scores.
+    weights /= weights.abs().max().clamp(min=1e-9)
+    return LinearItems(weights, decay, popular_first(popularity(dataset).counts))
 
 
 def bpr(dataset: Dataset, penalty: float, *, seed: int, dim: int = 64, epochs: int = 30) -> Factors:
@@ -304,6 +313,8 @@ def _item_to_item(dataset: Dataset) -> dict[str, Callable[[], Choice]]:
             lambda decay: item_knn(dataset, decay), [{"decay": decay} for decay in (1.0, 0.8, 0.6)], dataset
         ),
         "ease": lambda: choose(
-            lambda penalty: ease(dataset, penalty), [{"penalty": size} for size in (10.0, 100.0, 500.0)], dataset
+            lambda penalty: ease(dataset, penalty),
+            [{"penalty": size} for size in (100.0, 500.0, 2500.0, 12500.0)],
+            dataset,
         ),
     }
