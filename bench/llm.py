@@ -84,22 +84,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
         wait(given.device)
         return sum(tokens_of(scene, rows, ranked=False))
 
-    def rank(repeat: int) -> float:
-        scene.scores(scene.rows(repeat, given.batch_users), given.tokens)
-        return given.batch_users
-
-    def rank_plainly(repeat: int) -> float:
-        plain.score(scene, scene.rows(repeat, given.plain_users))
-        return given.plain_users
-
-    def generate(repeat: int) -> float:
-        return plain.generate(scene, scene.rows(repeat, given.plain_users))
-
-    train(0), rank(0)
-    sides = {
-        "train": train, "train plainly": train_plainly, "rank": rank, "rank 20 sequences": rank_plainly,
-        "generate a title": generate,
-    }  # fmt: skip
+    ranking = plain.ranking_sides(scene, given.batch_users, given.plain_users, given.tokens)
+    train(0), ranking["rank"](0)
+    sides = {"train": train, "train plainly": train_plainly, **ranking}
     found = rates(sides, given)
     speed = {name: statistics.median(values) for name, values in found.items()}
     some = scene.rows(0, given.batch_users)

@@ -4,6 +4,8 @@ Two users a batch, texts tokenised when they are read, one soft token put in aft
 every position; candidates are scored as so many whole sequences, or a title is generated token by token.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from numpy import ndarray
@@ -132,3 +134,20 @@ def generate(scene: Scene, rows: ndarray) -> int:
             pad_token_id=llm.end[0],
         )  # fmt: skip
     return len(rows)
+
+
+def ranking_sides(scene: Scene, users: int, plain_users: int, tokens: int) -> dict[str, Callable[[int], float]]:
+    """The package's ranking and the two plain ways: a repeat each, to how many users it ranked."""
+
+    def package(repeat: int) -> float:
+        scene.scores(scene.rows(repeat, users), tokens)
+        return users
+
+    def sequences(repeat: int) -> float:
+        score(scene, scene.rows(repeat, plain_users))
+        return plain_users
+
+    def generation(repeat: int) -> float:
+        return generate(scene, scene.rows(repeat, plain_users))
+
+    return {"rank": package, "rank 20 sequences": sequences, "generate a title": generation}

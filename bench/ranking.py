@@ -23,18 +23,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     scene = make_scene(dataset_of(given), make_llm(given.shape, seed=given.seed), given)
     scene.scores(scene.rows(0, 1), given.tokens)
 
-    def package(repeat: int) -> float:
-        scene.scores(scene.rows(repeat, given.users), given.tokens)
-        return given.users
-
-    def sequences(repeat: int) -> float:
-        plain.score(scene, scene.rows(repeat, given.users))
-        return given.users
-
-    def generation(repeat: int) -> float:
-        return plain.generate(scene, scene.rows(repeat, given.users))
-
-    sides = {"allrec": package, "20 whole sequences": sequences, "a title token by token": generation}
+    ranking = plain.ranking_sides(scene, given.users, given.users, given.tokens)
+    names = ("allrec", "20 whole sequences", "a title token by token")
+    sides = dict(zip(names, ranking.values(), strict=True))
     found = rates(sides, given)
     return compared(f"ranking 20 candidates, {given.shape}", "users", found, given, ASKED)
 
