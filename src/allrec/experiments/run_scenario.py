@@ -66,8 +66,9 @@ def train_scenario(
 def few_shot_recipe(recipe: Recipe, num_interactions: int) -> Recipe:
     """The recipe with batches that leave an epoch of few interactions at least ten steps, and more patience.
 
-    Batches for thousands of users hold all of a hundred users at once: in the epochs that a recipe has, nothing is
-    learned then (docs/experiments.md). What is smaller or more patient already stays, so a second time changes nothing.
+    Batches for thousands of users hold all of a hundred users at once: in the epochs that a recipe has, hardly anything
+    is learned then (docs/experiments.md). What is smaller or more patient already stays, so a second time changes
+    nothing.
 
     Args:
         recipe: complete.
