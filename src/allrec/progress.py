@@ -17,7 +17,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-err = Console(stderr=True)
+out, err = Console(), Console(stderr=True)
 STAGE_NAMES = {
     "prepare": "preparation",
     "backbone": "backbone (SASRec)",
@@ -190,3 +190,8 @@ def remark(values: dict[str, float]) -> str:
 def number(value: float) -> str:
     """A count or a rate in few digits: 1,234, 35, 4.2."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def say(text: str) -> None:
+    """Prints a line as it is: nothing in it is markup."""
+    out.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -6,7 +6,6 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -20,14 +19,13 @@ from allrec.data.new_items import read_new_items
 from allrec.data.published import PUBLISHED, PublishedSet, find_published
 from allrec.evaluation.protocols import own_results
 from allrec.generating import WrittenGenres, WrittenTitle
-from allrec.progress import number, observing
+from allrec.progress import number, observing, out, say
 from allrec.recommender import AllRec, Recommendation
 from allrec.recommending import families
 from allrec.report.page import PAGE, write_report
 from allrec.report.style import has_matplotlib
 from allrec.run_folder import MANIFEST, RECIPE, RunFolder
 
-out = Console()
 DEFAULT_RECIPE = "a-llmrec"
 COLUMNS = ("HR@1", "HR@10", "NDCG@10")
 
@@ -45,8 +43,8 @@ def run_quickstart(folder: Path, num_users: int, seed: int) -> None:
     show_results(system.run)
     show_users(system, load_dataset(prepared))
     if has_matplotlib():
-        _say(f"\nFigures and tables: {write_report(run, out=folder / PAGE)}")
-    _say(f"\nMore: allrec recommend {run} --history ID,ID   (ids stand in {source / 'items.jsonl'})")
+        say(f"\nFigures and tables: {write_report(run, out=folder / PAGE)}")
+    say(f"\nMore: allrec recommend {run} --history ID,ID   (ids stand in {source / 'items.jsonl'})")
 
 
 def run_prepare(
@@ -101,7 +99,7 @@ def run_add_items(run: Path, items: Path) -> None:
     rows = read_new_items(items)
     system = AllRec.from_pretrained(run)
     added = system.add_items(rows)
-    _say(f"{len(added):,} items joined {run}, which has {system.scoring.catalogue.num_items:,} now.")
+    say(f"{len(added):,} items joined {run}, which has {system.scoring.catalogue.num_items:,} now.")
 
 
 def _trained(dataset: Path, run: Path, recipe: Recipe, llm: str | None, resume: bool) -> AllRec:
@@ -113,17 +111,17 @@ def run_data_list() -> None:
     """Prints the published data sets that can be fetched."""
     width = max(len(published.name) for published in PUBLISHED)
     for terms, group in groupby(PUBLISHED, key=attrgetter("terms")):
-        _say(f"\n{terms}")
+        say(f"\n{terms}")
         for published in group:
             size = "" if published.size is None else f" ({number(published.size / 1e6)} MB)"
-            _say(f"  {published.name:{width}}  {published.about}{size}")
+            say(f"  {published.name:{width}}  {published.about}{size}")
 
 
 def run_data_fetch(name: str, folder: Path | None) -> None:
     """Fetches a published data set and says how to prepare it."""
     published = find_published(name)
     folder = folder or Path("downloads") / name
-    _say(f"{published.about}. {published.terms}.")
+    say(f"{published.about}. {published.terms}.")
     with observing() as observer:
 
         def on_bytes(file: str, done: int, total: int | None) -> None:
@@ -142,14 +140,10 @@ def show_fetched(published: PublishedSet, folder: Path, fetched: Sequence[Fetche
             "first use": f"no checksum was published, so what came is trusted; {record_of(one.path).name} holds its "
             "sha256, and later fetches must agree",
         }[one.trust]
-        _say(f"{one.path}: {reason}.")
+        say(f"{one.path}: {reason}.")
     options = "".join(f" --set {option}" for option in published.options)
     command = f"allrec prepare {folder} --format {published.format} --out data/{published.name}{options}"
-    _say(f"\nNext: {command}")
-
-
-def _say(text: str) -> None:
-    out.print(text, highlight=False, markup=False, soft_wrap=True)
+    say(f"\nNext: {command}")
 
 
 def show_counts(dataset: Dataset) -> None:
@@ -186,13 +180,13 @@ def show_results(run: RunFolder) -> None:
         out.print(table)
     for row in metrics["comparisons"]:
         if row["split"] == "test" and row["metric"] == "HR@1":
-            _say(
+            say(
                 f"HR@1 of {row['scorer']} less that of {row['against']}: {row['difference']:+.4f}, "
                 f"p = {row.get('p_holm', row['p']):.4f} (paired, corrected by Holm, {row['users']} users, "
                 f"protocol {row['protocol']})"
             )
     seconds = ", ".join(f"{name.replace('_', ' ')} {value:.0f} s" for name, value in metrics["seconds"].items())
-    _say(f"Time: {seconds}")
+    say(f"Time: {seconds}")
 
 
 def show_users(system: AllRec, dataset: Dataset, num_users: int = 3) -> None:
@@ -247,11 +241,11 @@ def show_written(written: Sequence[WrittenTitle] | Sequence[WrittenGenres]) -> N
         if isinstance(text, WrittenTitle):
             listed = "a candidate" if text.is_candidate else "no candidate"
             items = f"in the catalogue, {listed}: {', '.join(text.item_ids)}"
-            _say(f'"{text.title}"\n    {items if text.is_in_catalogue else "not in the catalogue"}')
+            say(f'"{text.title}"\n    {items if text.is_in_catalogue else "not in the catalogue"}')
         else:
             known, unknown = (", ".join(names) or "none" for names in (text.known, text.unknown))
-            _say(f"{text.text}\n    known genres: {known}; unknown: {unknown}")
-        _say(f"    log P {text.score:.2f}")
+            say(f"{text.text}\n    known genres: {known}; unknown: {unknown}")
+        say(f"    log P {text.score:.2f}")
 
 
 def _pair(text: str, option: str) -> tuple[str, str]:

@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -14,10 +13,9 @@ from allrec.experiments.compare import compare
 from allrec.experiments.rows import rows_of
 from allrec.experiments.tables import EVIDENCE_HEADER, HEADER, Cells, cells, evidence_cells, notes
 from allrec.pipeline import Observer
-from allrec.progress import err, observing
+from allrec.progress import err, observing, out, say
 from allrec.report.page import write_report
 
-out = Console()
 NAMES = ("recipe", "scorer")
 """Columns of names, which are not broken."""
 Asked = tuple[tuple[str, ...], str | None, tuple[str, ...], tuple[str, ...]]
@@ -34,12 +32,12 @@ def run_compare(
     result = compare(dataset, rows, folder, seeds=numbers, llm=llm, resume=resume, watch=watching)
     page = write_report(folder)
     show_comparison(result)
-    _say(f"Written: {folder / 'table.csv'}, {folder / 'table.md'}, {page}")
+    say(f"Written: {folder / 'table.csv'}, {folder / 'table.md'}, {page}")
 
 
 def run_report(path: Path, page: Path | None) -> None:
     """Writes the page and says where it lies."""
-    _say(f"Written: {write_report(path, out=page)}")
+    say(f"Written: {write_report(path, out=page)}")
 
 
 @contextmanager
@@ -63,9 +61,9 @@ def show_comparison(result: dict[str, Any]) -> None:
     scorers = _chosen(evidence_cells(table), (0, 1, 2, 6, 7, 8))
     out.print(_table(f"{what}, test: every scorer", names, [_means(row) for row in scorers]))
     for note in notes(table):
-        _say(note)
+        say(note)
     seconds = result["seconds"]
-    _say(
+    say(
         f"The comparison took {seconds['compare']:,.1f} s, its stages {seconds['stages']:,.1f} s: "
         f"{seconds['overhead']:.1%} above them."
     )
@@ -99,7 +97,3 @@ def seed_of(text: str) -> int:
     if not text.isdecimal():
         raise InputError(f"got the seed {text!r}, expected whole numbers with commas, such as --seeds 0,1,2")
     return int(text)
-
-
-def _say(text: str) -> None:
-    out.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -15,14 +14,12 @@ from allrec.experiments.diagnose import DIAGNOSTICS, diagnose
 from allrec.experiments.run_scenario import evaluate_scenario, train_scenario
 from allrec.experiments.scenarios import CROSS_DOMAIN
 from allrec.experiments.tables import p_text
-from allrec.progress import observing
+from allrec.progress import observing, out, say
 from allrec.recommender import AllRec
 from allrec.run_folder import RunFolder
 from allrec.setup import plan_of
 from allrec.terminal import COLUMNS, recipe_of, show_results
 from allrec.terminal_compare import seed_of
-
-out = Console()
 
 
 def run_evaluate(run: Path, dataset: Path, protocols: list[str], scenario: str | None) -> None:
@@ -72,7 +69,7 @@ def run_diagnose(run: Path, dataset: Path, num_users: int, num_orders: int) -> N
     with observing() as observer:
         result = diagnose(system, dataset, num_users=num_users, num_orders=num_orders, observer=observer)
     show_diagnostics(result)
-    _say(f"Written: {run / DIAGNOSTICS}")
+    say(f"Written: {run / DIAGNOSTICS}")
 
 
 def show_diagnostics(result: dict[str, Any]) -> None:
@@ -92,13 +89,13 @@ def show_diagnostics(result: dict[str, Any]) -> None:
             for row in places["places"]
         ]
         out.print(_table(f"{name}: place in the prompt", ["place", "targets", "HR@1", "first choices"], cells))
-        _say(
+        say(
             f"llm over {places['orders']} orders of {places['users']:,} lists: HR@1 {places['HR@1']:.4f} on average, "
             f"{places['averaged']:.4f} with scores averaged over the orders. First choices are even over the places: "
             f"{p_text(places['p'])}."
         )
     if answers is not None:
-        _say(
+        say(
             f"Written titles of {answers['users']:,} users: {answers['invalid']:.1%} name no candidate, "
             f"{answers['outside_catalogue']:.1%} no item of the catalogue; HR@1 {answers['HR@1']:.4f}."
         )
@@ -110,7 +107,7 @@ def run_baselines_command(dataset: Path, folder: Path, seeds: tuple[str, ...], r
     with observing() as observer:
         result = run_baselines(dataset, folder, seeds=numbers, resume=resume, observer=observer)
     show_baselines(result)
-    _say(f"Written: {folder / BASELINES}")
+    say(f"Written: {folder / BASELINES}")
 
 
 def show_baselines(result: dict[str, Any]) -> None:
@@ -133,7 +130,7 @@ def show_baselines(result: dict[str, Any]) -> None:
     ]
     tests = {row["against"]: row for row in result["comparisons"] if _is_first(row)}
     out.print(_table(f"Tests, and the {K} best of the catalogue", header, [_aside(row, tests) for row in rows]))
-    _say(
+    say(
         f"Settings, and the best of all ({result['best']}), were chosen on validation. Paired over the test users, "
         f"two-sided sign-flip test, p corrected by Holm for {len(rows) - 1} rows. Seeds: "
         f"{', '.join(map(str, result['seeds']))}; intervals over seeds, over users where there is one."
@@ -168,7 +165,3 @@ def _table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     for row in rows:
         table.add_row(*map(escape, row), style="dim" if row[0] == "chance" else "")
     return table
-
-
-def _say(text: str) -> None:
-    out.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -39,7 +39,7 @@ class Targets:
         return len(self.users)
 
     def take(self, rows: np.ndarray) -> "Targets":
-        """Some of the rows, in the order given."""
+        """Some of the rows: those that a mask marks, or positions in the order given."""
         candidates = {name: lists[rows] for name, lists in self.candidates.items()}
         return Targets(self.users[rows], self.positions[rows], self.items[rows], candidates)
 
@@ -152,6 +152,13 @@ def load_dataset(path: Path | str) -> Dataset:
         seconds=float(manifest.get("seconds", 0.0)),
         genres=genres_of(items),
     )
+
+
+def flat(starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Slices ``[start, end)``, one a row, laid out one behind the other: the row and the place of each element."""
+    lengths = ends - starts
+    rows = np.repeat(np.arange(len(lengths)), lengths)
+    return rows, np.arange(len(rows)) + np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
 
 
 def load_timestamps(dataset: Dataset) -> np.ndarray:

@@ -70,17 +70,27 @@ def stored_llm_scores(
         part = slice(start, start + USERS_A_CHUNK)
         rows, candidates = asked.rows[part], asked.candidates[part]
         digest = hashlib.sha256(rows.tobytes() + candidates.tobytes()).hexdigest()[:12]
-        name = f"{asked.split}-{asked.name}-{asked.scorer}-{start}-{digest}.safetensors"
-        path = next((folder / name for folder in folders if (folder / name).is_file()), None)
-        if path is not None:
-            scores[part] = load_tensors(path)["scores"].numpy()
-        else:
+
+        def compute(rows: ndarray = rows, candidates: ndarray = candidates) -> Tensor:
             histories = histories_before(dataset, targets, rows)
-            scores[part] = system.score_with_llm(system.represent(histories), histories, candidates, asked.scorer)
-            if folders:
-                save_tensors(folders[0] / name, {"scores": torch.from_numpy(scores[part])})
+            found = system.score_with_llm(system.represent(histories), histories, candidates, asked.scorer)
+            return torch.from_numpy(found)
+
+        name = f"{asked.split}-{asked.name}-{asked.scorer}-{start}-{digest}.safetensors"
+        scores[part] = stored(folders, name, "scores", compute).numpy()
         report(min(len(asked.rows), start + USERS_A_CHUNK), len(asked.rows))
     return scores
+
+
+def stored(folders: Sequence[Path], name: str, key: str, compute: Callable[[], Tensor]) -> Tensor:
+    """A tensor as one of the folders has it, else computed and written to the first; with no folder nothing is kept."""
+    path = next((folder / name for folder in folders if (folder / name).is_file()), None)
+    if path is not None:
+        return load_tensors(path)[key]
+    values = compute()
+    if folders:
+        save_tensors(folders[0] / name, {key: values})
+    return values
 
 
 def histories_before(dataset: Dataset, targets: Targets, rows: Int[ndarray, "rows"]) -> list[Int[ndarray, "length"]]:

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from allrec.data.dataset import flat
+
 # Scores held at one time when ranking over the whole catalogue: 16 MiB of float32.
 MAX_SCORES = 1 << 22
 
@@ -90,9 +92,7 @@ def dot_product_scores(users: Float[Tensor, "rows dim"], items: Float[Tensor, "i
 def _without(
     scores: Float[Tensor, "chunk items"], targets: Int[np.ndarray, "chunk"], excluded: Excluded, rows: slice
 ) -> Float[Tensor, "chunk items"]:
-    starts, lengths = excluded.starts[rows], excluded.ends[rows] - excluded.starts[rows]
-    row_ids = np.repeat(np.arange(len(starts)), lengths)
-    places = np.arange(lengths.sum()) + np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
+    row_ids, places = flat(excluded.starts[rows], excluded.ends[rows])
     item_ids = excluded.items[places]
     is_other = item_ids != targets[row_ids]
     index = (torch.as_tensor(row_ids[is_other]), torch.as_tensor(item_ids[is_other], dtype=torch.int64))

@@ -10,11 +10,10 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 from torch import Tensor
 
-from allrec.artifacts import load_tensors, save_tensors
 from allrec.data import Dataset
 from allrec.evaluation.dot_products import dot_product_ranks
 from allrec.evaluation.evaluate import Plan, Ranked, Ranker, Task
-from allrec.evaluation.llm_scores import Report, histories_before
+from allrec.evaluation.llm_scores import Report, histories_before, stored
 from allrec.evaluation.protocols import sample_rows
 
 READ_A_CHUNK = 2048
@@ -69,13 +68,11 @@ def stored_readings(
     for start in range(0, len(rows), READ_A_CHUNK):
         part = rows[start : start + READ_A_CHUNK]
         name = f"{split}-readout-{start}-{hashlib.sha256(part.tobytes()).hexdigest()[:12]}.safetensors"
-        path = next((folder / name for folder in folders if (folder / name).is_file()), None)
-        if path is not None:
-            chunks.append(load_tensors(path)["vectors"])
-        else:
+
+        def compute(part: Int[ndarray, "part"] = part) -> Tensor:
             histories = histories_before(dataset, dataset.targets[split], part)
-            chunks.append(system.read(system.represent(histories), histories))
-            if folders:
-                save_tensors(folders[0] / name, {"vectors": chunks[-1]})
+            return system.read(system.represent(histories), histories)
+
+        chunks.append(stored(folders, name, "vectors", compute))
         report(start + len(part), len(rows))
     return torch.cat(chunks)

@@ -5,6 +5,7 @@ from jaxtyping import Bool, Int
 from numpy import ndarray
 
 from allrec.data import Dataset, Targets
+from allrec.data.dataset import flat
 
 EXTREME_SHARE = 0.35
 """Share of items that the paper calls warm (the most seen) and cold (the least seen)."""
@@ -45,9 +46,7 @@ def segments(dataset: Dataset, targets: Targets) -> dict[str, Bool[ndarray, "row
 def repeats(dataset: Dataset, targets: Targets) -> Bool[ndarray, "rows"]:
     """Whether the target already stands in the history before it."""
     starts = dataset.offsets[targets.users]
-    rows = np.repeat(np.arange(len(starts)), targets.positions)
-    first = np.cumsum(targets.positions) - targets.positions
-    places = np.arange(targets.positions.sum()) - first[rows] + starts[rows]
+    rows, places = flat(starts, starts + targets.positions)
     is_same = dataset.items[places] == targets.items[rows]
     return np.bincount(rows[is_same], minlength=len(starts)) > 0
 

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
-from allrec.data.dataset import Dataset, Targets
+from allrec.data.dataset import Dataset, Targets, flat
 from allrec.evidence.evidence import Evidence
 from allrec.evidence.histories import Histories, histories_before
 
@@ -144,9 +144,7 @@ def is_in_history(
     histories: Histories, candidates: Int[ndarray, "rows candidates"], num_items: int
 ) -> Bool[ndarray, "rows candidates"]:
     """Whether each candidate stands anywhere in its row's history."""
-    lengths = histories.ends - histories.starts
-    rows = np.repeat(np.arange(histories.num_rows), lengths)
-    places = np.arange(lengths.sum()) + np.repeat(histories.starts - (np.cumsum(lengths) - lengths), lengths)
+    rows, places = flat(histories.starts, histories.ends)
     owned = rows * num_items + histories.items[places]
     wanted = np.arange(histories.num_rows)[:, None] * num_items + candidates
     return np.isin(wanted, owned) & (candidates >= 0)

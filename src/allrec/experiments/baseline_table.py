@@ -17,6 +17,7 @@ from allrec.artifacts import load_tensors, read_json, save_tensors, write_json
 from allrec.base import InputError
 from allrec.config import Recipe, load_recipe
 from allrec.data import Dataset, load_dataset
+from allrec.data.dataset import flat
 from allrec.evaluation.beyond_accuracy import beyond_accuracy
 from allrec.evaluation.evaluate import Plan, evaluate
 from allrec.evaluation.protocols import Ranking, corrected, result_rows
@@ -188,8 +189,8 @@ def _of_fusion(scoring: Scoring, dataset: Dataset) -> Found:
 
 def _beyond(lists: Int[ndarray, "rows k"], dataset: Dataset, texts: Float[Tensor, "items dim"]) -> dict[str, float]:
     told = histories_before(dataset, dataset.targets["test"])
-    chosen_before = np.concatenate([told.items[a:b] for a, b in zip(told.starts, told.ends, strict=True)])
-    return beyond_accuracy(lists, chosen_before, dataset.train_counts(), texts)
+    _, places = flat(told.starts, told.ends)
+    return beyond_accuracy(lists, told.items[places], dataset.train_counts(), texts)
 
 
 def summarise_baselines(found: Sequence[Measured], dataset: Dataset, seeds: Sequence[int]) -> dict[str, Any]:

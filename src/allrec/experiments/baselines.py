@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 from torch import Tensor
 
-from allrec.data.dataset import Dataset, Targets
+from allrec.data.dataset import Dataset, Targets, flat
 from allrec.evaluation.metrics import ndcg_at
 from allrec.evaluation.protocols import excluded_history
 from allrec.evaluation.ranking import candidate_ranks, catalogue_ranks
@@ -241,9 +241,7 @@ def top_items(baseline: Baseline, dataset: Dataset, targets: Targets, k: int) ->
         rows = slice(start, start + ROWS)
         own = histories.part(rows)
         scores = baseline.scores(targets.users[rows], own).clone()
-        lengths = own.ends - own.starts
-        owners = np.repeat(np.arange(len(lengths)), lengths)
-        places = np.arange(lengths.sum()) + np.repeat(own.starts - (np.cumsum(lengths) - lengths), lengths)
+        owners, places = flat(own.starts, own.ends)
         scores[torch.from_numpy(owners), torch.from_numpy(own.items[places]).long()] = -torch.inf
         best = scores.topk(min(k, dataset.num_items), dim=1)
         lists.append(best.indices.masked_fill(best.values == -torch.inf, -1).numpy())

@@ -87,7 +87,7 @@ def cold_users(dataset: Dataset) -> Dataset:
         raise InputError(f"{dataset.name} has no user with exactly {COLD_LENGTH} interactions. Try cold-users-2000.")
     left_out = hold_out_users(dataset, users)
     test = left_out.targets["test"]
-    return with_targets(left_out, test=rows_of(test, np.isin(test.users, users)))
+    return with_targets(left_out, test=test.take(np.isin(test.users, users)))
 
 
 def drawn_cold_users(dataset: Dataset, num_users: int, seed: int) -> Dataset:
@@ -142,13 +142,13 @@ def unseen(dataset: Dataset, seed: int, share: float = UNSEEN_SHARE) -> Scenario
     is_target[whole.offsets[test.users] + test.positions] = True
     asked = without_interactions(whole, (whole.items >= num_known) & ~is_target)
     test = asked.targets["test"]
-    wanted = rows_of(test, test.items >= num_known)
+    wanted = test.take(test.items >= num_known)
     if len(wanted) == 0:
         raise InputError(
             f"{dataset.name} has no test target among {dataset.num_items - num_known} held-out items that anybody with "
             "another item chose last. Take a larger data set."
         )
-    nobody = rows_of(asked.targets["valid"], np.zeros(len(asked.targets["valid"]), bool))
+    nobody = asked.targets["valid"].take(np.zeros(len(asked.targets["valid"]), bool))
     train = redraw_candidates(first_items(without_interactions(asked, asked.items >= num_known), num_known), seed)
     return Scenario(train, with_targets(asked, valid=nobody, test=wanted))
 
@@ -181,7 +181,7 @@ def hold_out_users(dataset: Dataset, users: Int[ndarray, "held_out"]) -> Dataset
     lengths = dataset.train_lengths.copy()
     lengths[users] = 0
     valid = dataset.targets["valid"]
-    kept = rows_of(valid, ~np.isin(valid.users, users))
+    kept = valid.take(~np.isin(valid.users, users))
     return with_targets(replace(dataset, train_lengths=lengths), valid=kept)
 
 
@@ -230,7 +230,7 @@ def without_interactions(dataset: Dataset, is_dropped: Bool[ndarray, "interactio
     for split, rows in dataset.targets.items():
         begins = dataset.offsets[rows.users]
         moved = replace(rows, positions=kept_before[begins + rows.positions] - kept_before[begins])
-        targets[split] = rows_of(moved, ~is_dropped[begins + rows.positions] & (moved.positions > 0))
+        targets[split] = moved.take(~is_dropped[begins + rows.positions] & (moved.positions > 0))
     return replace(
         dataset,
         items=dataset.items[~is_dropped],
@@ -258,12 +258,6 @@ def reorder_items(dataset: Dataset, order: Int[ndarray, "items"]) -> Dataset:
 def first_items(dataset: Dataset, num_items: int) -> Dataset:
     """The data set with the first items alone; no interaction may be with another, and candidates are to be redrawn."""
     return _chosen_items(dataset, np.arange(num_items))
-
-
-def rows_of(targets: Targets, is_kept: Bool[ndarray, "rows"]) -> Targets:
-    """Some of the targets."""
-    candidates = {protocol: lists[is_kept] for protocol, lists in targets.candidates.items()}
-    return Targets(targets.users[is_kept], targets.positions[is_kept], targets.items[is_kept], candidates)
 
 
 def with_targets(dataset: Dataset, **targets: Targets) -> Dataset:

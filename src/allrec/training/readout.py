@@ -15,6 +15,7 @@ from torch import Tensor
 from allrec.base import Config
 from allrec.data import Dataset
 from allrec.evaluation.dot_products import dot_product_ranks
+from allrec.evaluation.llm_scores import histories_before
 from allrec.evaluation.metrics import ndcg_at
 from allrec.models.backbones.base import Backbone, freeze
 from allrec.models.backbones.losses import Negatives, sampled_softmax, softmax
@@ -248,8 +249,7 @@ def _validation(
     if len(targets) == 0:
         return None
     users = represent_users(reader.backbone, dataset, targets.users, targets.positions)
-    pairs = zip(targets.users, targets.positions, strict=True)
-    histories = [dataset.history(user)[:position] for user, position in pairs]
+    histories = histories_before(dataset, targets, np.arange(len(targets)))
 
     def validate() -> float:
         vectors = reader.read(readout, users, histories, config.batch_tokens)
