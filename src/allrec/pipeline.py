@@ -19,11 +19,12 @@ from allrec.evidence.evidence import Evidence
 from allrec.evidence.fitting import LISTED, SCOPES, fit_fusions
 from allrec.evidence.fused import LLM_EVIDENCE, Fused, Scope
 from allrec.evidence.storage import (
+    load_addition,
     load_content_parts,
     load_fusion,
     load_training_histories,
+    save_addition,
     save_content_parts,
-    save_fusion,
     save_training_histories,
 )
 from allrec.models.alignment import Alignment, NoAlignment, new_alignment
@@ -180,8 +181,8 @@ def load_fused(run: RunFolder, scoring: Scoring) -> Fused:
     """
     folder, config = run.folder("fusion"), run.recipe().fusion
     models: dict[Scope, Fusion] = {scope: load_fusion(folder, scope) for scope in SCOPES}
-    with_llm: dict[Scope, Fusion] = {
-        scope: load_fusion(folder, f"{scope}-llm") for scope in SCOPES if (folder / f"{scope}-llm.json").is_file()
+    with_llm: dict[Scope, Fusion | None] = {
+        scope: load_addition(folder, f"{scope}-llm") for scope in SCOPES if (folder / f"{scope}-llm.json").is_file()
     }
     return Fused(_load_evidence(run, scoring), models, with_llm, config.evidence.depth, config.num_ranked)
 
@@ -220,8 +221,8 @@ def _fit_fusion(folder: Path, scoring: Scoring, evidence: Evidence, dataset: Dat
     reports = {}
     for ending, models in (("", fitted.models), ("-llm", fitted.with_llm)):
         for scope, one in models.items():
-            save_fusion(folder, one.model, f"{scope}{ending}")
-            reports[f"{scope}{ending}"] = [vars(report) for report in one.reports]
+            save_addition(folder, None if one is None else one.model, f"{scope}{ending}")
+            reports[f"{scope}{ending}"] = [] if one is None else [vars(report) for report in one.reports]
     write_json(folder / "training.json", reports)
 
 

@@ -181,22 +181,22 @@ def test_what_is_known_already_is_not_learned_again():
     assert slope(told) < 0.5 * slope(plain)
 
 
-def test_users_of_rarely_seen_targets_weigh_more():
-    counts = torch.tensor([0, 5, 6, 100]).float().log1p()
+def test_users_of_targets_that_were_never_seen_weigh_more():
+    counts = torch.tensor([0, 1, 5, 100]).float().log1p()
     evidence = torch.stack([torch.zeros(4), counts], dim=1)
-    assert target_weights(evidence, ("cf", "log_count"), 3.0).tolist() == [3, 3, 1, 1]
+    assert target_weights(evidence, ("cf", "log_count"), 3.0).tolist() == [3, 1, 1, 1]
     assert target_weights(evidence, ("cf", "text"), 3.0).tolist() == [1, 1, 1, 1]
 
 
-def test_the_weight_of_rare_targets_moves_what_is_learned_towards_them():
+def test_the_weight_of_unseen_targets_moves_what_is_learned_towards_them():
     lists = world(400)
     # The world's popular items are to have been seen fifty times.
     lists.features[:, :, 2] *= np.log1p(50)
 
     def gained(weight):
-        model = fitted(lists, config=QUICK.model_copy(update={"rare_weight": weight})).model
-        is_rare = lists.features[lists.candidates == lists.targets[:, None]][:, 2] == 0
+        model = fitted(lists, config=QUICK.model_copy(update={"unseen_weight": weight})).model
+        is_unseen = lists.features[lists.candidates == lists.targets[:, None]][:, 2] == 0
         scores = torch.from_numpy(fused_scores(model, lists.features)).log_softmax(dim=1).numpy()
-        return scores[lists.candidates == lists.targets[:, None]][is_rare].mean()
+        return scores[lists.candidates == lists.targets[:, None]][is_unseen].mean()
 
     assert gained(20.0) > gained(0.05)

@@ -4,9 +4,11 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int
 from numpy import ndarray
 from pydantic import Field
+from torch.nn import functional
 
 from allrec.base import Config, InputError
 from allrec.data.dataset import Dataset
@@ -17,7 +19,7 @@ from allrec.evidence.evidence import CONTEXT, FREE, Evidence
 from allrec.evidence.fused import LLM_EVIDENCE, Fused, Scope, best_of, llm_features
 from allrec.evidence.histories import histories_before
 from allrec.evidence.whole_catalogue import catalogue_lists, retrieve_scored
-from allrec.models.fusion import FusionConfig
+from allrec.models.fusion import Fusion, FusionConfig
 from allrec.training.fusion import (
     STAGE,
     FittedFusion,
@@ -52,21 +54,28 @@ class FusionStageConfig(Config):
         description="What the language model's evidence adds, fitted by itself; it has as many members as the other.",
     )
     num_ranked: int = Field(20, ge=2, description="So many of the best candidates the language model reads.")
+    least_gain: float = Field(
+        1.0,
+        description="Standard errors by which the language model's evidence must lower the cross-entropy to be kept.",
+    )
     llm_users: int = Field(
         1000, ge=0, description="Validation users whose lists it reads for fitting; 0 fits without it."
     )
 
 
 class FittedFusions(NamedTuple):
-    """What the stage fitted, by scope; ``with_llm`` lacks a scope of which the language model read nothing."""
+    """What the stage fitted, by scope.
+
+    ``with_llm`` lacks a scope of which the language model read nothing, and has None where what it read adds nothing.
+    """
 
     models: dict[Scope, FittedFusion]
-    with_llm: dict[Scope, FittedFusion]
+    with_llm: dict[Scope, FittedFusion | None]
 
     def fused(self, evidence: Evidence, config: FusionStageConfig) -> Fused:
         """Ready to rank with."""
         models = {scope: one.model for scope, one in self.models.items()}
-        with_llm = {scope: one.model for scope, one in self.with_llm.items()}
+        with_llm = {scope: None if one is None else one.model for scope, one in self.with_llm.items()}
         return Fused(evidence, models, with_llm, config.evidence.depth, config.num_ranked)
 
 
@@ -80,7 +89,7 @@ def fit_fusions(
     sample_seed: int,
     llm_evidence: Sequence[str] = LLM_EVIDENCE,
 ) -> FittedFusions:
-    """Fits fusion without the language model, then what that adds.
+    """Fits fusion without the language model, then what that adds; a scope where that is nothing goes without it.
 
     Args:
         dataset: its validation targets and what stands before them are read, its test targets are not.
@@ -112,11 +121,11 @@ def fit_fusions(
     read = {scope: read_lists(scope, dataset, fused, rows, folds, ask, rng, llm_evidence) for scope in SCOPES}
     own = Roles([*llm_evidence, *CONTEXT], FREE, CONTEXT)
     small = _with_members(config.with_llm, config.training.model.members)
-    with_llm = {
-        scope: cross_fit(lists, own, small, folds[chosen], seed=seed)
-        for scope, (lists, chosen) in read.items()
-        if _is_enough(folds[chosen])
-    }
+    with_llm = {}
+    for scope, (lists, chosen) in read.items():
+        if _is_enough(folds[chosen]):
+            fitted = cross_fit(lists, own, small, folds[chosen], seed=seed)
+            with_llm[scope] = fitted if is_gain(lists, fitted.model, folds[chosen], config.least_gain) else None
     return FittedFusions(models, with_llm)
 
 
@@ -127,6 +136,26 @@ def _with_members(config: FusionTrainingConfig, members: int) -> FusionTrainingC
 def _is_enough(folds: Int[ndarray, "rows"]) -> bool:
     """Whether each fold leaves a user to fit on, and one to say when to stop."""
     return len(folds) - int(np.bincount(folds).max(initial=0)) >= 2
+
+
+def is_gain(lists: Lists, model: Fusion, folds: Int[ndarray, "rows"], least: float = 1.0) -> bool:
+    """Whether what a fusion adds lowers the cross-entropy of what was known, as a mean over the rows.
+
+    Args:
+        lists: with what was known as their offsets.
+        model: of as many members as there are folds; each row is scored by the one that never met it.
+        folds: of the rows.
+        least: so many standard errors of that mean it must be more than 0.
+    """
+    known = np.zeros(lists.candidates.shape, np.float32) if lists.offsets is None else lists.offsets
+    gains = _cross_entropy(lists, known) - _cross_entropy(lists, known + fused_scores(model, lists.features, folds))
+    return bool(gains.mean() > least * gains.std() / np.sqrt(len(gains)))
+
+
+def _cross_entropy(lists: Lists, scores: Float[ndarray, "rows candidates"]) -> Float[ndarray, "rows"]:
+    logits = torch.from_numpy(np.where(lists.candidates < 0, -np.inf, scores))
+    places = torch.from_numpy((lists.candidates == lists.targets[:, None]).argmax(axis=1))
+    return functional.cross_entropy(logits, places, reduction="none").numpy()
 
 
 def lists_of(scope: Scope, dataset: Dataset, evidence: Evidence, config: FusionStageConfig, seed: int) -> Lists:

@@ -32,7 +32,7 @@ class Fused:
     Args:
         evidence: all but the language model's.
         models: by scope, a fusion of that evidence.
-        with_llm: by scope, what the language model's evidence adds; a scope may lack one.
+        with_llm: by scope, what the language model's evidence adds; None where it was found to add nothing.
         depth: items that each scorer and each space retrieves.
         num_ranked: so many of the best the language model reads.
     """
@@ -41,7 +41,7 @@ class Fused:
         self,
         evidence: Evidence,
         models: Mapping[Scope, Fusion],
-        with_llm: Mapping[Scope, Fusion],
+        with_llm: Mapping[Scope, Fusion | None],
         depth: int,
         num_ranked: int,
     ) -> None:
@@ -75,7 +75,7 @@ class Fused:
         read: Mapping[str, Float[ndarray, "rows candidates"]],
         folds: Int[ndarray, "rows"] | None = None,
     ) -> Float[ndarray, "rows candidates"]:
-        """What the language model's evidence adds to the fused score.
+        """What the language model's evidence adds to the fused score; zeros where that is nothing.
 
         Args:
             scope: of the lists.
@@ -83,7 +83,9 @@ class Fused:
             read: the language model's raw scores by name, see ``llm_features``.
             folds: see ``score``.
         """
-        model = self.with_llm[scope]
+        model = self.with_llm.get(scope)
+        if model is None:
+            return np.zeros(features.shape[:2], np.float32)
         return fused_scores(model, llm_features(self.evidence.names, model.names, features, read), folds)
 
 

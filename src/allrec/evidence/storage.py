@@ -89,6 +89,23 @@ def save_fusion(folder: Path, fusion: Fusion, name: str = "fusion") -> dict[str,
     return {f"{name}.safetensors": save_tensors(folder / f"{name}.safetensors", fusion.state_dict())}
 
 
+def save_addition(folder: Path, fusion: Fusion | None, name: str) -> None:
+    """Writes what is added to a fusion, or that nothing is: ``NAME.json`` is then null."""
+    if fusion is None:
+        write_json(folder / f"{name}.json", None)
+    else:
+        save_fusion(folder, fusion, name)
+
+
+def load_addition(folder: Path, name: str) -> Fusion | None:
+    """Reads what ``save_addition`` wrote.
+
+    Raises:
+        InputError: a file is missing or damaged.
+    """
+    return None if read_json(folder / f"{name}.json") is None else load_fusion(folder, name)
+
+
 def load_fusion(folder: Path, name: str = "fusion") -> Fusion:
     """Reads what ``save_fusion`` wrote, frozen.
 

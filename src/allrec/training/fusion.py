@@ -11,7 +11,6 @@ from pydantic import Field
 from torch import Tensor
 
 from allrec.base import Config, InputError
-from allrec.evaluation.segments import RARE
 from allrec.models.backbones.base import freeze
 from allrec.models.fusion import EvidenceScale, Fusion, FusionConfig, evidence_scale
 from allrec.training.batching import LazyBatches
@@ -30,8 +29,8 @@ class FusionTrainingConfig(Config):
     model: FusionConfig = Field(FusionConfig(members=4), description="Shape of the fusion model; a member a fold.")
     held_out: float = Field(0.25, gt=0, lt=1, description="Share of the users that only say when to stop.")
     batch_size: int = Field(256, ge=1, description="Users of a batch.")
-    rare_weight: float = Field(
-        1.0, gt=0, description="Weight in the loss of users whose target was seen five times at most in training."
+    unseen_weight: float = Field(
+        2.0, gt=0, description="Weight in the loss of users whose target was never seen in training."
     )
     loop: LoopConfig = Field(
         LoopConfig(epochs=60, optimizer="adamw", learning_rate=2e-2, weight_decay=1e-3, patience=4),
@@ -149,7 +148,7 @@ def fit_fusion(
     held_out, fitted = torch.from_numpy(order[:num_held_out]), order[num_held_out:]
     generator = torch.Generator().manual_seed(int(np.random.SeedSequence([seed, STAGE]).generate_state(1)[0]))
     model = Fusion(*roles, config.model, scale or scale_of(lists, config.model.knots), generator)
-    weights = target_weights(features[torch.arange(len(places)), places], roles.names, config.rare_weight)
+    weights = target_weights(features[torch.arange(len(places)), places], roles.names, config.unseen_weight)
 
     def loss(rows: Int[Tensor, "batch"]) -> Tensor:
         known = None if offsets is None else offsets[rows]
@@ -171,13 +170,13 @@ def fit_fusion(
 
 
 def target_weights(
-    targets: Float[Tensor, "rows evidence"], names: Sequence[str], rare_weight: float
+    targets: Float[Tensor, "rows evidence"], names: Sequence[str], unseen_weight: float
 ) -> Float[Tensor, "rows"]:
-    """Weights of users by how often their target was seen; 1 for all where the evidence does not tell."""
+    """Weights of users: ``unseen_weight`` where the target was never seen; 1 where no evidence tells."""
     if COUNT not in names:
         return torch.ones(len(targets))
-    is_rare = targets[:, list(names).index(COUNT)] < np.log1p(RARE + 0.5)
-    return torch.where(is_rare, rare_weight, 1.0)
+    is_unseen = targets[:, list(names).index(COUNT)] < np.log1p(0.5)
+    return torch.where(is_unseen, unseen_weight, 1.0)
 
 
 def check(lists: Lists, names: Sequence[str]) -> None:
