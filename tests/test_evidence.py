@@ -168,8 +168,11 @@ def test_lists_to_fit_on_hold_the_target_once_and_not_always_first(evidence, exc
     histories = histories_of([np.array([3, 4, 5])] * 40)
     targets = np.arange(40) % NUM_ITEMS
     settings = {"depth": 5, "num_candidates": 6, "excludes_history": excludes_history}
-    lists = catalogue_lists(evidence, histories, targets, rng, **settings)
-    assert lists.shape == (40, 7)
+    lists, kept = catalogue_lists(evidence, histories, targets, rng, **settings)
+    assert kept.tolist() == np.flatnonzero(np.isin(targets, evidence.retrieve(histories, 5)[0])).tolist()
+    assert lists.shape == (len(kept), 7)
+    assert 0 < len(kept) < 40
+    targets = targets[kept]
     assert ((lists == targets[:, None]).sum(axis=1) == 1).all()
     assert len(set((lists == targets[:, None]).argmax(axis=1).tolist())) > 3
     assert all(len(set(row[row >= 0])) == (row >= 0).sum() for row in lists)

@@ -1,5 +1,7 @@
 """What figures show, by arithmetic, and that they draw nothing of nothing."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -8,6 +10,7 @@ from allrec.report.figures import (
     Series,
     by_popularity,
     calibration,
+    fusion_losses,
     losses,
     reliability,
     segment_bars,
@@ -92,6 +95,15 @@ def test_panels_of_losses_stand_in_rows(number, shape):
     assert (grid.nrows, grid.ncols) == shape
 
 
+def test_each_member_of_each_fusion_has_its_two_curves():
+    report = {"losses": [2.0, 1.0], "validations": [-2.5, -1.5]}
+    view = replace(view_with({}, {}), fits={"lists": [report, report], "catalogue-llm": [report]})
+    first, second = fusion_losses(view).axes
+    assert (len(first.lines), len(second.lines)) == (4, 2)
+    assert first.lines[1].get_data()[1].tolist() == [2.5, 1.5]
+    assert second.get_title(loc="left") == "Whole catalogue, added by the language model"
+
+
 def test_shares_begin_at_nought_even_where_all_are_nought():
     axes = segment_bars([Series("llm", [result("all", 0.0) | {"ci95": {"HR@1": [0.0, 0.0]}}])], None).axes[0]
     assert axes.get_ylim()[0] == 0
@@ -99,6 +111,7 @@ def test_shares_begin_at_nought_even_where_all_are_nought():
 
 def test_nothing_draws_nothing():
     assert losses(view_with({}, {})) is None
+    assert fusion_losses(view_with({}, {})) is None
     assert segment_bars([Series("llm", [])], None) is None
     assert calibration({}) is None
     assert stage_times([]) is None

@@ -13,7 +13,7 @@ from allrec.experiments.rows import rows_of
 from allrec.recommender import AllRec
 from allrec.report import html
 from allrec.report.page import write_report
-from allrec.report.sections import flatten
+from allrec.report.sections import flatten, paired_tests
 from allrec.report.view import load_view
 from worlds import make_world
 
@@ -153,6 +153,21 @@ def test_a_run_that_was_not_evaluated_has_a_page(world, tmp_path):
     (tmp_path / "run" / "metrics.json").unlink()
     (tmp_path / "run" / "evaluate" / "ranks.safetensors").unlink()
     assert any("has not been evaluated" in text for text in read(write_report(tmp_path / "run")).text)
+
+
+def test_a_paired_test_stands_in_the_row_of_its_scorers_and_the_column_of_its_split():
+    def row(scorer, protocol, difference):
+        return {
+            "scorer": scorer, "against": "cf", "split": "test", "protocol": protocol, "difference": difference,
+            "p": 0.01, "p_holm": 0.02, "users": 1234,
+        }  # fmt: skip
+
+    text = "".join(paired_tests([row("llm", "paper", -0.05), row("llm", "full", 0.1), row("text", "full", 0.2)]))
+    rows = [re.sub(r"<[^>]+>", " ", one).split() for one in text.split("<tr>")[1:]]
+    assert rows[0] == ["scorer", "less", "test,", "paper", "test,", "full"]
+    assert rows[1] == ["llm", "cf", "-0.0500", "p", "=", "0.020", "+0.1000", "p", "=", "0.020"]
+    assert rows[2][:7] == ["text", "cf", "–", "+0.2000", "p", "=", "0.020"]
+    assert "".join(paired_tests([])) == ""
 
 
 def test_measures_are_flattened_by_their_names():

@@ -109,10 +109,10 @@ def fit_fusions(
             f"{dataset.name} has {len(folds)} validation users, too few to fit fusion on. Set fusion.enabled=false."
         )
     roles = Roles(evidence.names, FREE, CONTEXT)
-    models = {
-        scope: cross_fit(lists_of(scope, dataset, evidence, config, seed), roles, config.training, folds, seed=seed)
-        for scope in SCOPES
-    }
+    models = {}
+    for scope in SCOPES:
+        lists, rows = lists_of(scope, dataset, evidence, config, seed)
+        models[scope] = cross_fit(lists, roles, config.training, folds[rows], seed=seed)
     fused = FittedFusions(models, {}).fused(evidence, config)
     if ask is None or config.llm_users == 0:
         return FittedFusions(models, {})
@@ -158,21 +158,31 @@ def _cross_entropy(lists: Lists, scores: Float[ndarray, "rows candidates"]) -> F
     return functional.cross_entropy(logits, places, reduction="none").numpy()
 
 
-def lists_of(scope: Scope, dataset: Dataset, evidence: Evidence, config: FusionStageConfig, seed: int) -> Lists:
-    """Every validation user's list to fit on, with its evidence.
+def lists_of(
+    scope: Scope, dataset: Dataset, evidence: Evidence, config: FusionStageConfig, seed: int
+) -> tuple[Lists, Int[ndarray, "kept"]]:
+    """Validation users' lists to fit on, with their evidence, and which rows of the targets they are.
 
     Over the catalogue items of the history stay among the candidates, whatever the protocol: taken out, the target
     would be the one item of the history that is left, and standing in the history would give it away.
+
+    Raises:
+        InputError: retrieval finds hardly any target.
     """
     targets = dataset.targets["valid"]
     histories = histories_before(dataset, targets)
-    candidates = targets.candidates[LISTED]
+    candidates, kept = targets.candidates[LISTED], np.arange(len(targets))
     if scope == "catalogue":
-        candidates = catalogue_lists(
+        candidates, kept = catalogue_lists(
             evidence, histories, targets.items, np.random.default_rng([seed, STAGE, ROUNDS[scope]]),
             depth=config.evidence.depth, num_candidates=config.evidence.fitted_candidates, excludes_history=False,
         )  # fmt: skip
-    return Lists(evidence.features(histories, candidates), candidates, targets.items)
+    if len(kept) < 2 * config.training.model.members:
+        raise InputError(
+            f"retrieval finds the targets of {len(kept)} validation users of {dataset.name}, too few to fit fusion on. "
+            "Set fusion.evidence.depth higher."
+        )
+    return Lists(evidence.features(histories.part(kept), candidates), candidates, targets.items[kept]), kept
 
 
 def read_lists(

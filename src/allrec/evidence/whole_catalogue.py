@@ -117,8 +117,10 @@ def catalogue_lists(
     depth: int,
     num_candidates: int,
     excludes_history: bool,
-) -> Int[ndarray, "rows candidates"]:
+) -> tuple[Int[ndarray, "kept candidates"], Int[ndarray, "kept"]]:
     """Lists to fit fusion for the whole catalogue on: the target and a sample of what retrieval finds, shuffled.
+
+    Rows whose target retrieval does not find are left out: nothing will have to rank such a target.
 
     Args:
         evidence: retrieves.
@@ -128,16 +130,22 @@ def catalogue_lists(
         depth: see ``Evidence.retrieve``.
         num_candidates: sampled a row, the target not counted.
         excludes_history: whether items of the history stay out, the target excepted.
+
+    Returns:
+        The lists, and which rows they are of.
     """
     retrieved = evidence.retrieve(histories, depth)
-    retrieved[retrieved == targets[:, None]] = -1
+    is_target = retrieved == targets[:, None]
+    kept = np.flatnonzero(is_target.any(axis=1))
+    retrieved[is_target] = -1
     if excludes_history:
         retrieved[is_in_history(histories, retrieved, evidence.num_items)] = -1
+    retrieved = retrieved[kept]
     keys = np.where(retrieved < 0, 2.0, rng.random(retrieved.shape))
     sampled = np.take_along_axis(retrieved, np.argsort(keys, axis=1)[:, :num_candidates], axis=1)
-    lists = np.column_stack([targets, sampled])
+    lists = np.column_stack([targets[kept], sampled])
     order = np.argsort(np.where(lists < 0, 2.0, rng.random(lists.shape)), axis=1)
-    return np.take_along_axis(lists, order, axis=1)
+    return np.take_along_axis(lists, order, axis=1), kept
 
 
 def is_in_history(

@@ -21,7 +21,12 @@ WIDTH = 9.2
 """Inches; the page shows them at 100% of its column."""
 STAGE_TITLES = {
     "backbone": "Backbone", "alignment": "Stage 1, alignment", "warm_up": "Stage 2, warm-up",
-    "language_model": "Stage 2, soft tokens",
+    "language_model": "Stage 2, soft tokens", "content": "Content tower, then backbone", "readout": "Read-out head",
+}  # fmt: skip
+FIT_TITLES = {
+    "lists": "Given lists", "catalogue": "Whole catalogue",
+    "lists-llm": "Given lists, added by the language model",
+    "catalogue-llm": "Whole catalogue, added by the language model",
 }  # fmt: skip
 SEEN_EDGES = (0, 1, 2, 3, 6, 11, 21, 51, 101)
 MIN_USERS = 5
@@ -96,6 +101,27 @@ def _draw_epochs(axes: "Axes", report: dict[str, Any]) -> None:
         other.set_ylabel("validation NDCG@10 (dashed)")
         other.spines["right"].set_visible(True)
         other.grid(False)
+
+
+def fusion_losses(view: RunView) -> "Figure | None":
+    """Cross-entropy of every member of every fusion against epochs: fitted, and on those who decide when to stop."""
+    if not view.fits:
+        return None
+    figure = new_figure(WIDTH, 2.9 * -(-len(view.fits) // 2))
+    every = figure.subplots(-(-len(view.fits) // 2), min(2, len(view.fits)), squeeze=False).ravel()
+    for axes, (name, reports) in zip(every, view.fits.items(), strict=False):
+        for place, report in enumerate(reports):
+            epochs = np.arange(1, len(report["losses"]) + 1)
+            axes.plot(epochs, report["losses"], color="#aaaaaa", linewidth=1, label="fitted" if place == 0 else None)
+            axes.plot(epochs, -np.array(report["validations"]), color="#111111", linestyle="--", linewidth=1.1,
+                      label="held out" if place == 0 else None)  # fmt: skip
+        axes.set_title(FIT_TITLES.get(name, name), loc="left", fontsize=10)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel("cross-entropy, nats")
+    for axes in every[len(view.fits) :]:
+        axes.set_axis_off()
+    figure.legend(*every[0].get_legend_handles_labels(), loc="outside lower left", ncols=2, fontsize=8.5)
+    return figure
 
 
 def segment_bars(series: Sequence[Series], chance: float | None) -> "Figure | None":

@@ -11,6 +11,7 @@ from allrec.report.figures import (
     Series,
     by_popularity,
     calibration,
+    fusion_losses,
     losses,
     segment_bars,
     stage_times,
@@ -42,17 +43,38 @@ def scores_table(view: RunView) -> Iterator[str]:
         by_chance = [f"{chance[name]:.4f}" if name in chance else "" for name in SCORE_HEADER[3:]]
         yield html.table(SCORE_HEADER, [*lines, ["chance", "", "", *by_chance]])
     yield html.paragraph("Brackets: 95% bootstrap interval over users. Ties count against the target.")
-    yield html.bullets([
-        f"{row['split']}, {row['protocol']}: HR@1 of {row['scorer']} less that of {row['against']} "
-        f"{row['difference']:+.4f}, {p_text(row.get('p_holm', row['p']))} (paired, {row['users']:,} users; by Holm)"
-        for row in view.metrics["comparisons"] if row["metric"] == "HR@1"
-    ])  # fmt: skip
+    yield from paired_tests([row for row in view.metrics["comparisons"] if row["metric"] == "HR@1"])
+
+
+def paired_tests(comparisons: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Every paired test: a row a pair of scorers, a column a split and protocol."""
+    if not comparisons:
+        return
+    where = list(dict.fromkeys((row["split"], row["protocol"]) for row in comparisons))
+    found = {(row["scorer"], row["against"], row["split"], row["protocol"]): row for row in comparisons}
+    pairs = list(dict.fromkeys((row["scorer"], row["against"]) for row in comparisons))
+    yield html.heading("HR@1 of each scorer less that of another", 3)
+    yield html.table(
+        ("scorer", "less", *(f"{split}, {protocol}" for split, protocol in where)),
+        [[*pair, *(_test(found.get((*pair, *place))) for place in where)] for pair in pairs],
+    )
+    yield html.paragraph(
+        "Differences over the users that both scored, the fewer of the two rows above; p of a paired two-sided sign-"
+        "flip test, corrected by Holm for the tests of a split and protocol."
+    )
+
+
+def _test(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return "–"
+    return f"{row['difference']:+.4f}, {p_text(row.get('p_holm', row['p']))}"
 
 
 def details(view: RunView) -> Iterator[str]:
     """The figures of one run."""
     chance = _chance(view)
     yield from _figure("Losses", lambda: losses(view), _LOSSES)
+    yield from _figure("Fitting fusion", lambda: fusion_losses(view), _FITS)
     series = [Series(scorer, view.rows(scorer)) for scorer in view.scorers()]
     yield from _figure("Segments", lambda: segment_bars(series, chance), f"{_SEGMENTS} {_on(view)}")
     seen = [one for scorer in view.scorers() if (one := _seen(view, scorer, scorer)) is not None]
@@ -198,6 +220,10 @@ def _number(value: float | None) -> str:
 _LOSSES = (
     "Losses that each stage minimises, by optimizer step: thin grey what single steps gave, black the mean of each "
     "epoch, its parts beside it where it has some; dashed the validation that decides when to stop."
+)
+_FITS = (
+    "Fusion on validation users by epoch, a line a member, each without the users of one fold: grey on the users it is "
+    "fitted on (weighed), dashed on those who only say when to stop. What the language model adds is fitted on top."
 )
 _SEGMENTS = (
     "HR@1 by segment of the target, with 95% bootstrap intervals over users: warm and cold are the most and least seen "

@@ -1,6 +1,6 @@
 """What a page shows of a run, read from its folder; what a folder lacks is None, and the page leaves it out."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ from allrec.models.alignment import Alignment
 from allrec.pipeline import load_aligned
 from allrec.run_folder import METRICS, RunFolder
 
+FUSION = "fusion"
 TRAINED = ("backbone", "alignment", "warm_up", "language_model")
 """What is trained, in order; other stages come behind. A warm-up is a part of stage 2."""
 
@@ -56,6 +57,7 @@ class RunView:
         joint: e and q; None without a trained stage 1.
         counts: training interactions of every item; None before the first stage.
         categories: each item's first genre, where the data set has genres.
+        fits: what was fitted by fusion, a report a member, by what it is for.
     """
 
     name: str
@@ -68,6 +70,7 @@ class RunView:
     joint: Joint | None
     counts: Int[ndarray, "items"] | None
     categories: list[str | None] | None = None
+    fits: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
     @property
     def protocol(self) -> str:
@@ -123,6 +126,7 @@ def load_view(path: Path, name: str | None = None) -> RunView:
         joint=_joint(run),
         counts=None if catalogue is None else np.asarray(catalogue.train_counts),
         categories=None if catalogue is None or catalogue.genres is None else _first(catalogue.genres),
+        fits=_fits(run),
     )  # fmt: skip
 
 
@@ -150,6 +154,12 @@ def _reports(run: RunFolder) -> dict[str, dict[str, Any]]:
     paths = {stage: run.path / stage / "training.json" for stage in run.manifest["stages"] if run.is_done(stage)}
     found = {stage: read_json(path) for stage, path in paths.items() if path.is_file()}
     return {stage: report for stage, report in found.items() if "losses" in report}
+
+
+def _fits(run: RunFolder) -> dict[str, list[dict[str, Any]]]:
+    path = run.path / FUSION / "training.json"
+    found = read_json(path) if run.is_done(FUSION) and path.is_file() else {}
+    return {name: reports for name, reports in found.items() if reports}
 
 
 def _curves(run: RunFolder) -> dict[str, list[tuple[int, float]]]:
