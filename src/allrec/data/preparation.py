@@ -2,7 +2,8 @@
 
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,8 +45,8 @@ from allrec.data.split import Split, leave_last_out, split_at_times
 from allrec.data.staging import staging
 
 OnStep = Callable[[str, float], None]
-"""Called with what begins and the share of the whole that is done, as measured with 1 to 10 million rows: lazy frames do
-not tell how many rows they have come through."""
+"""Called with what begins and the share of the whole that is done, as measured with 1 to 10 million rows: lazy frames
+do not tell how many rows they have come through."""
 
 PARSED = ".parsed.parquet"
 ROW_GROUP = 1 << 17
@@ -202,23 +203,23 @@ def draw_targets(kept: Kept, split: Split, num_items: int, seed: int) -> dict[st
     users, items = kept.frame["user"].to_numpy(), kept.frame["item"].to_numpy()
     touched = Touched(users, items, len(kept.user_ids), num_items)
     starts = np.searchsorted(users, np.arange(len(kept.user_ids), dtype=users.dtype))
-    found = {}
     with ThreadPoolExecutor() as pool:
-        for number, name in enumerate(SPLITS):
+
+        def draw(number: int, name: str) -> tuple[Targets, dict[str, Future[np.ndarray]]]:
             target_users, positions = split.targets[name]
             targets = items[starts[target_users] + positions]
+            rngs = {size: np.random.default_rng([seed, number, size]) for size in NUM_NEGATIVES.values()}
             drawn = {
-                protocol: pool.submit(
-                    draw_candidates, target_users, targets, touched, num_negatives,
-                    np.random.default_rng([seed, number, num_negatives]),
-                )
-                for protocol, num_negatives in NUM_NEGATIVES.items()
-            }  # fmt: skip
-            found[name] = (target_users, positions, targets, drawn)
-        return {
-            name: Targets(*columns, {protocol: lists.result() for protocol, lists in drawn.items()})
-            for name, (*columns, drawn) in found.items()
-        }
+                protocol: pool.submit(draw_candidates, target_users, targets, touched, size, rngs[size])
+                for protocol, size in NUM_NEGATIVES.items()
+            }
+            return Targets(target_users, positions, targets, {}), drawn
+
+        started = {name: draw(number, name) for number, name in enumerate(SPLITS)}
+    return {
+        name: replace(targets, candidates={protocol: lists.result() for protocol, lists in drawn.items()})
+        for name, (targets, drawn) in started.items()
+    }
 
 
 def make_tables(kept: Kept, catalogue: Catalogue, split: Split, targets: dict[str, Targets]) -> Tables:
