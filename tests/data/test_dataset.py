@@ -6,6 +6,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 
 from allrec.artifacts import sha256_file
 from allrec.data import PrepareConfig, load_dataset, prepare
-from allrec.data.dataset import FILES
+from allrec.data.dataset import FILES, Dataset
 from allrec.data.staging import staging
 
 
@@ -84,6 +85,25 @@ def test_same_source_same_bytes(tmp_path: Path, make_source: Callable[..., Path]
         name: sha256_file(tmp_path / "again" / name) for name in FILES
     }
     assert load_dataset(tmp_path / "again").sha256 == first.sha256
+
+
+def test_prepare_returns_what_is_loaded(tmp_path: Path, make_source: Callable[..., Path]) -> None:
+    prepared, loaded = prepare(make_source(), tmp_path / "out"), load_dataset(tmp_path / "out")
+    for field in fields(Dataset):
+        one, other = getattr(prepared, field.name), getattr(loaded, field.name)
+        if field.name == "targets":
+            for split, targets in other.items():
+                mine = one[split]
+                np.testing.assert_equal(mine.candidates, targets.candidates)
+                for part in ("users", "positions", "items"):
+                    assert getattr(mine, part).tolist() == getattr(targets, part).tolist()
+                    assert getattr(mine, part).dtype == getattr(targets, part).dtype
+        elif isinstance(other, np.ndarray):
+            assert one.tolist() == other.tolist()
+            assert one.dtype == other.dtype
+            assert one.flags.writeable
+        else:
+            assert one == other
 
 
 def test_seed_changes_candidates_alone(tmp_path: Path, make_source: Callable[..., Path]) -> None:

@@ -7,10 +7,13 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from allrec.data import PrepareConfig, load_dataset, prepare
 from allrec.data.config import PrepareConfig as Config
 from allrec.data.filters import ITEM_BELOW, USER_BELOW, count_filter
+from allrec.data.preparation import number_anew
 
 GOOD = [f"a,{item},{time},5,{time}" for time, item in enumerate("xyz")]
 HEADER = "user_id,item_id,timestamp,rating,position"
@@ -181,3 +184,32 @@ def test_id_maps_are_stored_as_loaded(tmp_path: Path, make_source: Callable[...,
     dataset = prepare(make_source(), tmp_path / "out")
     again = load_dataset(tmp_path / "out")
     assert (again.user_ids, again.item_ids, again.sha256) == (dataset.user_ids, dataset.item_ids, dataset.sha256)
+
+
+def test_numbers_of_a_parquet_table_are_what_was_written(tmp_path: Path) -> None:
+    table = pl.DataFrame(
+        {
+            "user_id": ["a"] * 4,
+            "item_id": ["x", "y", "z", "w"],
+            "timestamp": [3, 2, None, 1],
+            "rating": pl.Series([4.1, 4.0, 5.0, float("nan")], dtype=pl.Float32),
+        }
+    )
+    table.write_parquet(tmp_path / "interactions.parquet")
+    dataset = prepare(tmp_path / "interactions.parquet", tmp_path / "out", config=PrepareConfig(min_rating=4.1))
+    # As a double, the short float nearest to 4.1 lies below it.
+    assert dataset.item_ids == ["x"]
+    rejected = [json.loads(line) for line in (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()]
+    assert [(row["reason"], row["raw_timestamp"]) for row in rejected] == [
+        ("below minimum rating", "2"),
+        ("bad timestamp", None),
+        ("bad rating", "1"),
+    ]
+
+
+@given(st.lists(st.integers(0, 9), max_size=20))
+def test_numbers_without_gaps(numbers: list[int]) -> None:
+    kept, places = number_anew(np.array(numbers, np.int32), 10)
+    assert kept.tolist() == sorted(set(numbers))
+    assert kept[places].tolist() == numbers
+    assert places.dtype == np.int32

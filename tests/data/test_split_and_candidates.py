@@ -1,11 +1,13 @@
 """The split never leaks the future, and candidates hold the target once among what the user never touched."""
 
+import hashlib
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from allrec.data.candidates import PAD, Touched, draw_candidates, is_repeated
+from allrec.data.candidates import PAD, Touched, draw_candidates, is_repeated, shuffle
 from allrec.data.split import leave_last_out, split_at_times
 
 
@@ -128,3 +130,53 @@ def test_who_touched_what_where_nobody_did():
     assert touched.has(np.array([0, 4]), np.array([2, 2])).tolist() == [False, False]
     assert touched.has(np.zeros((0, 1), np.int64), np.zeros((0, 3), np.int64)).shape == (0, 3)
     assert touched.counts.tolist() == [0, 1, 0, 2, 0]
+
+
+def plain_candidates(own: list[set[int]], targets: np.ndarray, num_items: int, num_negatives: int, seed: int):
+    """The same lists written plainly: one item after the other is looked up, and doubles decide on the order."""
+    rng = np.random.default_rng(seed)
+    negatives = rng.integers(num_items, size=(len(targets), num_negatives))
+    while True:
+        refused = [
+            (row, place)
+            for row, drawn in enumerate(negatives.tolist())
+            for place, item in enumerate(drawn)
+            if item in own[row] or item in drawn[:place]
+        ]
+        if not refused:
+            break
+        for (row, place), item in zip(refused, rng.integers(num_items, size=len(refused)), strict=True):
+            negatives[row, place] = item
+    lists = np.column_stack([targets, negatives])
+    return np.take_along_axis(lists, np.argsort(rng.random(lists.shape), axis=1), axis=1)
+
+
+@pytest.mark.parametrize("num_negatives", [19, 99])
+def test_candidates_are_those_of_the_plain_way(num_negatives: int) -> None:
+    # The last user touched more items than are laid beside the negatives of the others.
+    own = [set(range(user, 8 * user % 500, 7)) | {user} for user in range(60)] + [set(range(300))]
+    users = np.repeat(np.arange(61), [len(items) for items in own])
+    items = np.concatenate([sorted(items) for items in own])
+    targets = np.array([min(items) for items in own])
+    touched = Touched(users, items, 61, 900)
+    drawn = draw_candidates(np.arange(61), targets, touched, num_negatives, np.random.default_rng(7))
+    assert (drawn == plain_candidates(own, targets, 900, num_negatives, 7)).all()
+
+
+def test_candidates_of_a_seed_stay_what_they_were() -> None:
+    rng = np.random.default_rng(1)
+    users, items = np.repeat(np.arange(4200), 6), rng.integers(500, size=6 * 4200)
+    # More rows than are drawn at a time, and a user with little left.
+    users, items = np.concatenate([users, np.full(450, 4200)]), np.concatenate([items, np.arange(450)])
+    touched = Touched(users, items, 4201, 500)
+    targets = items[np.searchsorted(users, np.arange(4201))]
+    drawn = draw_candidates(np.arange(4201), targets, touched, 19, np.random.default_rng([0, 1, 19]))
+    assert drawn[0, :6].tolist() == [236, 315, 58, 145, 486, 195]
+    assert drawn[-1, :6].tolist() == [471, 0, 461, 456, 451, 459]
+    digest = hashlib.sha256(drawn.tobytes()).hexdigest()
+    assert digest == "0b48c27ea7de1e990388e93c55e9001244bd947c36851a560b844b08c537b7a5"
+
+
+def test_too_long_a_list_is_refused() -> None:
+    with pytest.raises(ValueError, match="a row has 2049 candidates, expected at most 2048"):
+        shuffle(np.zeros((1, 2049), np.int32), np.random.default_rng(0))

@@ -3,14 +3,20 @@
 import argparse
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
+from polars.testing import assert_frame_equal
 
 import plain
+from allrec.data import prepare
+from allrec.data.candidates import NUM_NEGATIVES
 from measure import CLOCKS, dataset_of, rates, ratio
+from preparation import sorted_tables
 from public_sasrec import sample_batches
 from scene import make_scene
 from shapes import make_llm
+from simulated import write_interactions
 
 
 @pytest.fixture(scope="module", params=["tiny", "embedded-small"])
@@ -45,6 +51,16 @@ def test_plain_scores_are_the_packages(scene):
 
 def test_plain_generation_takes_every_user(scene):
     assert plain.generate(scene, np.arange(3)) == 3
+
+
+def test_polars_alone_makes_the_packages_tables(tmp_path):
+    source = tmp_path / "interactions.parquet"
+    write_interactions(source, 3000, 300, 300, 0)
+    prepare(source, tmp_path / "dataset")
+    for name, table in sorted_tables(source).items():
+        ours = pl.read_parquet(tmp_path / "dataset" / f"{name}.parquet")
+        assert set(ours.columns) - set(table.columns) <= {*NUM_NEGATIVES, "title", "text"}
+        assert_frame_equal(ours.select(table.columns), table, check_dtypes=False)
 
 
 def test_ratios_are_medians_over_repeats():

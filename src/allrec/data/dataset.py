@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -118,6 +118,22 @@ class Dataset:
         return np.bincount(self.train_csr()[1], minlength=self.num_items)
 
 
+class Tables(NamedTuple):
+    """What a data set's Parquet files hold.
+
+    Attributes:
+        interactions: user and item, sorted by user and order; further columns are of no account.
+        items: item_id, title, text, further columns.
+        users: user_id, num_train.
+        targets: of ``splits.parquet``, by split.
+    """
+
+    interactions: pl.DataFrame
+    items: pl.DataFrame
+    users: pl.DataFrame
+    targets: dict[str, Targets]
+
+
 def load_dataset(path: Path | str) -> Dataset:
     """Loads a data set folder that ``prepare`` wrote.
 
@@ -131,10 +147,19 @@ def load_dataset(path: Path | str) -> Dataset:
     manifest = read_manifest(path)
     for name, sha256 in manifest["files"].items():
         check_sha256(path / name, sha256)
-    items = pl.read_parquet(path / "items.parquet", glob=False)
-    users = pl.read_parquet(path / "users.parquet", glob=False)
-    interactions = pl.read_parquet(path / "interactions.parquet", columns=["user", "item"], glob=False)
-    lengths = np.bincount(interactions["user"].to_numpy(), minlength=len(users))
+    tables = Tables(
+        pl.read_parquet(path / "interactions.parquet", columns=["user", "item"], glob=False),
+        pl.read_parquet(path / "items.parquet", glob=False),
+        pl.read_parquet(path / "users.parquet", glob=False),
+        {split: read_targets(path / "splits.parquet", split) for split in SPLITS},
+    )
+    return assemble(path, manifest, tables)
+
+
+def assemble(path: Path, manifest: Mapping[str, Any], tables: Tables) -> Dataset:
+    """The data set that lies in ``path``, of its manifest and what its files hold."""
+    items, users = tables.items, tables.users
+    lengths = np.bincount(tables.interactions["user"].to_numpy(), minlength=len(users))
     return Dataset(
         name=manifest["name"],
         path=path,
@@ -143,9 +168,9 @@ def load_dataset(path: Path | str) -> Dataset:
         titles=items["title"].to_list(),
         texts=items["text"].to_list(),
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        items=to_array(interactions["item"]),
+        items=to_array(tables.interactions["item"]),
         train_lengths=to_array(users["num_train"]),
-        targets={split: read_targets(path / "splits.parquet", split) for split in SPLITS},
+        targets=tables.targets,
         wording=Wording(**manifest["wording"]),
         sha256=combine_hashes(manifest["files"]),
         counts=manifest["counts"],

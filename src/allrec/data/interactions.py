@@ -50,11 +50,11 @@ def parse(raw: pl.LazyFrame, min_rating: float | None = None) -> pl.LazyFrame:
     if "timestamp" in schema:
         typed.append(milliseconds(raw, schema["timestamp"]).alias("time"))
     if "rating" in schema:
-        typed.append(number("rating").alias("rating_value"))
+        typed.append(number("rating", schema["rating"]).alias("rating_value"))
     if "position" in schema:
-        typed.append(number("position").alias("position_value"))
+        typed.append(number("position", schema["position"]).alias("position_value"))
     kept = [
-        pl.when(pl.col("reason").is_not_null()).then(pl.col(part).cast(pl.String)).alias(f"raw_{part}")
+        pl.when(pl.col("reason").is_not_null()).then(pl.col(part)).cast(pl.String).alias(f"raw_{part}")
         for part in present
     ]
     values = [pl.col(f"{part}_value").cast(kind).alias(part) for part, kind in VALUE_TYPES.items() if part in schema]
@@ -65,9 +65,13 @@ def parse(raw: pl.LazyFrame, min_rating: float | None = None) -> pl.LazyFrame:
     )
 
 
-def number(part: str) -> pl.Expr:
-    """A column as finite numbers; None where it holds none."""
-    value = pl.col(part).cast(pl.String).str.strip_chars().cast(pl.Float64, strict=False)
+def number(part: str, kind: pl.DataType) -> pl.Expr:
+    """A column of type ``kind`` as finite numbers; None where it holds none."""
+    value = pl.col(part)
+    # A short float means what is written for it: .1 and not .10000000149.
+    if not (kind.is_integer() or kind == pl.Float64):
+        value = value.cast(pl.String).str.strip_chars()
+    value = value.cast(pl.Float64, strict=False)
     return pl.when(value.is_finite()).then(value)
 
 
@@ -76,8 +80,8 @@ def milliseconds(raw: pl.LazyFrame, kind: pl.DataType) -> pl.Expr:
     column = pl.col("timestamp")
     if kind.is_temporal():
         return column.cast(pl.Datetime("ms")).dt.timestamp("ms")
-    if kind.is_numeric() or is_mostly_numeric(raw):
-        value = number("timestamp")
+    if kind.is_numeric() or is_mostly_numeric(raw, kind):
+        value = number("timestamp", kind)
         scaled = [pl.when(value < bound).then(value * factor) for bound, factor in UNIT_BOUNDS]
         return pl.when(value >= 0).then(pl.coalesce(scaled)).round().cast(pl.Int64, strict=False)
     text = column.str.strip_chars().str.replace("T", " ", literal=True).str.replace(r"(Z|\+00:?00)$", "")
@@ -85,10 +89,10 @@ def milliseconds(raw: pl.LazyFrame, kind: pl.DataType) -> pl.Expr:
     return pl.coalesce(times).dt.timestamp("ms")
 
 
-def is_mostly_numeric(raw: pl.LazyFrame) -> bool:
+def is_mostly_numeric(raw: pl.LazyFrame, kind: pl.DataType) -> bool:
     """Whether the first timestamps are numbers rather than dates."""
     sample = raw.head(NUMERIC_SAMPLE).select(
-        read=number("timestamp").is_not_null().sum(), given=pl.col("timestamp").is_not_null().sum()
+        read=number("timestamp", kind).is_not_null().sum(), given=pl.col("timestamp").is_not_null().sum()
     )
     read, given = sample.collect().row(0)
     return bool(2 * read >= given)

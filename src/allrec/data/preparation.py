@@ -2,6 +2,8 @@
 
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +14,18 @@ from allrec.artifacts import read_json, sha256_file, write_json
 from allrec.base import InputError
 from allrec.data.candidates import NUM_NEGATIVES, Touched, draw_candidates
 from allrec.data.config import PrepareConfig
-from allrec.data.dataset import FILES, FORMAT_VERSION, MANIFEST, SPLITS, Dataset, is_dataset, load_dataset
+from allrec.data.dataset import (
+    FILES,
+    FORMAT_VERSION,
+    MANIFEST,
+    SPLITS,
+    Dataset,
+    Tables,
+    Targets,
+    assemble,
+    is_dataset,
+    read_manifest,
+)
 from allrec.data.filters import REASONS, count_filter, refuse_unused_minimum
 from allrec.data.interactions import (
     Coded,
@@ -32,8 +45,8 @@ from allrec.data.split import Split, leave_last_out, split_at_times
 from allrec.data.staging import staging
 
 OnStep = Callable[[str, float], None]
-"""Called with what begins and the share of the whole that is done, as measured with 1.5 million rows: lazy frames do
-not tell how many rows they have come through."""
+"""Called with what begins and the share of the whole that is done, as measured with 1 to 10 million rows: lazy frames
+do not tell how many rows they have come through."""
 
 PARSED = ".parsed.parquet"
 ROW_GROUP = 1 << 17
@@ -85,35 +98,37 @@ def prepare(
     start = time.perf_counter()
     with staging(out, is_dataset, "data set") as folder:
         opened = open_source(source, options, config.format)
-        write_dataset(folder, source, opened, config, on_step)
+        tables = write_dataset(folder, source, opened, config, on_step)
         note_seconds(folder, time.perf_counter() - start)
-    return load_dataset(out)
+    return assemble(out, read_manifest(out), tables)
 
 
-def write_dataset(folder: Path, path: Path, source: Source, config: PrepareConfig, on_step: OnStep) -> None:
-    """Reads a source and writes every file of a data set into ``folder``."""
+def write_dataset(folder: Path, path: Path, source: Source, config: PrepareConfig, on_step: OnStep) -> Tables:
+    """Reads a source, writes every file of a data set into ``folder``, and returns what the Parquet files hold."""
     on_step("reading interactions", 0.0)
     with diagnosing(source.files):
         refuse_missing_rating(source.interactions, config.min_rating, path)
         # One pass leaves low ratings out of its counts alone, and so meets them again in keep().
         minimum = None if config.count_filter == "one-pass" else config.min_rating
-        parse(source.interactions, minimum).sink_parquet(folder / PARSED)
+        # Read again at once and then removed: packing it would cost more than it saves.
+        parse(source.interactions, minimum).sink_parquet(folder / PARSED, compression="uncompressed", statistics=False)
     num_rows = pl.scan_parquet(folder / PARSED, glob=False).select(pl.len()).collect().item()
     on_step(f"filtering and ordering {num_rows:,} rows", 0.1)
     kept = keep(code(folder / PARSED), config)
-    on_step("reading items", 0.2)
+    on_step("reading items", 0.45)
     catalogue = read_catalogue(source, kept, config)
     kept = renumber_items(kept, catalogue)
-    on_step(f"splitting {len(kept.frame):,} interactions and drawing candidates", 0.25)
+    on_step(f"splitting {len(kept.frame):,} interactions and drawing candidates", 0.5)
     reasons = write_rejected(folder, kept, catalogue)
     refuse_nothing_left(len(kept.frame), reasons, path)
     split = make_split(kept, config)
-    splits = draw_splits(kept, split, len(catalogue.frame), config.seed)
-    on_step("writing the data set", 0.75)
-    write_tables(folder, kept, catalogue, split, splits)
+    tables = make_tables(kept, catalogue, split, draw_targets(kept, split, len(catalogue.frame), config.seed))
+    on_step("writing the data set", 0.8)
+    write_tables(folder, tables)
     (folder / PARSED).unlink()
     counts = count(kept, catalogue, split, reasons)
     write_manifest(folder, path, source, config, counts, reasons)
+    return tables
 
 
 def keep(coded: Coded, config: PrepareConfig) -> Kept:
@@ -125,12 +140,16 @@ def keep(coded: Coded, config: PrepareConfig) -> Kept:
     filtered = frame.select(ROW).with_columns(pl.Series("reason", reasons)).filter(pl.col("reason") > 0)
     named = filtered.with_columns(pl.col("reason").replace_strict(dict(enumerate(REASONS)), return_dtype=pl.String))
     frame = frame.filter(pl.Series(reasons == 0))
-    users, user_numbers = np.unique(frame["user"].to_numpy(), return_inverse=True)
-    items, item_numbers = np.unique(frame["item"].to_numpy(), return_inverse=True)
-    frame = frame.with_columns(
-        pl.Series("user", user_numbers.astype(np.int32)), pl.Series("item", item_numbers.astype(np.int32))
-    )
+    users, user_numbers = number_anew(frame["user"].to_numpy(), len(coded.user_ids))
+    items, item_numbers = number_anew(frame["item"].to_numpy(), len(coded.item_ids))
+    frame = frame.with_columns(pl.Series("user", user_numbers), pl.Series("item", item_numbers))
     return Kept(put_in_order(frame), coded.user_ids.gather(users), coded.item_ids.gather(items), named)
+
+
+def number_anew(numbers: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers below ``count`` without gaps: those that occur, ascending, and int32 the place of each among them."""
+    occurs = np.bincount(numbers, minlength=count) > 0
+    return np.flatnonzero(occurs), (np.cumsum(occurs, dtype=np.int32) - 1)[numbers]
 
 
 def read_catalogue(source: Source, kept: Kept, config: PrepareConfig) -> Catalogue:
@@ -179,26 +198,32 @@ def make_split(kept: Kept, config: PrepareConfig) -> Split:
     return split_at_times(users, times, len(kept.user_ids), config.valid_from, config.test_from)
 
 
-def draw_splits(kept: Kept, split: Split, num_items: int, seed: int) -> pl.DataFrame:
-    """The table of targets: split, user, position, item, and a list of candidates a protocol."""
+def draw_targets(kept: Kept, split: Split, num_items: int, seed: int) -> dict[str, Targets]:
+    """The targets of both splits and their candidates, each protocol's drawn in a thread of its own."""
     users, items = kept.frame["user"].to_numpy(), kept.frame["item"].to_numpy()
     touched = Touched(users, items, len(kept.user_ids), num_items)
-    starts = np.searchsorted(users, np.arange(len(kept.user_ids)))
-    tables = []
-    for number, name in enumerate(SPLITS):
-        target_users, positions = split.targets[name]
-        targets = items[starts[target_users] + positions]
-        table = pl.DataFrame({"user": target_users, "position": positions, "item": targets})
-        for protocol, num_negatives in NUM_NEGATIVES.items():
-            rng = np.random.default_rng([seed, number, num_negatives])
-            drawn = draw_candidates(target_users, targets, touched, num_negatives, rng)
-            table = table.with_columns(pl.Series(protocol, drawn).cast(pl.List(pl.Int32)))
-        tables.append(table.select(pl.lit(name).alias("split"), pl.all()))
-    return pl.concat(tables)
+    starts = np.searchsorted(users, np.arange(len(kept.user_ids), dtype=users.dtype))
+    with ThreadPoolExecutor() as pool:
+
+        def draw(number: int, name: str) -> tuple[Targets, dict[str, Future[np.ndarray]]]:
+            target_users, positions = split.targets[name]
+            targets = items[starts[target_users] + positions]
+            rngs = {size: np.random.default_rng([seed, number, size]) for size in NUM_NEGATIVES.values()}
+            drawn = {
+                protocol: pool.submit(draw_candidates, target_users, targets, touched, size, rngs[size])
+                for protocol, size in NUM_NEGATIVES.items()
+            }
+            return Targets(target_users, positions, targets, {}), drawn
+
+        started = {name: draw(number, name) for number, name in enumerate(SPLITS)}
+    return {
+        name: replace(targets, candidates={protocol: lists.result() for protocol, lists in drawn.items()})
+        for name, (targets, drawn) in started.items()
+    }
 
 
-def write_tables(folder: Path, kept: Kept, catalogue: Catalogue, split: Split, splits: pl.DataFrame) -> None:
-    """Writes the Parquet files."""
+def make_tables(kept: Kept, catalogue: Catalogue, split: Split, targets: dict[str, Targets]) -> Tables:
+    """What the Parquet files are to hold."""
     frame = kept.frame
     columns = [pl.col("user"), pl.col("item"), pl.col("order")]
     if "time" in frame.columns:
@@ -206,9 +231,23 @@ def write_tables(folder: Path, kept: Kept, catalogue: Catalogue, split: Split, s
     if "rating" in frame.columns:
         columns.append(pl.col("rating"))
     users = pl.DataFrame({"user_id": kept.user_ids, "num_train": split.train_lengths})
-    tables = {"interactions": frame.select(columns), "items": catalogue.frame, "users": users, "splits": splits}
-    for name, table in tables.items():
-        table.write_parquet(folder / f"{name}.parquet", row_group_size=ROW_GROUP)
+    return Tables(frame.select(columns), catalogue.frame, users, targets)
+
+
+def write_tables(folder: Path, tables: Tables) -> None:
+    """Writes the Parquet files."""
+    splits = pl.concat([split_table(name, targets) for name, targets in tables.targets.items()])
+    frames = {"interactions": tables.interactions, "items": tables.items, "users": tables.users, "splits": splits}
+    for name, table in frames.items():
+        # Candidates are random numbers, which the usual level 3 packs no better in four times the time.
+        table.write_parquet(folder / f"{name}.parquet", row_group_size=ROW_GROUP, compression_level=1)
+
+
+def split_table(name: str, targets: Targets) -> pl.DataFrame:
+    """The rows of ``splits.parquet`` of one split: split, user, position, item, and a list of candidates a protocol."""
+    columns = {"user": targets.users, "position": targets.positions, "item": targets.items}
+    lists = [pl.Series(protocol, drawn).cast(pl.List(pl.Int32)) for protocol, drawn in targets.candidates.items()]
+    return pl.DataFrame(columns).select(pl.lit(name).alias("split"), pl.all()).with_columns(lists)
 
 
 def count(kept: Kept, catalogue: Catalogue, split: Split, reasons: dict[str, int]) -> dict[str, int]:
@@ -219,10 +258,10 @@ def count(kept: Kept, catalogue: Catalogue, split: Split, reasons: dict[str, int
         "items": len(catalogue.frame),
         "interactions": len(kept.frame),
         "train_interactions": int(split.train_lengths.sum()),
-        "evaluated_users": len(np.union1d(valid, test)),
+        "evaluated_users": int(np.count_nonzero(np.bincount(np.concatenate([valid, test])))),
         "evaluated_valid": len(valid),
         "evaluated_test": len(test),
-        "interacted_items": kept.frame["item"].n_unique(),
+        "interacted_items": int(np.count_nonzero(np.bincount(kept.frame["item"].to_numpy()))),
         **catalogue.counts,
         "rejected_rows": sum(reasons.values()),
     }
