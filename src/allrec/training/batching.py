@@ -31,7 +31,7 @@ def length_batches(
         rng: shuffles.
     """
     order = rng.permutation(np.flatnonzero(lengths))
-    batches = []
+    batches: list[np.ndarray] = []
     for start in range(0, len(order), SORTED_TOGETHER):
         chunk = order[start : start + SORTED_TOGETHER]
         chunk = chunk[np.argsort(-lengths[chunk], kind="stable")]
