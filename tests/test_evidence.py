@@ -12,7 +12,7 @@ from allrec.evidence.evidence import LATEST, STEP_BACK, nearest_items
 from allrec.evidence.histories import histories_before, histories_of
 from allrec.evidence.similarity import DAMPING
 from allrec.evidence.storage import load_content_parts, save_content_parts
-from allrec.evidence.whole_catalogue import catalogue_lists, is_in_history, retrieved_ranks
+from allrec.evidence.whole_catalogue import catalogue_lists, is_in_history, retrieve_scored, retrieved_ranks
 from allrec.models.backbones.base import freeze
 from allrec.models.backbones.sasrec import SASRec, SASRecConfig
 from allrec.models.content import Vocabulary
@@ -134,7 +134,7 @@ def test_chunks_change_nothing(evidence, monkeypatch):
     histories, candidates = histories_of(SEQUENCES), np.array([[9, 1, 2]] * 4)
     whole = evidence.features(histories, candidates)
     monkeypatch.setattr("allrec.evidence.evidence.CELLS", 1)
-    monkeypatch.setattr("allrec.evidence.evidence.ROWS", 1)
+    monkeypatch.setattr("allrec.evidence.search.CELLS", 1)
     np.testing.assert_allclose(evidence.features(histories, candidates), whole, atol=1e-5)
     assert evidence.retrieve(histories, 3).shape[0] == 4
 
@@ -158,7 +158,7 @@ def test_retrieval_is_the_union_without_repeats(evidence):
         assert set(sequence[-LATEST:]) <= set(items.tolist())
     user = evidence.scorers["cf"].backbone.encode(torch.tensor([[3, 4, 5]]))
     best = (user @ evidence.scorers["cf"].items.T)[0].topk(4).indices
-    nearest = nearest_items(histories, evidence.spaces["text"], 4)[0]
+    nearest = nearest_items(histories.latest_first(LATEST), evidence.spaces["text"], 4)[0]
     assert {*best.tolist(), *nearest.tolist()} <= set(retrieved[0].tolist())
 
 
@@ -220,6 +220,34 @@ def test_a_target_that_was_not_retrieved_stands_last_and_ties_count_against_it(e
     assert (got.ranks[~got.is_retrieved] == NUM_ITEMS - 1).all()
     num_others = (evidence.retrieve(histories_of([np.array([0, 1, 2, 3])]), 2) > 3).sum() - 1
     assert (got.ranks[got.is_retrieved] == num_others).all()
+
+
+@pytest.mark.parametrize("excepted", [None, np.array([9, 7, 3, 20])])
+def test_what_is_not_fused_stands_behind_in_the_order_of_retrieval(evidence, excepted):
+    histories = histories_of(SEQUENCES)
+
+    def score(features, part):
+        return features[:, :, 0]
+
+    (whole,) = retrieve_scored(evidence, score, histories, 6, excepted)
+    (found,) = retrieve_scored(evidence, score, histories, 6, excepted, num_fused=4)
+    np.testing.assert_array_equal(found.candidates, whole.candidates)
+    np.testing.assert_allclose(found.features, whole.features[:, :4], atol=1e-5)
+    np.testing.assert_allclose(found.scores[:, :4], whole.scores[:, :4], atol=1e-5)
+    for row, candidates in enumerate(found.candidates):
+        items = candidates[candidates >= 0]
+        order = [*np.argsort(-found.scores[row, : min(4, len(items))], kind="stable"), *range(4, len(items))]
+        assert candidates[found.best(len(items))[row]].tolist() == items[order].tolist()
+        ranks = [found.ranks(np.full(4, item), -1).ranks[row] for item in items[order]]
+        assert ranks == list(range(len(items)))
+
+
+def test_what_retrieval_knows_of_users_need_not_be_found_again(evidence, monkeypatch):
+    histories = histories_of(SEQUENCES)
+    candidates, users = evidence.find(histories, 5)
+    expected = evidence.features(histories, candidates)
+    monkeypatch.setattr("allrec.evidence.evidence.encode_histories", None)
+    np.testing.assert_array_equal(evidence.features(histories, candidates, users), expected)
 
 
 @pytest.fixture(scope="module")

@@ -184,7 +184,9 @@ def load_fused(run: RunFolder, scoring: Scoring) -> Fused:
     with_llm: dict[Scope, Fusion | None] = {
         scope: load_addition(folder, f"{scope}-llm") for scope in SCOPES if (folder / f"{scope}-llm.json").is_file()
     }
-    return Fused(_load_evidence(run, scoring), models, with_llm, config.evidence.depth, config.num_ranked)
+    return Fused(
+        _load_evidence(run, scoring), models, with_llm, config.evidence.depth, config.num_ranked, config.num_fused
+    )
 
 
 def _train_content(folder: Path, run: RunFolder, dataset: Dataset, observer: Observer) -> None:

@@ -20,6 +20,7 @@ from allrec.evaluation.alignment_measures import measure_alignment
 from allrec.evaluation.evaluate import Plan, evaluate
 from allrec.evaluation.stored_ranks import save_ranks, with_earlier
 from allrec.events import recording
+from allrec.evidence.evidence import Users
 from allrec.evidence.fused import Fused
 from allrec.generating import TASKS, Task, WrittenGenres, WrittenTitle, write_genres, write_titles
 from allrec.pipeline import Observer, ignore, load_scoring, train_stages
@@ -247,7 +248,7 @@ class AllRec:
         fused = self.scoring.fused
         if fused is not None and len(told):
             found = retrieved_items(fused, told, k, with_history)
-            return self._fused(fused, told, found, num_ranked if use_llm else 0)[:k]
+            return self._fused(fused, told, found.candidates[0], num_ranked if use_llm else 0, found.users, k)
         representation = self.scoring.represent([told])
         order = self._retrieved(representation, told, with_history)
         if not use_llm:
@@ -355,9 +356,15 @@ class AllRec:
         return [self._recommendation(items[place], representation[0], float(scores[place])) for place in order]
 
     def _fused(
-        self, fused: Fused, told: Int[ndarray, "length"], items: Int[ndarray, "n"], num_ranked: int | None
+        self,
+        fused: Fused,
+        told: Int[ndarray, "length"],
+        items: Int[ndarray, "n"],
+        num_ranked: int | None,
+        users: Users | None = None,
+        k: int | None = None,
     ) -> list[Recommendation]:
-        ordered = order_fused(self.scoring, fused, told, items, "catalogue", num_ranked=num_ranked)
+        ordered = order_fused(self.scoring, fused, told, items, "catalogue", num_ranked=num_ranked, users=users, k=k)
         user = self.scoring.represent([told])[0]
         rows = zip(*ordered, strict=True)
         return [

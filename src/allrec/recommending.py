@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from numpy import ndarray
 
+from allrec.evidence.evidence import Found, Users
 from allrec.evidence.fused import Fused, Scope
 from allrec.evidence.histories import histories_of
 from allrec.models.fusion import INTERPLAY
@@ -32,13 +33,12 @@ class Ordered(NamedTuple):
     contributions: list[dict[str, float]]
 
 
-def retrieved_items(
-    fused: Fused, told: Int[ndarray, "length"], k: int, with_history: bool
-) -> Int[ndarray, "candidates"]:
-    """What retrieval finds for a history, at least k items where the catalogue has them."""
+def retrieved_items(fused: Fused, told: Int[ndarray, "length"], k: int, with_history: bool) -> Found:
+    """What retrieval finds for a history: the first of it, at least k items where the catalogue has them."""
     depth = max(fused.depth, k + len(set(told.tolist())))
-    found = fused.evidence.retrieve(histories_of([told]), depth)[0]
-    return found[(found >= 0) & (with_history | ~np.isin(found, told))]
+    candidates, users = fused.evidence.find(histories_of([told]), depth)
+    is_asked = (candidates >= 0) & (with_history | ~np.isin(candidates, told))
+    return Found(candidates[is_asked][None, : max(fused.num_fused, k)], users)
 
 
 @torch.no_grad()
@@ -50,6 +50,8 @@ def order_fused(
     scope: Scope,
     *,
     num_ranked: int | None = None,
+    users: Users | None = None,
+    k: int | None = None,
 ) -> Ordered:
     """Orders items by all evidence: the best of the fast fusion are read by the language model, the rest follow.
 
@@ -60,8 +62,10 @@ def order_fused(
         items: to be ordered, each once.
         scope: which fusion.
         num_ranked: so many the language model reads; None as the recipe has it, 0 leaves it out.
+        users: what retrieval knows of the user already.
+        k: so many are told of, the best; None is all.
     """
-    features = fused.evidence.features(histories_of([told]), items[None])
+    features = fused.evidence.features(histories_of([told]), items[None], users)
     parts = fused.models[scope].contributions(torch.from_numpy(features))[0].numpy()
     scores = parts.sum(axis=1)
     order = np.argsort(-scores, kind="stable")
@@ -77,6 +81,7 @@ def order_fused(
         read[best] = raw[LLM][0]
         added[best] = fused.added_by_llm(scope, features[:, best], raw)[0]
         order = np.concatenate([best[np.argsort(-(scores + added)[best], kind="stable")], order[len(best) :]])
+    order = order[:k]
     names = [*fused.evidence.names, INTERPLAY]
     told_why = [dict(zip(names, map(float, parts[place]), strict=True)) for place in order]
     for place, why in zip(order, told_why, strict=True):

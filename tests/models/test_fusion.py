@@ -152,3 +152,21 @@ def test_a_row_counts_by_its_weight():
 def test_too_few_knots_are_refused():
     with pytest.raises(InputError, match=r"FusionConfig\.knots.*greater than or equal to 2"):
         FusionConfig(knots=1)
+
+
+@pytest.mark.parametrize("member", [None, 1])
+def test_members_together_give_what_each_gives_alone(member):
+    fusion, x = make_fusion(members=3), features(7, 11)
+    standard = (x - fusion.mean) / fusion.spread
+    asked = fusion.members if member is None else [fusion.members[member]]
+    plain = torch.stack([one(standard) for one in asked]).mean(dim=0)
+    torch.testing.assert_close(fusion.contributions(x, member), plain, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(fusion.score(x, member), plain.sum(dim=2), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("num_candidates", [40, 77, 1000, 4080])
+def test_equal_evidence_ties_to_the_last_bit(num_candidates):
+    fusion = make_fusion(members=4)
+    with torch.no_grad():
+        scores = fusion.score(features(1, 1).expand(1, num_candidates, -1))
+    assert len(scores.unique()) == 1

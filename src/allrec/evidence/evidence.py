@@ -12,9 +12,10 @@ import torch
 from jaxtyping import Float, Int
 from numpy import ndarray
 from torch import Tensor
+from torch.nn import functional
 
-from allrec.data.candidates import is_repeated
-from allrec.evidence.histories import Histories
+from allrec.evidence.histories import Histories, Rows
+from allrec.evidence.search import agreed, scan
 from allrec.evidence.similarity import DenseSpace, Space
 from allrec.models.backbones.base import Backbone
 from allrec.training.backbone import encode_histories
@@ -25,10 +26,8 @@ STEP_BACK = 0.7
 """Weight of an item in a mean over the history, relative to the item after it."""
 RECALLED = 50
 """Latest items of a history in which a candidate is looked up."""
-CELLS = 1 << 19
-"""History items times candidates compared at one time."""
-ROWS = 512
-"""Users scored against the whole catalogue at one time."""
+CELLS = 1 << 12
+"""Candidates whose evidence is computed at one time: so few that their embeddings stay in a core's cache."""
 
 POOLS = ("largest", "latest", "mean")
 HISTORY = ("in_history", "times_in_history", "recency_in_history", "log_count", "history_length")
@@ -43,6 +42,35 @@ class Scorer(NamedTuple):
 
     backbone: Backbone
     items: Float[Tensor, "items dim"]
+
+
+class Users(NamedTuple):
+    """What scorers know of users.
+
+    Attributes:
+        vectors: x_u, one tensor a scorer.
+        normalisers: log of the sum of exponentials of a user's scores over the catalogue, one tensor a scorer.
+    """
+
+    vectors: list[Float[Tensor, "rows dim"]]
+    normalisers: list[Float[Tensor, "rows"]]
+
+    def part(self, rows: Rows) -> "Users":
+        """Of some of the rows."""
+        return Users([one[rows] for one in self.vectors], [one[rows] for one in self.normalisers])
+
+
+class Found(NamedTuple):
+    """What retrieval finds.
+
+    Attributes:
+        candidates: item positions, each once a row: the latest items first, then those that stand far in front in many
+            lists; -1 at the end of rows that have fewer.
+        users: what scorers know of the rows.
+    """
+
+    candidates: Int[ndarray, "rows retrieved"]
+    users: Users
 
 
 class Evidence:
@@ -76,84 +104,77 @@ class Evidence:
 
     @torch.no_grad()
     def features(
-        self, histories: Histories, candidates: Int[ndarray, "rows candidates"]
+        self, histories: Histories, candidates: Int[ndarray, "rows candidates"], users: "Users | None" = None
     ) -> Float[ndarray, "rows candidates evidence"]:
         """The evidence for every candidate of every row, float32.
 
         Args:
             histories: one a row, before the target.
             candidates: item positions; -1 pads, and has zeros.
+            users: of the same rows, as ``find`` gives them; None computes them.
         """
-        num_rows, num_candidates = candidates.shape
-        features = np.zeros((num_rows, num_candidates, len(self.names)), np.float32)
-        step = max(1, CELLS // (LATEST * max(1, num_candidates)))
-        for scored, rows in self._score(histories, candidates):
-            features[rows, :, : len(self.scorers)] = scored
-        for start in range(0, num_rows, step):
-            part = slice(start, start + step)
-            chunk = torch.from_numpy(candidates[part].astype(np.int64))
-            columns = [*self._compare(histories.part(part), chunk), *self._recall(histories.part(part), chunk)]
-            features[part, :, len(self.scorers) :] = torch.stack(columns, dim=2).numpy()
+        features = np.zeros((*candidates.shape, len(self.names)), np.float32)
+        known = self.represent(histories) if users is None else users
+        # Histories of like length stand together, so that hardly any padding is compared.
+        order = np.argsort(histories.ends - histories.starts, kind="stable")
+        step = max(1, CELLS // max(1, candidates.shape[1]))
+        for rows in (order[start : start + step] for start in range(0, len(order), step)):
+            own, chunk = histories.part(rows), torch.from_numpy(candidates[rows].astype(np.int64))
+            columns = [*self._score(known.part(rows), chunk), *self._compare(own, chunk), *self._recall(own, chunk)]
+            features[rows] = torch.stack(columns, dim=2).numpy()
         features[candidates < 0] = 0
         return features
 
     @torch.no_grad()
-    def retrieve(self, histories: Histories, depth: int) -> Int[ndarray, "rows retrieved"]:
+    def represent(self, histories: Histories) -> "Users":
+        """What scorers know of users; every one of them passes over the catalogue once."""
+        return self._find(histories, 0)[1]
+
+    @torch.no_grad()
+    def find(self, histories: Histories, depth: int) -> "Found":
         """The union of what every scorer and every dense space finds nearest, and of the latest items themselves.
 
         Args:
             histories: one a row.
             depth: how many items each of them gives.
-
-        Returns:
-            Item positions, int64, each once a row; -1 at the end of rows that have fewer.
         """
-        depth = min(depth, self.num_items)
-        found = [histories.latest_first(LATEST)]
-        for scorer in self.scorers.values():
-            scores = self._catalogue_scores(histories, scorer)
-            found.append(torch.cat([chunk.topk(depth, dim=1).indices for _, chunk in scores]))
+        lists, users = self._find(histories, min(depth, self.num_items))
+        latest = histories.latest_first(LATEST)
         for space in self.spaces.values():
             if isinstance(space, DenseSpace):
-                found.append(nearest_items(histories, space, depth))
-        candidates = torch.cat(found, dim=1).numpy()
-        candidates[is_repeated(candidates)] = -1
-        # Padding goes to the end and is cut, since every column costs evidence.
-        candidates = np.take_along_axis(candidates, np.argsort(candidates < 0, axis=1, kind="stable"), axis=1)
-        return candidates[:, : max(1, int((candidates >= 0).sum(axis=1).max(initial=0)))]
+                lists.append(nearest_items(latest, space, min(depth, self.num_items)))
+        return Found(agreed(lists, latest.numpy()), users)
 
-    def _catalogue_scores(
-        self, histories: Histories, scorer: Scorer
-    ) -> Iterator[tuple[slice, Float[Tensor, "chunk items"]]]:
-        users = encode_histories(scorer.backbone, histories.items, histories.starts, histories.ends)
-        for start in range(0, max(1, len(users)), ROWS):
-            yield slice(start, start + ROWS), users[start : start + ROWS] @ scorer.items.T
+    def retrieve(self, histories: Histories, depth: int) -> Int[ndarray, "rows retrieved"]:
+        """The candidates of ``find``."""
+        return self.find(histories, depth).candidates
 
-    def _score(
-        self, histories: Histories, candidates: Int[ndarray, "rows candidates"]
-    ) -> Iterator[tuple[Float[ndarray, "chunk candidates scorers"], slice]]:
-        if not self.scorers:
-            return
-        wanted = torch.from_numpy(candidates.clip(min=0).astype(np.int64))
-        for chunks in zip(
-            *(self._catalogue_scores(histories, scorer) for scorer in self.scorers.values()), strict=True
-        ):
-            rows = chunks[0][0]
-            columns = [
-                scores.gather(1, wanted[rows]) - scores[:, : self.num_trained].logsumexp(dim=1, keepdim=True)
-                for _, scores in chunks
-            ]
-            yield torch.stack(columns, dim=2).numpy(), rows
+    def _find(self, histories: Histories, depth: int) -> tuple[list[Int[ndarray, "rows depth"]], "Users"]:
+        encoded: dict[int, Tensor] = {}
+        found = []
+        for scorer in self.scorers.values():
+            if id(scorer.backbone) not in encoded:
+                encoded[id(scorer.backbone)] = encode_histories(
+                    scorer.backbone, histories.items, histories.starts, histories.ends
+                )
+            found.append(scan(encoded[id(scorer.backbone)], scorer.items, depth, self.num_trained))
+        vectors = [encoded[id(scorer.backbone)] for scorer in self.scorers.values()]
+        return [items for items, _ in found], Users(vectors, [normaliser for _, normaliser in found])
+
+    def _score(self, users: "Users", candidates: Tensor) -> Iterator[Float[Tensor, "rows candidates"]]:
+        wanted = candidates.clamp(min=0)
+        for scorer, vectors, normalisers in zip(self.scorers.values(), *users, strict=True):
+            yield (functional.embedding(wanted, scorer.items) @ vectors[:, :, None])[:, :, 0] - normalisers[:, None]
 
     def _compare(self, histories: Histories, candidates: Tensor) -> Iterator[Float[Tensor, "rows candidates"]]:
         latest = histories.latest_first(LATEST)
         is_item = (latest >= 0)[:, :, None]
-        weights = step_weights(latest)[:, :, None]
+        weights = step_weights(latest)[:, None]
         for space in self.spaces.values():
-            similarity = space.similarity(latest, candidates) * is_item
+            similarity = space.similarity(latest, candidates)
             yield similarity.masked_fill(~is_item, -1).amax(dim=1) * is_item[:, 0]
-            yield similarity[:, 0]
-            yield (similarity * weights).sum(dim=1)
+            yield similarity[:, 0] * is_item[:, 0]
+            yield (weights @ similarity)[:, 0]
 
     def _recall(self, histories: Histories, candidates: Tensor) -> Iterator[Float[Tensor, "rows candidates"]]:
         recalled = histories.latest_first(RECALLED)
@@ -183,9 +204,7 @@ def step_weights(latest: Int[Tensor, "rows length"]) -> Float[Tensor, "rows leng
     return weights / weights.sum(dim=1, keepdim=True).clamp(min=1e-9)
 
 
-def nearest_items(histories: Histories, space: DenseSpace, depth: int) -> Int[Tensor, "rows depth"]:
-    """The items nearest to the weighted mean of the latest items."""
-    latest = histories.latest_first(LATEST)
-    users = torch.einsum("rl,rld->rd", step_weights(latest), space.unit[latest.clamp(min=0)])
-    chunks = [(chunk @ space.unit.T).topk(depth, dim=1).indices for chunk in torch.split(users, ROWS)]
-    return torch.cat(chunks) if chunks else latest.new_zeros(0, depth)
+def nearest_items(latest: Int[Tensor, "rows length"], space: DenseSpace, depth: int) -> Int[ndarray, "rows depth"]:
+    """The items nearest to the weighted mean of the latest items, which stand first."""
+    told = functional.embedding(latest.clamp(min=0), space.unit)
+    return scan((step_weights(latest)[:, None] @ told)[:, 0], space.unit, depth, 0)[0]

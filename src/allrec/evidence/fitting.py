@@ -18,7 +18,7 @@ from allrec.evidence.collect import EvidenceConfig
 from allrec.evidence.evidence import CONTEXT, FREE, Evidence
 from allrec.evidence.fused import LLM_EVIDENCE, Fused, Scope, best_of, llm_features
 from allrec.evidence.histories import histories_before
-from allrec.evidence.whole_catalogue import catalogue_lists, retrieve_scored
+from allrec.evidence.whole_catalogue import catalogue_lists
 from allrec.models.fusion import Fusion, FusionConfig
 from allrec.training.fusion import (
     STAGE,
@@ -53,6 +53,9 @@ class FusionStageConfig(Config):
         ),
         description="What the language model's evidence adds, fitted by itself; it has as many members as the other.",
     )
+    num_fused: int = Field(
+        64, ge=1, description="So many of the retrieved candidates, those in front in many lists, are fused."
+    )
     num_ranked: int = Field(20, ge=2, description="So many of the best candidates the language model reads.")
     least_gain: float = Field(
         1.0,
@@ -76,7 +79,7 @@ class FittedFusions(NamedTuple):
         """Ready to rank with."""
         models = {scope: one.model for scope, one in self.models.items()}
         with_llm = {scope: None if one is None else one.model for scope, one in self.with_llm.items()}
-        return Fused(evidence, models, with_llm, config.evidence.depth, config.num_ranked)
+        return Fused(evidence, models, with_llm, config.evidence.depth, config.num_ranked, config.num_fused)
 
 
 def fit_fusions(
@@ -202,11 +205,10 @@ def read_lists(
     """
     targets = dataset.targets["valid"]
     histories, wanted = histories_before(dataset, targets, rows), targets.items[rows]
-    score = fused.score(scope, folds[rows])
     if scope == "lists":
         candidates = targets.candidates[LISTED][rows]
     else:
-        found = retrieve_scored(fused.evidence, score, histories, fused.depth)
+        found = fused.find(histories, folds[rows])
         candidates = padded([best_of(part, fused.num_ranked, rng)[0] for part in found])
     kept = np.flatnonzero((candidates == wanted[:, None]).any(axis=1))
     name = LISTED if scope == "lists" else f"{scope}-fit"

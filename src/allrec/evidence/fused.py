@@ -1,6 +1,6 @@
 """Evidence and the models that weigh it: what a trained system ranks with."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from allrec.evidence.evidence import CONTEXT, Evidence
 from allrec.evidence.histories import Histories
-from allrec.evidence.whole_catalogue import Retrieved, Score
+from allrec.evidence.whole_catalogue import Retrieved, Score, retrieve_scored
 from allrec.models.fusion import Fusion
 from allrec.training.fusion import fused_scores
 
@@ -35,6 +35,7 @@ class Fused:
         with_llm: by scope, what the language model's evidence adds; None where it was found to add nothing.
         depth: items that each scorer and each space retrieves.
         num_ranked: so many of the best the language model reads.
+        num_fused: so many of what is retrieved are scored by their evidence, as many as are read or asked for at least.
     """
 
     def __init__(
@@ -44,9 +45,20 @@ class Fused:
         with_llm: Mapping[Scope, Fusion | None],
         depth: int,
         num_ranked: int,
+        num_fused: int,
     ) -> None:
         self.evidence, self.models, self.with_llm = evidence, dict(models), dict(with_llm)
-        self.depth, self.num_ranked = depth, num_ranked
+        self.depth, self.num_ranked, self.num_fused = depth, num_ranked, max(num_fused, num_ranked)
+
+    def find(
+        self,
+        histories: Histories,
+        folds: Int[ndarray, "rows"] | None = None,
+        excepted: Int[ndarray, "rows"] | None = None,
+    ) -> Iterator[Retrieved]:
+        """What retrieval finds in the catalogue for every row, fused, some rows at a time; see ``retrieve_scored``."""
+        score = self.score("catalogue", folds)
+        return retrieve_scored(self.evidence, score, histories, self.depth, excepted, self.num_fused)
 
     def score(self, scope: Scope, folds: Int[ndarray, "rows"] | None = None) -> Score:
         """The fusion of a scope; with ``folds`` each row is scored by the member that was fitted without it."""

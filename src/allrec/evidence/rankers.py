@@ -16,7 +16,7 @@ from allrec.evidence.evidence import largest_similarity
 from allrec.evidence.fused import Fused, best_of
 from allrec.evidence.histories import histories_before
 from allrec.evidence.similarity import DenseSpace
-from allrec.evidence.whole_catalogue import Retrieved, retrieve_scored, retrieved_ranks
+from allrec.evidence.whole_catalogue import Retrieved, retrieved_ranks
 from allrec.training.fusion import STAGE, fold_of, fused_scores
 
 TEXT = "text"
@@ -83,7 +83,7 @@ class Rankers(Mapping[str, Ranker]):
         if task.protocol.startswith("full"):
             found = retrieved_ranks(
                 fused.evidence, fused.score("catalogue", folds), dataset, targets, fused.depth,
-                excludes_history=task.protocol == "full",
+                excludes_history=task.protocol == "full", num_fused=fused.num_fused,
             )  # fmt: skip
             return Ranked(rows, *found)
         candidates = targets.candidates[task.protocol]
@@ -110,9 +110,8 @@ class Rankers(Mapping[str, Ranker]):
         histories = histories_before(ask.dataset, targets, ask.rows)
         excepted = wanted if ask.task.protocol == "full" else None
         rng = np.random.default_rng([self.system.recipe.seed, STAGE, len(ask.rows)])
-        score = fused.score("catalogue", ask.folds)
         parts = []
-        for found in retrieve_scored(fused.evidence, score, histories, fused.depth, excepted):
+        for found in fused.find(histories, ask.folds, excepted):
             before = found.ranks(wanted[found.part], fused.evidence.num_items - 1)
             listed, places = best_of(found, fused.num_ranked, rng)
             best = Retrieved(found.part, listed, *_taken(found, places))

@@ -46,7 +46,8 @@ class DenseSpace(NamedTuple):
         self, items: Int[Tensor, "rows length"], candidates: Int[Tensor, "rows candidates"]
     ) -> Float[Tensor, "rows length candidates"]:
         """See ``Space``."""
-        return self.unit[items.clamp(min=0)] @ self.unit[candidates.clamp(min=0)].transpose(1, 2)
+        told, asked = (functional.embedding(one.clamp(min=0), self.unit) for one in (items, candidates))
+        return told @ asked.transpose(1, 2)
 
 
 class WordSpace(NamedTuple):
@@ -73,12 +74,19 @@ class WordSpace(NamedTuple):
         self, items: Int[Tensor, "rows length"], candidates: Int[Tensor, "rows candidates"]
     ) -> Float[Tensor, "rows length candidates"]:
         """See ``Space``."""
-        items, candidates = items.clamp(min=0), candidates.clamp(min=0)
-        bags = torch.zeros(*items.shape, self.vocabulary_size + 1)
-        bags.scatter_add_(2, self.ids[items], self.weights[items])
-        wanted = self.ids[candidates].flatten(1)[:, None].expand(-1, items.shape[1], -1)
-        found = bags.gather(2, wanted).view(*items.shape, candidates.shape[1], self.ids.shape[1])
-        return torch.einsum("rlcw,rcw->rlc", found, self.weights[candidates])
+        words, asked = self.ids[items.clamp(min=0)], candidates.clamp(min=0)
+        known = torch.unique(words)
+        slots = torch.zeros(self.vocabulary_size + 1, dtype=torch.int64)
+        slots[known] = torch.arange(1, len(known) + 1)
+        # A row's table has a line for each word of any history here, and a column for each item of its own.
+        starts, length = torch.arange(len(items))[:, None, None] * (len(known) + 1), items.shape[1]
+        tables = torch.zeros(len(items) * (len(known) + 1), length)
+        columns = torch.arange(length)[:, None].expand_as(words)
+        tables[(starts + slots[words]).flatten(), columns.flatten()] = self.weights[items.clamp(min=0)].flatten()
+        wanted = (starts + slots[self.ids[asked]]).flatten(0, 1)
+        weights = self.weights[asked].flatten(0, 1)
+        found = functional.embedding_bag(wanted, tables, mode="sum", per_sample_weights=weights)
+        return found.view(*candidates.shape, length).transpose(1, 2)
 
 
 class Neighbours(NamedTuple):

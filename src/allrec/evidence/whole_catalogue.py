@@ -24,13 +24,14 @@ class Retrieved(NamedTuple):
     Attributes:
         part: the rows.
         candidates: item positions, -1 pads.
-        features: their evidence.
-        scores: larger is better; of padding without meaning.
+        features: the evidence of the first so many candidates, which were fused.
+        scores: larger is better; of padding without meaning. Candidates that were not fused stand behind those that
+            were, in the order in which retrieval has them.
     """
 
     part: slice
     candidates: Int[ndarray, "part candidates"]
-    features: Float[ndarray, "part candidates evidence"]
+    features: Float[ndarray, "part fused evidence"]
     scores: Float[ndarray, "part candidates"]
 
     def ranks(self, targets: Int[ndarray, "part"], last: int) -> "RetrievedRanks":
@@ -64,6 +65,7 @@ def retrieve_scored(
     histories: Histories,
     depth: int,
     excepted: Int[ndarray, "rows"] | None = None,
+    num_fused: int | None = None,
 ) -> Iterator[Retrieved]:
     """What retrieval finds for every row, scored, some rows at a time.
 
@@ -74,20 +76,45 @@ def retrieve_scored(
         depth: see ``Evidence.retrieve``.
         excepted: given, items of a row's history are left out but for this one: protocol ``full``. None keeps them:
             ``full-repeat``.
+        num_fused: so many of a row, those that retrieval has first, are scored by their evidence; None is all.
     """
     for start in range(0, histories.num_rows, USERS_TOGETHER):
         part = slice(start, start + USERS_TOGETHER)
         own = histories.part(part)
-        candidates = evidence.retrieve(own, depth)
+        candidates, users = evidence.find(own, depth)
         if excepted is not None:
             is_owned = is_in_history(own, candidates, evidence.num_items)
-            candidates[is_owned & (candidates != excepted[part][:, None])] = -1
-        features = evidence.features(own, candidates)
-        yield Retrieved(part, candidates, features, score(features, part))
+            candidates = packed(np.where(is_owned & (candidates != excepted[part][:, None]), -1, candidates))
+        features = evidence.features(own, candidates[:, :num_fused], users)
+        fused = score(features, part)
+        yield Retrieved(part, candidates, features, np.concatenate([fused, behind(fused, candidates)], axis=1))
+
+
+def packed(candidates: Int[ndarray, "rows candidates"]) -> Int[ndarray, "rows fewer"]:
+    """The same candidates in the same order, padding at the end and cut where all rows have it."""
+    order = np.argsort(candidates < 0, axis=1, kind="stable")
+    widest = max(1, int((candidates >= 0).sum(axis=1).max(initial=0)))
+    return np.take_along_axis(candidates, order[:, :widest], axis=1)
+
+
+def behind(
+    fused: Float[ndarray, "rows fused"], candidates: Int[ndarray, "rows candidates"]
+) -> Float[ndarray, "rows rest"]:
+    """Scores of the candidates that were not fused: below all that were, and falling."""
+    num_fused, places = fused.shape[1], np.arange(1, 1 + candidates.shape[1] - fused.shape[1], dtype=np.float32)
+    least = np.where(candidates[:, :num_fused] >= 0, fused, np.inf).min(axis=1, initial=0)
+    return least[:, None] - places
 
 
 def retrieved_ranks(
-    evidence: Evidence, score: Score, dataset: Dataset, targets: Targets, depth: int, *, excludes_history: bool
+    evidence: Evidence,
+    score: Score,
+    dataset: Dataset,
+    targets: Targets,
+    depth: int,
+    *,
+    excludes_history: bool,
+    num_fused: int | None = None,
 ) -> RetrievedRanks:
     """Ranks of the targets among what retrieval finds; ties count against the target.
 
@@ -98,12 +125,13 @@ def retrieved_ranks(
         targets: what is to be found.
         depth: see ``Evidence.retrieve``.
         excludes_history: True is protocol ``full``, False is ``full-repeat``.
+        num_fused: see ``retrieve_scored``.
     """
     histories = histories_before(dataset, targets)
     excepted = targets.items if excludes_history else None
     parts = [
         found.ranks(targets.items[found.part], evidence.num_items - 1)
-        for found in retrieve_scored(evidence, score, histories, depth, excepted)
+        for found in retrieve_scored(evidence, score, histories, depth, excepted, num_fused)
     ]
     return RetrievedRanks(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 

@@ -24,7 +24,6 @@ from allrec.evaluation.protocols import Ranking, corrected, result_rows
 from allrec.evaluation.segments import segments
 from allrec.evaluation.significance import compare as compare_users
 from allrec.evidence.histories import histories_before
-from allrec.evidence.whole_catalogue import retrieve_scored
 from allrec.experiments.baselines import Choice, baseline_ranks, chosen_baselines, top_items
 from allrec.experiments.summary import METRICS, cell
 from allrec.models.backbones.base import Backbone, freeze
@@ -179,9 +178,7 @@ def _of_fusion(scoring: Scoring, dataset: Dataset) -> Found:
         raise ValueError("the run has no fusion")
     # No item of the history is excepted here: a list for a user knows no target.
     nothing = np.full(len(targets), -1)
-    found = retrieve_scored(
-        fused.evidence, fused.score("catalogue"), histories_before(dataset, targets), fused.depth, nothing
-    )
+    found = fused.find(histories_before(dataset, targets), excepted=nothing)
     lists = np.concatenate([np.take_along_axis(part.candidates, part.best(K), axis=1) for part in found])
     beyond = _beyond(lists, dataset, scoring.text_embeddings)
     return Found(ranks, {"setting": {}, "tried": [], f"beyond@{K}": beyond})

@@ -11,7 +11,7 @@ Source: neural additive models, Agarwal et al., arXiv:2004.13912; positive weigh
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -22,6 +22,8 @@ from torch.nn import functional
 from allrec.base import Config
 
 INTERPLAY = "interplay"
+BLOCK = 64
+"""Candidates are scored in blocks of so many."""
 # softplus of it is 1, so that gates begin open.
 ONE = math.log(math.e - 1)
 # softplus of it is 0.13: a slope that is neither nothing nor all.
@@ -99,15 +101,37 @@ class Fusion(nn.Module):
             features: evidence.
             member: ask this one alone; None is the mean over all.
         """
-        standard = (features - self.mean) / self.spread
-        asked = self.members if member is None else [self.members[member]]
-        return torch.stack([one(standard) for one in asked]).mean(dim=0)
+        added = self._added(features, member).transpose(1, 2).flatten(0, 1)
+        return added[: features.shape[0] * features.shape[1]].view(*features.shape[:2], -1)
 
     def score(
         self, features: Float[Tensor, "rows candidates evidence"], member: int | None = None
     ) -> Float[Tensor, "rows candidates"]:
         """Logits of a softmax over the candidates of a row; larger is better."""
-        return self.contributions(features, member).sum(dim=2)
+        added = self._added(features, member).sum(dim=1).flatten()
+        return added[: features.shape[0] * features.shape[1]].view(features.shape[:2])
+
+    def _added(
+        self, features: Float[Tensor, "rows candidates evidence"], member: int | None
+    ) -> Float[Tensor, "blocks evidence_and_interplay values"]:
+        """Contributions by all members at once, with candidates in the last dimension, where memory is contiguous.
+
+        Candidates go in blocks of one size: where products of matrices end raggedly, processors round otherwise, and
+        equal evidence must tie.
+        """
+        asked = [cast(Member, one) for one in (self.members if member is None else [self.members[member]])]
+        values = ((features - self.mean) / self.spread).flatten(0, 1)
+        values = functional.pad(values, (0, 0, 0, -len(values) % BLOCK))
+        values = values.view(-1, BLOCK, values.shape[1]).transpose(1, 2).contiguous()
+        hidden = _products([one.gate_input for one in asked], values[:, asked[0].context])
+        hidden = torch.tanh(hidden + _columns("gate_bias", asked))
+        gates = torch.stack([one.gate_output.T for one in asked]) @ hidden
+        gates = functional.softplus(gates + _columns("gate_offset", asked))
+        hidden = _products([one.rising(one.interplay_input) for one in asked], values)
+        hidden = torch.tanh(hidden + _columns("interplay_bias", asked))
+        interplay = (functional.softplus(_columns("interplay_output", asked)) * hidden).sum(dim=2).mean(dim=1)
+        shaped = (gates * shapes_together(asked, values)).mean(dim=1)
+        return torch.cat([shaped, interplay[:, None]], dim=1)
 
     def loss(
         self,
@@ -198,6 +222,28 @@ class Member(nn.Module):
         """The parameter itself where evidence may count either way, else made positive."""
         is_monotone = self.is_monotone.view(-1, *[1] * (parameter.dim() - 1))
         return torch.where(is_monotone, functional.softplus(parameter), parameter)
+
+
+def shapes_together(
+    members: Sequence[Member], values: Float[Tensor, "blocks evidence values"]
+) -> Float[Tensor, "blocks members evidence values"]:
+    """What ``Member.shapes`` gives of each member: pieces that are steep where their ends are near."""
+    lower, upper = members[0].knots[:, :-1, None], members[0].knots[:, 1:, None]
+    covered = torch.minimum(torch.maximum(values[:, :, None], lower), upper) - lower
+    rises = torch.stack([one.rising(one.rises) for one in members], dim=1)
+    slopes = torch.stack([one.rising(one.slopes) for one in members])
+    steepness = rises / (upper - lower)[:, None, :, 0]
+    return (steepness @ covered).transpose(1, 2) + slopes[:, :, None] * values[:, None]
+
+
+def _products(
+    weights: Sequence[Float[Tensor, "inputs outputs"]], values: Float[Tensor, "blocks inputs values"]
+) -> Float[Tensor, "blocks members outputs values"]:
+    return torch.stack([one.T for one in weights]) @ values[:, None]
+
+
+def _columns(name: str, members: Sequence[Member]) -> Float[Tensor, "members width 1"]:
+    return torch.stack([getattr(one, name) for one in members])[:, :, None]
 
 
 def drawn(inputs: int, outputs: int, generator: torch.Generator) -> nn.Parameter:

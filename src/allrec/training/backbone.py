@@ -24,12 +24,12 @@ from allrec.models.backbones.losses import (
 )
 from allrec.models.backbones.registry import KINDS, BackboneModel, make_backbone
 from allrec.models.backbones.sasrec import SASRecConfig
-from allrec.training.batching import LazyBatches, NegativeSampler, length_batches, pad_histories, windows
+from allrec.training.batching import LazyBatches, NegativeSampler, budgeted, length_batches, pad_histories, windows
 from allrec.training.foreign import Taken, TakenReport, take_backbone
 from allrec.training.loop import FitReport, LoopConfig, fit
 
 STAGE = 0
-# Histories encoded at one time outside training.
+# Places of histories encoded at one time outside training, padding included: what a core's cache holds.
 ENCODED_TOGETHER = 1024
 
 
@@ -238,9 +238,8 @@ def encode_histories(
     """x_u of the histories ``items[start:end]``, those of like length together so that little padding is computed."""
     table = backbone.item_embeddings()
     users = table.new_empty(len(starts), backbone.dim)
-    order = np.argsort(ends - starts, kind="stable")
-    for first in range(0, len(order), ENCODED_TOGETHER):
-        rows = order[first : first + ENCODED_TOGETHER]
+    lengths = np.clip(ends - starts, 1, backbone.max_length)
+    for rows in budgeted(np.argsort(-lengths, kind="stable"), lengths, ENCODED_TOGETHER):
         histories = pad_histories(items, starts[rows], ends[rows], backbone.max_length)
         users[torch.from_numpy(rows).to(table.device)] = backbone.encode(histories.to(table.device))
     return users

@@ -1,6 +1,6 @@
 """What goes into a batch: sequences of like length within a token budget, padded histories, negatives."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -31,16 +31,29 @@ def length_batches(
         rng: shuffles.
     """
     order = rng.permutation(np.flatnonzero(lengths))
-    batches = []
+    batches: list[np.ndarray] = []
     for start in range(0, len(order), SORTED_TOGETHER):
         chunk = order[start : start + SORTED_TOGETHER]
         chunk = chunk[np.argsort(-lengths[chunk], kind="stable")]
-        place = 0
-        while place < len(chunk):
-            size = max(1, max_tokens // int(lengths[chunk[place]]))
-            batches.append(chunk[place : place + size])
-            place += size
+        batches.extend(budgeted(chunk, lengths, max_tokens))
     return [batches[index] for index in rng.permutation(len(batches))]
+
+
+def budgeted(
+    order: Int[np.ndarray, "part"], lengths: Int[np.ndarray, "rows"], max_tokens: int
+) -> Iterator[Int[np.ndarray, "batch"]]:
+    """Cuts rows, longest first, into batches whose padded size stays within a budget, of one row at least.
+
+    Args:
+        order: rows, those of the longest first.
+        lengths: of each row, at least 1.
+        max_tokens: the budget.
+    """
+    place = 0
+    while place < len(order):
+        size = max(1, max_tokens // int(lengths[order[place]]))
+        yield order[place : place + size]
+        place += size
 
 
 @dataclass(frozen=True)

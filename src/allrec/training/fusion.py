@@ -21,6 +21,8 @@ COUNT = "log_count"
 """The evidence that tells how often an item was seen: log(1 + training interactions)."""
 SCALED = 1 << 19
 """Candidates at most that the scale of the evidence is read from."""
+SCORED = 1 << 12
+"""Candidates scored at one time: so few that what is computed of them stays in a core's cache."""
 
 
 class FusionTrainingConfig(Config):
@@ -205,7 +207,7 @@ def fused_scores(
 ) -> Float[ndarray, "rows candidates"]:
     """Scores of candidates, in chunks of rows; with ``folds`` each row by the member that was fitted without it."""
     scores = np.zeros(features.shape[:2], np.float32)
-    step = max(1, SCALED // (8 * max(1, features.shape[1])))
+    step = max(1, SCORED // max(1, features.shape[1]))
     everyone = np.arange(len(features))
     groups = [(None, everyone)] if folds is None else [(k, everyone[folds == k]) for k in range(len(model.members))]
     for member, rows in groups:

@@ -1,0 +1,130 @@
+"""The best of many: the nearest items of a query, and the items that several lists agree on."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, Int64
+from numpy import ndarray
+from torch import Tensor
+
+AGREED = 1 << 20
+"""Weight of an item in a list: this over (SMOOTHING + its place). A whole number, so that sums are exact."""
+SMOOTHING = 20
+OWN = 1 << 22
+"""Weight of an item that must stand before all that lists agree on."""
+EMPTY = np.iinfo(np.int64).max
+"""A key that sorts behind all others."""
+LOW = (np.int64(1) << 32) - 1
+CELLS = 1 << 20
+"""Queries times items that are scored at one time."""
+CROWDED = 8
+"""Rows in which more than so many times k values may be among the best k are sorted apart."""
+
+
+def best(scores: Float[Tensor, "rows items"], k: int) -> Int64[ndarray, "rows k"]:
+    """The k items of the largest scores of each row, best first; equal ones by position.
+
+    Cut into blocks, the k-th largest of the blocks' largest values is a lower bound of the k-th largest value. Few
+    values reach it, and those alone are sorted.
+
+    Args:
+        scores: float32, no NaN.
+        k: at most the number of items counts.
+    """
+    values, k = scores.numpy(), min(k, scores.shape[1])
+    if k == 0:
+        return np.zeros((len(values), 0), np.int64)
+    width = max(1, scores.shape[1] // (2 * k))
+    num_blocks = scores.shape[1] // width
+    largest = scores[:, : num_blocks * width].reshape(-1, num_blocks, width).amax(dim=2).numpy()
+    least = np.partition(largest, num_blocks - k, axis=1)[:, num_blocks - k]
+    reached = np.flatnonzero(values >= least[:, None])
+    rows = reached // scores.shape[1]
+    counts = np.bincount(rows, minlength=len(values))
+    crowded = np.flatnonzero(counts > CROWDED * k)
+    is_sparse = (counts <= CROWDED * k)[rows]
+    found = np.empty((len(values), k), np.int64)
+    keys = _descending(values.reshape(-1)[reached[is_sparse]]) << 32 | reached[is_sparse] % scores.shape[1]
+    ordered = _sorted_rows(rows[is_sparse], keys, len(values))[:, :k] & LOW
+    found[:, : ordered.shape[1]] = ordered
+    found[crowded] = np.argsort(-values[crowded], axis=1, kind="stable")[:, :k]
+    return found
+
+
+def agreed(
+    lists: Sequence[Int[ndarray, "rows places"]], own: Int[ndarray, "rows length"]
+) -> Int64[ndarray, "rows union"]:
+    """The union of lists, each item once: own items first, then those that stand far in front in many lists.
+
+    An item's weight is the sum of 1 / (20 + place) over the lists; equal ones stand by position.
+
+    Args:
+        lists: items of each row, best first; -1 pads.
+        own: items that stand before all others; -1 pads.
+
+    Returns:
+        Item positions; -1 at the end of rows that have fewer.
+
+    Source: reciprocal rank fusion, Cormack et al., SIGIR 2009, with 20 in place of 60.
+    """
+    weights = [AGREED // (SMOOTHING + np.arange(one.shape[1], dtype=np.int64)) for one in lists]
+    items = np.concatenate([own, *lists], axis=1)
+    told = np.concatenate([np.full(own.shape[1], OWN), *weights])
+    keys = np.where(items < 0, EMPTY, items << 32 | told)
+    keys.sort(axis=1)
+    flat = keys.reshape(-1)
+    found, is_item = flat >> 32, flat != EMPTY
+    ends = np.flatnonzero((np.append(found[1:] != found[:-1], True) | _ends_row(keys.shape)) & is_item)
+    sums = np.diff(np.cumsum((flat & LOW) * is_item)[ends], prepend=0)
+    ordered = _sorted_rows(ends // keys.shape[1], (EMPTY >> 32) - sums << 32 | found[ends], len(items))
+    return np.where(ordered == EMPTY, -1, ordered & LOW)
+
+
+def scan(
+    queries: Float[Tensor, "rows dim"], items: Float[Tensor, "items dim"], depth: int, num_trained: int
+) -> tuple[Int64[ndarray, "rows depth"], Float[Tensor, "rows"]]:
+    """One pass over the catalogue, some queries at a time.
+
+    Args:
+        queries: one a row.
+        items: their dot products score.
+        depth: how many of the best items are wanted; 0 is none.
+        num_trained: the first so many items count in the normaliser; 0 leaves it out.
+
+    Returns:
+        The best items of each row, -1 where the query is zeros and tells nothing; and the log of the sum of
+        exponentials over items.
+    """
+    found, normalisers = [np.zeros((0, min(depth, len(items))), np.int64)], [queries.new_zeros(0)]
+    for part in torch.split(queries, max(1, CELLS // max(1, len(items)))):
+        scores = part @ items.T
+        found.append(best(scores, depth))
+        normalisers.append(scores[:, :num_trained].logsumexp(dim=1))
+    nearest = np.concatenate(found)
+    nearest[~queries.any(dim=1).numpy()] = -1
+    return nearest, torch.cat(normalisers)
+
+
+def _ends_row(shape: tuple[int, int]) -> ndarray:
+    """True at the last place of every row, rows one behind the other."""
+    is_end = np.zeros(shape, bool)
+    is_end[:, -1:] = True
+    return is_end.reshape(-1)
+
+
+def _descending(values: Float[ndarray, "values"]) -> Int64[ndarray, "values"]:
+    """Whole numbers of 32 bits in the opposite order of float32 values; both zeros are one."""
+    bits = (values + np.float32(0)).view(np.int32)
+    return (~np.where(bits < 0, bits ^ np.int32(0x7FFFFFFF), bits)).astype(np.int64)
+
+
+def _sorted_rows(
+    rows: Int64[ndarray, "values"], keys: Int64[ndarray, "values"], num_rows: int
+) -> Int64[ndarray, "rows widest"]:
+    """Keys of each row, ascending, ``EMPTY`` where a row has fewer; ``rows`` ascends."""
+    counts = np.bincount(rows, minlength=num_rows)
+    padded = np.full((num_rows, counts.max(initial=0)), EMPTY)
+    padded[rows, np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)] = keys
+    padded.sort(axis=1)
+    return padded
