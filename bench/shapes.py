@@ -3,7 +3,8 @@
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, OPTConfig, OPTForCausalLM, PreTrainedModel
 
-from allrec.models.language_model import LanguageModel, embedded_folder
+from allrec.models.language_model import LanguageModel
+from allrec.models.loading import embedded_folder
 
 VOCABULARY, TINY_VOCABULARY, POSITIONS = 50272, 4096, 2048
 SIZES = {"tiny": (64, 2, 2), "opt-125m": (768, 12, 12), "opt-6.7b": (4096, 32, 32), "opt-13b": (5120, 40, 40)}

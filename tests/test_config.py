@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from allrec.base import InputError
 from allrec.config import EvaluationConfig, LanguageModelChoice, Recipe, dump_recipe, load_recipe, recipe_names
-from allrec.models.language_model import LanguageModelConfig
+from allrec.models.loading import LanguageModelConfig
 from allrec.models.text_encoder import TextEncoderConfig
 from allrec.training.soft_tokens import SoftTokensStageConfig
 

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from allrec.base import Config, InputError, nearest
 from allrec.evidence.fitting import FusionStageConfig
-from allrec.models.language_model import LanguageModelConfig
+from allrec.models.loading import LanguageModelConfig
 from allrec.models.prompt import PromptConfig
 from allrec.models.text_encoder import TextEncoderConfig
 from allrec.training.alignment import AlignmentStageConfig

@@ -15,7 +15,8 @@ from allrec.evaluation.evaluate import LLM_SCORERS, Plan
 from allrec.evaluation.metrics import Metric, chance
 from allrec.evaluation.protocols import Ranking, comparison_rows, corrected, result_rows
 from allrec.evaluation.segments import segments
-from allrec.models.language_model import LanguageModel, LanguageModelConfig
+from allrec.models.language_model import LanguageModel
+from allrec.models.loading import LanguageModelConfig
 from allrec.models.prompt import PromptBuilder, PromptConfig
 from allrec.run_folder import METRICS, RunFolder
 

@@ -19,12 +19,13 @@ BLANK = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, token
 IMPORTER = "models/backbones/importer.py"
 BESIDE_THE_CORE = {
     *(f"models/backbones/{name}.py" for name in ("external", "gru4rec", "importer", "ncf", "nextitnet", "registry")),
-    *(f"models/{name}.py" for name in ("answer_tree", "content", "fingerprint", "fusion", "generation", "readout")),
+    *(f"models/{name}.py" for name in ("answer_tree", "causal_attention", "content", "fingerprint", "fusion")),
+    *(f"models/{name}.py" for name in ("generation", "loading", "readout")),
     *(f"training/{name}.py" for name in ("content", "foreign", "fusion", "readout", "tuned_text", "warm_up")),
 }
 """What the published method can be understood without (docs/decisions/0006)."""
 DOORS = {
-    "transformers": ("models/language_model.py",),
+    "transformers": ("models/language_model.py", "models/loading.py"),
     "sentence_transformers": ("models/text_encoder.py",),
     "tokenizers": ("models/language_model.py",),
     "polars": ("data/",),

@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM
 from allrec.base import Wording
 from allrec.models import candidate_scoring
 from allrec.models.candidate_scoring import answer_loss, embed_prompts, score_candidates, take_prompts
-from allrec.models.language_model import LanguageModel, LanguageModelConfig
+from allrec.models.language_model import LanguageModel
+from allrec.models.loading import LanguageModelConfig
 from allrec.models.prompt import Packed, PromptBuilder, PromptConfig
 
 TITLES = [

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
-from allrec.models.language_model import EMBEDDED, LanguageModel, LanguageModelConfig, embedded_folder
+from allrec.models.language_model import LanguageModel
+from allrec.models.loading import EMBEDDED, LanguageModelConfig, embedded_folder
 from embedded_tasks import Catalogues, Task, batch
 from embedded_text import titles
 from embedded_wiring import SIZES, Places, Size

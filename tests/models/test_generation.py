@@ -11,7 +11,8 @@ from allrec.base import InputError, Wording
 from allrec.models import generation
 from allrec.models.candidate_scoring import embed_prompts, score_candidates, take_prompts
 from allrec.models.generation import LIST_STOP, TITLE_STOP, Stop, count_marks, write
-from allrec.models.language_model import LanguageModel, LanguageModelConfig
+from allrec.models.language_model import LanguageModel
+from allrec.models.loading import LanguageModelConfig
 from allrec.models.prompt import GENRES, Packed, PromptBuilder, PromptConfig
 
 TITLES = ["rose soap", "night cream with velvet and silver", None, "oil", "comb"]

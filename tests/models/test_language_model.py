@@ -18,8 +18,9 @@ from transformers import (
 )
 
 from allrec.base import InputError
-from allrec.models import language_model
-from allrec.models.language_model import LanguageModel, LanguageModelConfig, additive_mask, anchor_of, plain_encoder
+from allrec.models import language_model, loading
+from allrec.models.language_model import LanguageModel, additive_mask, anchor_of, plain_encoder
+from allrec.models.loading import LanguageModelConfig
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -99,6 +100,48 @@ def test_gradient_flows_through_what_was_read(llm):
     (whole,) = torch.autograd.grad(llm.hidden(embeddings)[:, 3].square().sum(), embeddings)
     last = llm.hidden(embeddings[:, 3:], None, torch.tensor([[3]]), llm.read(embeddings[:, :3]))
     torch.testing.assert_close(torch.autograd.grad(last.square().sum(), embeddings)[0], whole, atol=1e-4, rtol=1e-4)
+
+
+def prompt_gradient(llm, is_wanted=None):
+    """Gradients of what follows two read prompts of five tokens."""
+    embeddings = llm.embed(torch.tensor([[5, 9, 2, 7, 300], [8, 8, 31, 4, 1]])).requires_grad_()
+    last = torch.full((2, 1), 5)
+    states = llm.hidden(llm.embed(last), None, last, llm.read(embeddings, is_wanted))
+    return torch.autograd.grad(states.cumsum(-1).square().sum(), embeddings)[0]
+
+
+def test_a_gradient_that_is_wanted_at_some_places_is_right_there(llm):
+    is_wanted = torch.tensor([[True, False, False, True, False], [False, True, False, False, False]])
+    assert llm._begins_with_attention
+    found, expected = prompt_gradient(llm, is_wanted), prompt_gradient(llm)
+    torch.testing.assert_close(found[is_wanted], expected[is_wanted], atol=1e-4, rtol=1e-4)
+    # Elsewhere it is left out: what earlier places say to later ones is missing.
+    assert (found[~is_wanted] - expected[~is_wanted]).abs().max() > 1e-3
+
+
+def test_our_attention_reads_prompts_that_ask_for_a_gradient_alone(llm, monkeypatch):
+    lengths = []
+    honest = loading.causal_attention
+    monkeypatch.setattr(
+        loading,
+        "causal_attention",
+        lambda query, *rest, **how: lengths.append(len(query)) or honest(query, *rest, **how),
+    )
+    llm.hidden(llm.embed(torch.tensor([[5, 9, 2]])))
+    assert lengths == []
+    prompt_gradient(llm)
+    # Two prompts in the first of two layers; of the last one keys and values alone are wanted.
+    assert lengths == [2]
+
+
+def test_a_model_that_mixes_places_before_its_first_attention_keeps_every_gradient(tmp_path):
+    llm = load_tiny(tmp_path)
+    layer = llm._model.base_model.layers[0]
+    honest = layer.forward
+    layer.forward = lambda states, *rest, **given: honest(states + states.roll(1, 1).tril(), *rest, **given)
+    assert not llm._begins_with_attention
+    is_wanted = torch.tensor([[True, False, False, True, False], [False, True, False, False, False]])
+    torch.testing.assert_close(prompt_gradient(llm, is_wanted), prompt_gradient(llm))
 
 
 def test_every_kind_can_read_answers_together(llm):
@@ -287,7 +330,7 @@ def test_foreign_code_is_never_run(tmp_path):
 
 @pytest.mark.parametrize("name", ["some/model", "nonsense"])
 def test_unknown_name_without_a_network_is_refused(monkeypatch, name):
-    monkeypatch.setattr(language_model, "is_hub_reachable", lambda: False)
+    monkeypatch.setattr(loading, "is_hub_reachable", lambda: False)
     with pytest.raises(InputError, match=f"language model {name} cannot be loaded.*Give a path.*embedded-large"):
         LanguageModel.load(LanguageModelConfig(name=name))
 
@@ -296,11 +339,11 @@ def test_hub_is_out_of_reach_where_its_name_means_nothing(monkeypatch):
     def fail(*_):
         raise OSError("Name or service not known")
 
-    monkeypatch.setattr(language_model, "getproxies", dict)
-    monkeypatch.setattr(language_model, "getaddrinfo", fail)
-    assert not language_model.is_hub_reachable()
-    monkeypatch.setattr(language_model, "getproxies", lambda: {"https": "http://proxy"})
-    assert language_model.is_hub_reachable()
+    monkeypatch.setattr(loading, "getproxies", dict)
+    monkeypatch.setattr(loading, "getaddrinfo", fail)
+    assert not loading.is_hub_reachable()
+    monkeypatch.setattr(loading, "getproxies", lambda: {"https": "http://proxy"})
+    assert loading.is_hub_reachable()
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "~/nowhere"])
@@ -352,7 +395,7 @@ def test_logits_that_cannot_be_reproduced_are_refused(tmp_path, monkeypatch):
 
 def test_embedded_name_means_a_folder_of_the_package(tmp_path, monkeypatch):
     save_tiny(tmp_path / "embedded-large")
-    monkeypatch.setattr(language_model, "files", lambda package: tmp_path if package == "allrec.embedded" else None)
+    monkeypatch.setattr(loading, "files", lambda package: tmp_path if package == "allrec.embedded" else None)
     llm = LanguageModel.load(LanguageModelConfig(name="embedded-large"))
     assert llm.fingerprint["name"] == "embedded-large"
 

@@ -13,7 +13,8 @@ from tests.tiny import KINDS, save_tiny
 from transformers import AutoModelForCausalLM
 
 from allrec.base import InputError
-from allrec.models.language_model import LanguageModel, LanguageModelConfig
+from allrec.models.language_model import LanguageModel
+from allrec.models.loading import LanguageModelConfig
 from allrec.models.readout import (
     ReadOut,
     ReadOutConfig,

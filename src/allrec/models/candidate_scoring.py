@@ -100,10 +100,13 @@ def embed_prompts(
     llm: LanguageModel, prompts: Prompts, soft: Float[Tensor, "soft dim"]
 ) -> Float[Tensor, "batch length dim"]:
     """Embeddings of prompts with their soft tokens in place, padded on the right."""
-    tokens = _padded(prompts.tokens)
-    is_soft = _padded(Packed(prompts.is_soft, prompts.tokens.offsets))
-    embeddings = llm.embed(torch.from_numpy(tokens))
-    return insert(embeddings, torch.from_numpy(is_soft).to(llm.device), soft.to(llm.device))
+    embeddings = llm.embed(torch.from_numpy(_padded(prompts.tokens)))
+    return insert(embeddings, soft_places(llm, prompts), soft.to(llm.device))
+
+
+def soft_places(llm: LanguageModel, prompts: Prompts) -> Bool[Tensor, "batch length"]:
+    """Where ``embed_prompts`` puts soft tokens."""
+    return torch.from_numpy(_padded(Packed(prompts.is_soft, prompts.tokens.offsets))).to(llm.device)
 
 
 class _Part(NamedTuple):
@@ -169,7 +172,7 @@ def _packed_log_probs(
         torch.cat([roots[:, None], nodes], 1),
         additive_mask(is_seen[:, None], llm.dtype),
         last[:, None] + torch.from_numpy(trees.depths).to(llm.device),
-        llm.read(embeddings[:, :-1]),
+        llm.read(embeddings[:, :-1], soft_places(llm, prompts)[:, :-1]),
     )
     return _token_log_probs(llm, hidden.flatten(0, 1)[torch.from_numpy(trees.sources).to(llm.device)], answers)
 

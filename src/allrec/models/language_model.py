@@ -5,46 +5,25 @@ is not among its parameters, and no ``.train()`` reaches it.
 """
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from functools import cached_property
-from importlib.resources import files
-from pathlib import Path
-from socket import getaddrinfo
-from typing import Any, Literal
-from urllib.parse import urlsplit
-from urllib.request import getproxies
+from typing import Any
 
 import torch
-from huggingface_hub.constants import ENDPOINT
 from jaxtyping import Bool, Float, Int
-from pydantic import Field
 from tokenizers import Tokenizer
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, GenerationConfig, PreTrainedTokenizerBase
-from transformers.utils import logging
+from transformers import DynamicCache, GenerationConfig, PreTrainedTokenizerBase
 
-from allrec.base import Config, InputError
-from allrec.models.fingerprint import TOKENIZER_FILES, fingerprint_of
+from allrec.base import InputError
+from allrec.models.causal_attention import gradients_wanted_at
+from allrec.models.fingerprint import fingerprint_of
+from allrec.models.loading import EMBEDDED, LanguageModelConfig, load_model, local_folder, quiet_loading, with_attention
 
-EMBEDDED = ("embedded-small", "embedded-large")
 UNLIMITED = 1_000_000_000
 """The maximum length, in tokens, of a model that states none."""
 CHUNK_ROWS = 8192
-
-
-class LanguageModelConfig(Config):
-    """Which language model, and in what precision."""
-
-    name: str = Field(
-        "embedded-small",
-        min_length=1,
-        description="A folder, a name on the Hugging Face hub, or one that ships with us: " + ", ".join(EMBEDDED),
-    )
-    revision: str | None = Field(None, description="Branch, tag or commit on the hub; none means its main branch.")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="Precision of the weights; auto is bfloat16 on an accelerator and float32 on a CPU."
-    )
 
 
 class LanguageModel:
@@ -71,7 +50,7 @@ class LanguageModel:
 
     def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase, fingerprint: dict[str, str | None]) -> None:
         self.fingerprint = fingerprint
-        self._model: Any = model.eval().requires_grad_(False)
+        self._model: Any = with_attention(model).eval().requires_grad_(False)
         self._table = model.get_input_embeddings()
         self._head = model.get_output_embeddings()
         # What a published model says of sampling and penalties is not for us: decoding is plain.
@@ -103,7 +82,7 @@ class LanguageModel:
         folder = local_folder(config.name)
         try:
             with quiet_loading(folder is not None):
-                model, tokenizer = _load(folder, config, torch.device(device))
+                model, tokenizer = load_model(folder, config, torch.device(device))
             return cls(model, tokenizer, fingerprint_of(config.name, folder, model))
         except InputError:
             raise
@@ -201,13 +180,22 @@ class LanguageModel:
         states: Tensor = output.last_hidden_state
         return states
 
-    def read(self, embeddings: Float[Tensor, "batch length dim"]) -> Any:
+    def read(
+        self,
+        embeddings: Float[Tensor, "batch length dim"],
+        is_wanted: Bool[Tensor, "batch length"] | None = None,
+    ) -> Any:
         """Keys and values that ``hidden`` can go on from.
 
         The last layer's are all that is wanted of it, so what it would make of them is left out.
+
+        Args:
+            embeddings: what is read, padded on the right.
+            is_wanted: where a gradient is wanted; the others' need not be right. None means everywhere.
         """
         cache = _KeysAndValues(config=self._model.config)
-        with suppress(_HasAll):
+        is_local = is_wanted is not None and torch.is_grad_enabled() and self._begins_with_attention
+        with suppress(_HasAll), gradients_wanted_at(is_wanted if is_local else None):
             self._model.base_model(inputs_embeds=embeddings.to(self.dtype), use_cache=True, past_key_values=cache)
         cache.is_reading = False
         return cache
@@ -234,6 +222,24 @@ class LanguageModel:
         except (RuntimeError, ValueError, TypeError, AttributeError, LookupError):
             return False
         return self._is_close(packed, alone)
+
+    @cached_property
+    def _begins_with_attention(self) -> bool:
+        """Whether nothing before the first attention mixes places, so that its gradient is all a place needs.
+
+        Tried on a few tokens.
+        """
+        ids, is_wanted = self._some_ids(6)[None], torch.tensor([[False, True, False, False, True, False]])
+        gradients = []
+        with torch.enable_grad():
+            for wanted in (None, is_wanted.to(self.device)):
+                embeddings = self.embed(ids).detach().requires_grad_()
+                with gradients_wanted_at(wanted):
+                    states = self.hidden(embeddings)
+                # Not the sum of squares: behind a norm it is a constant.
+                (found,) = torch.autograd.grad(states.float().cumsum(-1).square().sum(), embeddings)
+                gradients.append(found[is_wanted])
+        return self._is_close(gradients[1], gradients[0])
 
     def _special(self, token: int | None) -> list[int]:
         return [token] if token is not None and token < self.vocabulary else []
@@ -299,82 +305,6 @@ def anchor_of(ids: Callable[[list[str]], list[list[int]]]) -> str:
     """What to put before a text and cut away again, for a tokenizer that begins every text with a space (Llama 2)."""
     both, anchor, comma = ids(["\n,", "\n", ","])
     return "\n" if both != anchor + comma and both[: len(anchor)] == anchor else ""
-
-
-def embedded_folder(name: str) -> Path:
-    """The folder of a model that ships with the package."""
-    return Path(str(files("allrec.embedded") / name))
-
-
-def local_folder(name: str) -> Path | None:
-    """The folder that a name means, None for a name on the hub.
-
-    Raises:
-        InputError: the folder lacks what a model needs.
-    """
-    folder = embedded_folder(name) if name in EMBEDDED else Path(name).expanduser()
-    if not folder.is_dir():
-        if name in EMBEDDED or folder.exists() or folder.is_absolute() or name.startswith((".", "~")):
-            raise InputError(f"no folder {folder}: a language model is a folder with config.json. Correct the path.")
-        return None
-    has = {path.name for path in folder.iterdir()}
-    needed = {
-        "a config.json": "config.json" in has,
-        "a tokenizer": bool(has.intersection(TOKENIZER_FILES)),
-        "weights as *.safetensors": any(file.endswith(".safetensors") for file in has),
-    }
-    lacking = " and ".join(thing for thing, is_there in needed.items() if not is_there)
-    if lacking:
-        is_pickled = any(file.endswith(".bin") for file in has)
-        hint = " Pickled weights are never read: convert them to safetensors." if is_pickled else ""
-        raise InputError(f"{folder} lacks {lacking}: expected what save_pretrained writes, tokenizer included.{hint}")
-    return folder
-
-
-def is_hub_reachable() -> bool:
-    """Whether the hub's name resolves. Where it does not, the hub's client would try again for most of a minute."""
-    if getproxies():
-        return True
-    try:
-        getaddrinfo(urlsplit(ENDPOINT).hostname, 443)
-    except OSError:
-        return False
-    return True
-
-
-def _load(
-    folder: Path | None, config: LanguageModelConfig, device: torch.device
-) -> tuple[Any, PreTrainedTokenizerBase]:
-    automatic = torch.float32 if device.type == "cpu" else torch.bfloat16
-    dtype = automatic if config.dtype == "auto" else getattr(torch, config.dtype)
-    source = str(folder or config.name)
-    is_local = folder is not None or not is_hub_reachable()
-    given = {"revision": config.revision or "main", "trust_remote_code": False, "local_files_only": is_local}
-    tokenizer = AutoTokenizer.from_pretrained(source, **given)
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        source, **given, use_safetensors=True, dtype=dtype, output_loading_info=True
-    )
-    model, report = loaded
-    if report["missing_keys"]:
-        raise InputError(
-            f"{config.name} is no whole causal language model: its weights lack {sorted(report['missing_keys'])[0]}. "
-            "Choose one that was saved with its head."
-        )
-    return model.to(device), tokenizer
-
-
-@contextmanager
-def quiet_loading(is_quiet: bool) -> Iterator[None]:
-    """Inside, no bars are drawn over weights that are read from disk."""
-    bars: Any = logging
-    was_enabled = bars.is_progress_bar_enabled()
-    if is_quiet:
-        bars.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if is_quiet and was_enabled:
-            bars.enable_progress_bar()
 
 
 def _first(config: Any, *names: str) -> Any:

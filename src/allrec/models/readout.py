@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from allrec.base import Config
-from allrec.models.candidate_scoring import embed_prompts
+from allrec.models.candidate_scoring import embed_prompts, soft_places
 from allrec.models.language_model import LanguageModel, additive_mask
 from allrec.models.prompt import Prompts
 from allrec.models.soft_tokens import Projection, SoftTokens
@@ -121,7 +121,7 @@ def read_out(
         longer = torch.where(is_last[:, :, None], vector.to(longer), longer)
         return llm.hidden(longer)[rows, lengths].to(vector)
     with torch.set_grad_enabled(torch.is_grad_enabled() and soft.requires_grad):
-        cache = llm.read(embeddings)
+        cache = llm.read(embeddings, soft_places(llm, prompts))
     is_seen = torch.arange(embeddings.shape[1] + 1, device=llm.device) < lengths[:, None]
     is_seen[:, -1] = True
     mask = additive_mask(is_seen[:, None, None], llm.dtype)

@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from allrec.base import Config, InputError
-from allrec.models.language_model import is_hub_reachable, quiet_loading
+from allrec.models.loading import is_hub_reachable, quiet_loading
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
