@@ -115,7 +115,8 @@ class _AtPlaces(torch.autograd.Function):
         attended, log_sums = attend(query, key, value, 0.0, True, scale=scale)
         ctx.save_for_backward(query, key, value, attended, log_sums, columns)
         ctx.scale = scale
-        return attended  # type: ignore[no-any-return]
+        kept: Tensor = attended
+        return kept
 
     @staticmethod
     @once_differentiable
@@ -141,4 +142,5 @@ class _AtPlaces(torch.autograd.Function):
         of_key = (weights * (own[2] @ gradient.mT - sums.mT) @ query).mul_(ctx.scale)
         shape = (*query.shape[:2], length + 1, query.shape[3])
         found = (query.new_zeros(shape).scatter_(2, index, part) for part in (of_query, of_key, of_value))
-        return *(part[:, :, :length] for part in found), None, None  # type: ignore[return-value]
+        of_query, of_key, of_value = (part[:, :, :length] for part in found)
+        return of_query, of_key, of_value, None, None
