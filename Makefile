@@ -42,6 +42,7 @@ bench: setup
 	$(BIN)/python bench/stage_two.py --shape opt-125m --users 4 $(BENCH)
 	$(BIN)/python bench/ranking.py $(BENCH)
 	$(BIN)/python bench/ranking.py --shape opt-125m --users 1 $(BENCH)
+	$(BIN)/python bench/readout.py $(BENCH)
 	$(BIN)/python bench/fusion.py $(BENCH)
 	$(BIN)/python bench/llm.py $(BENCH)
 	$(BIN)/python bench/preparation.py --interactions 1000000

@@ -2,9 +2,14 @@
 
 Two users a batch, texts tokenised when they are read, one soft token put in after the other, rows padded, logits at
 every position; candidates are scored as so many whole sequences, or a title is generated token by token.
+
+Source: github.com/ghdtjr/A-LLMRec at e216bbc, models/a_llmrec_model.py and models/llm4rec.py. Ours cuts titles as the
+recipes do, so that both sides read the same; the public code tells them whole.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -88,6 +93,17 @@ def _whole(scene: Scene, rows: list[Tensor], answers: list[list[int]]) -> tuple[
     )
 
 
+@contextmanager
+def built_in_attention(model: Any) -> Iterator[None]:
+    """Inside, the model has the attention of torch, not the package's own."""
+    ours = model.config._attn_implementation
+    model.set_attn_implementation("sdpa")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(ours)
+
+
 def train(scene: Scene, rows: ndarray) -> list[float]:
     """Losses and gradients of stage 2, two users a step; the optimizer is left out on both sides."""
     losses = []
@@ -96,8 +112,9 @@ def train(scene: Scene, rows: ndarray) -> list[float]:
         prompts = [prompt_embeddings(scene, row) for row in chosen]
         answers = [answer_ids(scene, int(scene.examples.items[row])) for row in chosen]
         embeddings, is_real, labels = _whole(scene, prompts, answers)
-        loss = scene.llm._model(inputs_embeds=embeddings, attention_mask=is_real, labels=labels).loss
-        loss.backward()
+        with built_in_attention(scene.llm._model):
+            loss = scene.llm._model(inputs_embeds=embeddings, attention_mask=is_real, labels=labels).loss
+            loss.backward()
         losses.append(loss.item())
     return losses
 
@@ -121,7 +138,12 @@ def score(scene: Scene, rows: ndarray) -> Tensor:
 
 @torch.no_grad()
 def generate(scene: Scene, rows: ndarray) -> int:
-    """A title for each user, token by token, as many tokens as the target's has; how many users that were."""
+    """A title for each user, token by token; how many users that were.
+
+    As many tokens as the longer target's title of a batch has, and the end: what the public code has its model learn to
+    write, after which ``generate`` stops (``max_length=512`` cuts off what never ends). Its penalty on repetitions is
+    left out: it costs next to nothing, and takes tokens of a title away.
+    """
     llm = scene.llm
     for start in range(0, len(rows), BATCH):
         chosen = [int(row) for row in rows[start : start + BATCH]]

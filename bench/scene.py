@@ -8,16 +8,20 @@ import torch
 from numpy import ndarray
 from torch import Tensor
 
+from allrec.config import load_recipe
 from allrec.data import Dataset
 from allrec.data.candidates import Touched, draw_candidates
 from allrec.models.candidate_scoring import answer_loss, score_candidates
 from allrec.models.language_model import LanguageModel
-from allrec.models.prompt import PromptBuilder, PromptConfig
+from allrec.models.prompt import PromptBuilder
+from allrec.models.readout import ReadOut, ReadOutConfig, read_out
 from allrec.models.soft_tokens import SoftTokens
 from allrec.training.examples import Examples, training_examples
 from allrec.training.soft_tokens import SoftTokensStageConfig, new_soft_tokens, project
 
 USER_DIM, JOINT_DIM = 50, 128
+PROMPT = load_recipe("a-llmrec").prompt
+"""As all recipes lay it out: titles are cut to 16 tokens."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +61,26 @@ class Scene:
         answers = self.builder.answers(candidates.ravel())
         return score_candidates(self.llm, prompts, answers, candidates >= 0, soft, tokens_per_batch=tokens_per_batch)
 
+    def read_out(self) -> ReadOut:
+        """A head that has learned nothing, which costs what a trained one costs."""
+        torch.manual_seed(0)
+        sizes = (self.llm.hidden_dim, self.llm.dim, JOINT_DIM, USER_DIM)
+        return ReadOut(*sizes, ReadOutConfig(), self.llm.embedding_scale).to(self.llm.device).eval()
+
+    @torch.no_grad()
+    def whole_catalogue(self, rows: ndarray, head: ReadOut, k: int = 20) -> Tensor:
+        """The best of all items by the read-out head, whose prompt lists no candidates."""
+        prompts = self.builder.prompts(self.histories(rows), [()] * len(rows))
+        soft = project(self.soft_tokens, self.users[rows], self.items, prompts.soft_items)
+        vectors = head.users(read_out(self.llm, prompts, soft, head.vector))
+        return (vectors @ head.items(self.items).T).topk(k).indices
+
 
 def make_scene(dataset: Dataset, llm: LanguageModel, given: argparse.Namespace) -> Scene:
     """Draws users, joint embeddings and candidates."""
     generator = torch.Generator().manual_seed(given.seed)
     builder = PromptBuilder(
-        llm.encode, dataset.titles, dataset.wording, PromptConfig(), begin=llm.begin, end=llm.end,
-        max_length=llm.max_length,
+        llm.encode, dataset.titles, dataset.wording, PROMPT, begin=llm.begin, end=llm.end, max_length=llm.max_length,
     )  # fmt: skip
     examples = training_examples(dataset, "last")
     offsets, items = dataset.train_csr()

@@ -63,6 +63,14 @@ def test_polars_alone_makes_the_packages_tables(tmp_path):
         assert_frame_equal(ours.select(table.columns), table, check_dtypes=False)
 
 
+def test_the_read_out_head_ranks_every_item_in_whole_batches_as_alone(scene):
+    rows, head = np.arange(3), scene.read_out()
+    best = scene.whole_catalogue(rows, head, k=scene.dataset.num_items)
+    assert (best.sort(1).values == torch.arange(scene.dataset.num_items)).all()
+    alone = torch.cat([scene.whole_catalogue(rows[[row]], head) for row in rows])
+    assert (best[:, :5] == alone[:, :5]).all()
+
+
 def test_ratios_are_medians_over_repeats():
     assert ratio({"allrec": [2.0, 4.0, 9.0], "plain": [1.0, 1.0, 3.0]}, "allrec", "plain") == 9 / 3
 
