@@ -37,11 +37,11 @@ lint: $(VENV)/.dev
 # The claims of docs/scale.md that need no accelerator, on a simulated marketplace: BENCH='--dataset FOLDER' takes another.
 bench: setup
 	$(BIN)/python bench/backbone.py $(BENCH)
-	$(BIN)/python bench/stage_one.py $(BENCH)
+	$(BIN)/python bench/stage_one.py --steps 2 $(BENCH)
 	$(BIN)/python bench/stage_two.py $(BENCH)
-	$(BIN)/python bench/stage_two.py --shape opt-125m --users 4 $(BENCH)
+	$(BIN)/python bench/stage_two.py --shape opt-125m --users 2 --repeats 2 $(BENCH)
 	$(BIN)/python bench/ranking.py $(BENCH)
-	$(BIN)/python bench/ranking.py --shape opt-125m --users 1 $(BENCH)
+	$(BIN)/python bench/ranking.py --shape opt-125m --users 1 --repeats 1 $(BENCH)
 	$(BIN)/python bench/readout.py $(BENCH)
 	$(BIN)/python bench/fusion.py $(BENCH)
 	$(BIN)/python bench/llm.py $(BENCH)

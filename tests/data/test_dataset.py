@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from allrec.artifacts import sha256_file
+from allrec.base import InputError
 from allrec.data import PrepareConfig, load_dataset, prepare
 from allrec.data.dataset import FILES, Dataset
 from allrec.data.staging import staging
@@ -94,7 +95,9 @@ def test_prepare_returns_what_is_loaded(tmp_path: Path, make_source: Callable[..
         if field.name == "targets":
             for split, targets in other.items():
                 mine = one[split]
-                np.testing.assert_equal(mine.candidates, targets.candidates)
+                assert {name: lists.tolist() for name, lists in mine.candidates.items()} == {
+                    name: lists.tolist() for name, lists in targets.candidates.items()
+                }
                 for part in ("users", "positions", "items"):
                     assert getattr(mine, part).tolist() == getattr(targets, part).tolist()
                     assert getattr(mine, part).dtype == getattr(targets, part).dtype
@@ -104,6 +107,21 @@ def test_prepare_returns_what_is_loaded(tmp_path: Path, make_source: Callable[..
             assert one.flags.writeable
         else:
             assert one == other
+
+
+def test_candidates_are_read_when_asked_for_and_once(tmp_path: Path, make_source: Callable[..., Path]) -> None:
+    targets = prepare(make_source(), tmp_path / "out").targets["valid"]
+    loaded = load_dataset(tmp_path / "out").targets["valid"]
+    some = loaded.take(np.array([1]))
+    assert loaded.candidates["paper"] is loaded.candidates["paper"]
+    assert loaded.candidates["paper"].dtype == np.int32
+    assert some.candidates["paper"].tolist() == targets.candidates["paper"][[1]].tolist()
+    assert list(some.candidates) == ["paper", "sampled-99"]
+    assert "full" not in loaded.candidates
+    prepare(make_source(), tmp_path / "out", config=PrepareConfig(seed=1))
+    assert some.candidates["paper"].tolist() == targets.candidates["paper"][[1]].tolist()
+    with pytest.raises(InputError, match=r"splits.parquet was removed or written anew after .* Load it again"):
+        some.candidates["sampled-99"]
 
 
 def test_seed_changes_candidates_alone(tmp_path: Path, make_source: Callable[..., Path]) -> None:

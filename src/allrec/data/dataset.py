@@ -1,7 +1,8 @@
 """A data set as everybody above reads it: NumPy arrays and lists, loaded from its folder with checksums verified."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,30 @@ SPLITS = ("valid", "test")
 GENRE_COLUMNS = ("genres", "genre", "categories", "category")
 
 
+class StoredLists(Mapping[str, np.ndarray]):
+    """Candidates by protocol, each made when it is first asked for: few users of a data set need them all.
+
+    Args:
+        protocols: the names.
+        read: makes the lists of one.
+    """
+
+    def __init__(self, protocols: Iterable[str], read: Callable[[str], np.ndarray]) -> None:
+        self._read, self._lists = read, dict.fromkeys(protocols)
+
+    def __getitem__(self, protocol: str) -> np.ndarray:
+        lists: np.ndarray | None = self._lists[protocol]
+        if lists is None:
+            lists = self._lists[protocol] = self._read(protocol)
+        return lists
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._lists)
+
+    def __len__(self) -> int:
+        return len(self._lists)
+
+
 @dataclass(frozen=True)
 class Targets:
     """What is to be predicted, one row an evaluated user.
@@ -33,15 +58,19 @@ class Targets:
     users: np.ndarray
     positions: np.ndarray
     items: np.ndarray
-    candidates: dict[str, np.ndarray]
+    candidates: Mapping[str, np.ndarray]
 
     def __len__(self) -> int:
         return len(self.users)
 
     def take(self, rows: np.ndarray) -> "Targets":
         """Some of the rows: those that a mask marks, or positions in the order given."""
-        candidates = {name: lists[rows] for name, lists in self.candidates.items()}
-        return Targets(self.users[rows], self.positions[rows], self.items[rows], candidates)
+        some = StoredLists(self.candidates, partial(_taken, self.candidates, rows))
+        return Targets(self.users[rows], self.positions[rows], self.items[rows], some)
+
+
+def _taken(lists: Mapping[str, np.ndarray], rows: np.ndarray, protocol: str) -> np.ndarray:
+    return lists[protocol][rows]
 
 
 @dataclass(frozen=True)
@@ -237,13 +266,30 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def read_targets(path: Path, split: str) -> Targets:
-    """Reads the targets of one split from ``splits.parquet``."""
-    rows = pl.scan_parquet(path, glob=False).filter(pl.col("split") == split).collect()
-    candidates = {
-        protocol: to_array(rows[protocol].explode(empty_as_null=False)).reshape(len(rows), 1 + num_negatives)
-        for protocol, num_negatives in NUM_NEGATIVES.items()
-    }
-    return Targets(to_array(rows["user"]), to_array(rows["position"]), to_array(rows["item"]), candidates)
+    """Reads the targets of one split from ``splits.parquet``; their candidates are read when they are asked for."""
+    rows = pl.scan_parquet(path, glob=False).filter(pl.col("split") == split)
+    user, position, item = (to_array(column) for column in rows.select("user", "position", "item").collect())
+    lists = StoredLists(NUM_NEGATIVES, partial(read_lists, path.absolute(), split, version_of(path)))
+    return Targets(user, position, item, lists)
+
+
+def read_lists(path: Path, split: str, version: tuple[int, ...], protocol: str) -> np.ndarray:
+    """Reads the candidates of one split and protocol, int32 [rows, candidates].
+
+    Raises:
+        InputError: the file is another one than when the data set was loaded.
+    """
+    if not path.is_file() or version_of(path) != version:
+        raise InputError(f"{path} was removed or written anew after the data set was loaded. Load it again.")
+    rows = pl.scan_parquet(path, glob=False).filter(pl.col("split") == split).select(protocol).collect()
+    flat_lists = to_array(rows[protocol].explode(empty_as_null=False))
+    return flat_lists.reshape(len(rows), 1 + NUM_NEGATIVES[protocol])
+
+
+def version_of(path: Path) -> tuple[int, ...]:
+    """What changes when a file is written again: where it lies, its size, its time."""
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def to_array(column: pl.Series) -> np.ndarray:

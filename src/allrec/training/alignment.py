@@ -120,7 +120,10 @@ def _batches(
     seed: int,
 ) -> Callable[[int], Sequence[Batch]]:
     sampler = NegativeSampler(*dataset.train_csr(), dataset.num_items)
-    matched = np.flatnonzero(is_matchable(torch.from_numpy(dataset.train_counts()), text_embeddings))
+    matches = config.network.matching == "infonce"
+    # Alone for InfoNCE, since to find items without a text takes a quarter of the texts' memory.
+    is_matched = is_matchable(torch.from_numpy(dataset.train_counts()), text_embeddings) if matches else torch.zeros(0)
+    matched = np.flatnonzero(is_matched)
 
     def batches(epoch: int) -> list[Batch]:
         rng = np.random.default_rng([seed, ALIGNMENT, epoch])
@@ -128,7 +131,7 @@ def _batches(
         negatives = sampler.draw(users, rng)
         chunks = [order[start : start + config.batch_size] for start in range(0, len(order), config.batch_size)]
         distinct: Sequence[ndarray | None] = [None] * len(chunks)
-        if config.network.matching == "infonce":
+        if matches:
             distinct = distinct_batches(matched, config.distinct_items, len(chunks), rng)
         return [Batch(rows, negatives[rows], items) for rows, items in zip(chunks, distinct, strict=True)]
 
