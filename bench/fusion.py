@@ -3,17 +3,22 @@
 Retrieval, all evidence and fusion, as for a user who asks for a recommendation; weights and embeddings are random,
 since they decide what is recommended and not what it costs.
 
-    python bench/fusion.py --users 256
+Many users at once are what is asked for; ``one by one`` is a user at a time, whose wait is 1,000 over that rate in
+milliseconds.
+
+    python bench/fusion.py --users 1024
 """
 
 import statistics
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
 from allrec.data import Dataset
 from allrec.evidence import CONTEXT, FREE, DenseSpace, Evidence, Neighbours, Scorer, WordSpace
+from allrec.evidence.fused import Fused
 from allrec.evidence.histories import Histories, histories_before
 from allrec.models.backbones.base import freeze
 from allrec.models.backbones.sasrec import SASRec, SASRecConfig
@@ -24,6 +29,8 @@ from measure import dataset_of, options, rates, show, start
 
 TEXT_DIM, TOWER_DIM = 384, 128
 ASKED = (2_000, 10_000)
+ALONE = 64
+"""Users a repeat who are ranked one by one."""
 
 
 def make_evidence(dataset: Dataset, seed: int) -> Evidence:
@@ -52,7 +59,7 @@ def make_fusion(evidence: Evidence, histories: Histories, num_items: int, seed: 
     """A fusion with random weights and the scale of a few lists."""
     rng = np.random.default_rng(seed)
     features = evidence.features(histories, rng.integers(num_items, size=(histories.num_rows, 20)))
-    config = FusionConfig()
+    config = FusionConfig(members=4)
     scale = evidence_scale(torch.from_numpy(features).flatten(0, 1), config.knots)
     generator = torch.Generator().manual_seed(seed)
     return freeze(Fusion(evidence.names, FREE, CONTEXT, config, scale, generator))
@@ -61,39 +68,54 @@ def make_fusion(evidence: Evidence, histories: Histories, num_items: int, seed: 
 def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     """Measures and prints; returns users a second."""
     parser = options(__doc__ or "")
-    parser.add_argument("--users", type=int, default=256, help="a repeat")
+    parser.add_argument("--users", type=int, default=1024, help="a repeat")
     parser.add_argument("--depth", type=int, default=100, help="items that each scorer and each space retrieves")
+    parser.add_argument("--num-fused", type=int, default=64, help="retrieved candidates that are fused; 0 is all")
     given = start(parser, arguments)
     dataset = dataset_of(given)
     evidence, targets = make_evidence(dataset, given.seed), dataset.targets["test"]
     fusion = make_fusion(evidence, histories_before(dataset, targets, slice(0, 32)), dataset.num_items, given.seed)
-    found: dict[str, np.ndarray] = {}
+    fused = Fused(evidence, {"catalogue": fusion}, {}, given.depth, 1, given.num_fused or dataset.num_items)
+    found: dict[str, Any] = {}
 
     def part(repeat: int) -> Histories:
         return histories_before(dataset, targets, (np.arange(given.users) + repeat * given.users) % len(targets))
 
     def retrieve(repeat: int) -> float:
-        found["candidates"] = evidence.retrieve(part(repeat), given.depth)
+        found["all"], found["users"] = evidence.find(part(repeat), given.depth)
         return given.users
 
     def look_up(repeat: int) -> float:
-        found["features"] = evidence.features(part(repeat), found["candidates"])
+        candidates = found["all"][:, : fused.num_fused]
+        found["features"] = evidence.features(part(repeat), candidates, found["users"])
         return given.users
 
     def fuse(repeat: int) -> float:
         fused_scores(fusion, found["features"])
         return given.users
 
-    speeds = rates({"retrieval": retrieve, "evidence": look_up, "fusion": fuse}, given)
-    whole = statistics.median(1 / sum(1 / rate for rate in parts) for parts in zip(*speeds.values(), strict=True))
-    each = [statistics.median(values) for values in speeds.values()]
-    candidates = float((found["candidates"] >= 0).sum(1).mean())
+    def rank(repeat: int) -> float:
+        for _ in fused.find(part(repeat)):
+            pass
+        return given.users
+
+    def rank_one_by_one(repeat: int) -> float:
+        for row in range(ALONE):
+            for _ in fused.find(part(repeat).part(slice(row, row + 1))):
+                pass
+        return ALONE
+
+    sides = {"all": rank, "one by one": rank_one_by_one, "retrieval": retrieve, "evidence": look_up, "fusion": fuse}
+    speeds = {name: statistics.median(values) for name, values in rates(sides, given).items()}
+    whole, *each = speeds.values()
+    candidates = float((found["all"] >= 0).sum(1).mean())
     header = [
         "share of 2,000",
         "users/s",
         "at least",
         "aim",
-        *(f"{name} alone, users/s" for name in speeds),
+        "one by one",
+        *(f"{name} alone" for name in list(sides)[2:]),
         "candidates",
     ]
     title = f"fused ranking of {dataset.num_items} items without a language model"
