@@ -1,10 +1,12 @@
 """Language models of known shapes with random weights: as slow as the trained ones, and made without a network."""
 
+from typing import Any
+
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, OPTConfig, OPTForCausalLM, PreTrainedModel
 
 from allrec.models.language_model import LanguageModel
-from allrec.models.loading import embedded_folder
+from allrec.models.loading import LanguageModelConfig, embedded_folder, spared
 
 VOCABULARY, TINY_VOCABULARY, POSITIONS = 50272, 4096, 2048
 SIZES = {"tiny": (64, 2, 2), "opt-125m": (768, 12, 12), "opt-6.7b": (4096, 32, 32), "opt-13b": (5120, 40, 40)}
@@ -31,10 +33,13 @@ def make_model(shape: str, device: str, dtype: torch.dtype, seed: int) -> PreTra
         torch.set_default_dtype(before)
 
 
-def make_llm(shape: str, device: str = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0) -> LanguageModel:
+def make_llm(
+    shape: str, device: str = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0, **savings: Any
+) -> LanguageModel:
     """A frozen language model; its tokenizer is the embedded models', whose titles are longer than OPT's in tokens."""
     tokenizer = AutoTokenizer.from_pretrained(embedded_folder("embedded-small"))
     model = make_model(shape, device, dtype, seed).requires_grad_(False)
+    model = spared(model, LanguageModelConfig(**savings), torch.device(device))
     return LanguageModel(model, tokenizer, {"name": shape, "revision": None, "sha256": None})
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from allrec.config import load_recipe
 from allrec.evaluation.protocols import Ranking
-from allrec.setup import chances, plan_of
+from allrec.setup import chances, choose_language_model, plan_of
 
 
 def ranking(protocol, split="test"):
@@ -46,3 +46,11 @@ def test_chance_is_taken_from_validation_where_test_was_not_scored():
 def test_a_scorer_that_could_only_repeat_another_is_left_out(tmp_path, sets, left_out):
     plan = plan_of(load_recipe("a-llmrec", sets), tmp_path, None)
     assert {"cf", "joint", "llm", "llm-random-items", "llm-no-soft"} - set(plan.scorers) == left_out
+
+
+@pytest.mark.parametrize(("asked", "name"), [(None, "embedded-small"), ("some/model", "some/model")])
+def test_savings_of_the_recipe_hold_for_whichever_language_model_is_taken(asked, name, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    recipe = load_recipe("a-llmrec", ("llm.published.weights=8bit", "llm.published.dtype=bfloat16"))
+    chosen = choose_language_model(recipe, asked).llm.chosen
+    assert (chosen.name, chosen.revision, chosen.weights, chosen.dtype) == (name, None, "8bit", "bfloat16")

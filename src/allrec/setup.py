@@ -39,16 +39,16 @@ def choose_language_model(recipe: Recipe, asked: str | None) -> Recipe:
     """The recipe with its language model decided, so that a run's recipe says which one was used.
 
     Taken is the one asked for; else the recipe's own where an accelerator is there and the weights are on disk; else
-    the embedded one that stands in for it.
+    the embedded one that stands in for it. Precision and savings are the recipe's, whichever it is.
     """
     if recipe.llm.chosen is not None and asked is None:
         return recipe
     if asked is not None:
-        chosen = LanguageModelConfig(name=asked)
+        chosen = recipe.llm.published.model_copy(update={"name": asked, "revision": None})
     elif torch.cuda.is_available() and is_within_reach(recipe.llm.published):
         chosen = recipe.llm.published
     else:
-        chosen = LanguageModelConfig(name=recipe.llm.stand_in)
+        chosen = recipe.llm.published.model_copy(update={"name": recipe.llm.stand_in, "revision": None})
     return recipe.model_copy(update={"llm": recipe.llm.model_copy(update={"chosen": chosen})})
 
 

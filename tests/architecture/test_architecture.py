@@ -20,7 +20,7 @@ IMPORTER = "models/backbones/importer.py"
 BESIDE_THE_CORE = {
     *(f"models/backbones/{name}.py" for name in ("external", "gru4rec", "importer", "ncf", "nextitnet", "registry")),
     *(f"models/{name}.py" for name in ("answer_tree", "causal_attention", "content", "fingerprint", "fusion")),
-    *(f"models/{name}.py" for name in ("generation", "loading", "readout")),
+    *(f"models/{name}.py" for name in ("generation", "loading", "readout", "savings")),
     *(f"training/{name}.py" for name in ("content", "foreign", "fusion", "readout", "tuned_text", "warm_up")),
 }
 """What the published method can be understood without (docs/decisions/0006)."""

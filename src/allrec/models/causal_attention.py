@@ -33,6 +33,11 @@ def gradients_wanted_at(places: Bool[Tensor, "batch length"] | None) -> Iterator
         _wanted.reset(token)
 
 
+def wanted_places() -> Bool[Tensor, "batch length"] | None:
+    """What ``gradients_wanted_at`` was told."""
+    return _wanted.get()
+
+
 def causal_attention(
     query: Float[Tensor, "batch heads length dim"],
     key: Float[Tensor, "batch heads length dim"],
@@ -50,7 +55,7 @@ def causal_attention(
         scale: of the products of queries and keys.
         is_first: whether this is the first layer, so that a place's query, key and value depend on it alone.
     """
-    wanted = _wanted.get() if is_first else None
+    wanted = wanted_places() if is_first else None
     if wanted is not None:
         return _attend(_AtPlaces, query, key, value, scale, _columns(wanted))
     if query.shape[0] * query.shape[1] * query.shape[2] ** 2 <= KEPT_WEIGHTS:

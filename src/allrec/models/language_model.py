@@ -19,7 +19,8 @@ from transformers import DynamicCache, GenerationConfig, PreTrainedTokenizerBase
 from allrec.base import InputError
 from allrec.models.causal_attention import gradients_wanted_at
 from allrec.models.fingerprint import fingerprint_of
-from allrec.models.loading import EMBEDDED, LanguageModelConfig, load_model, local_folder, quiet_loading, with_attention
+from allrec.models.loading import EMBEDDED, LanguageModelConfig, load_model, local_folder, quiet_loading
+from allrec.models.savings import is_repeated
 
 UNLIMITED = 1_000_000_000
 """The maximum length, in tokens, of a model that states none."""
@@ -50,7 +51,7 @@ class LanguageModel:
 
     def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase, fingerprint: dict[str, str | None]) -> None:
         self.fingerprint = fingerprint
-        self._model: Any = with_attention(model).eval().requires_grad_(False)
+        self._model: Any = model.eval().requires_grad_(False)
         self._table = model.get_input_embeddings()
         self._head = model.get_output_embeddings()
         # What a published model says of sampling and penalties is not for us: decoding is plain.
@@ -276,6 +277,8 @@ class _KeysAndValues(DynamicCache):
     is_reading = True
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        if is_repeated():
+            return key_states, value_states
         updated = super().update(key_states, value_states, layer_idx, *args, **kwargs)
         if self.is_reading and layer_idx == len(self.layers) - 1:
             raise _HasAll

@@ -22,11 +22,13 @@ from transformers import (
 )
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging
 
 from allrec.base import Config, InputError
 from allrec.models.causal_attention import causal_attention
 from allrec.models.fingerprint import TOKENIZER_FILES
+from allrec.models.savings import checkpoint_layer, quantize
 
 EMBEDDED = ("embedded-small", "embedded-large")
 ATTENTION = "allrec"
@@ -44,6 +46,13 @@ class LanguageModelConfig(Config):
     revision: str | None = Field(None, description="Branch, tag or commit on the hub; none means its main branch.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Precision of the weights; auto is bfloat16 on an accelerator and float32 on a CPU."
+    )
+    weights: Literal["whole", "8bit", "4bit"] = Field(
+        "whole", description="Bits a weight of the layers, the head aside; fewer take less memory."
+    )
+    is_compiled: bool = Field(False, description="Layers are compiled by torch; wants a C++ compiler on a CPU.")
+    is_checkpointed: bool = Field(
+        False, description="Layers keep only their inputs for the gradient, and are run twice: less memory."
     )
 
 
@@ -116,7 +125,25 @@ def load_model(
             f"{config.name} is no whole causal language model: its weights lack {sorted(report['missing_keys'])[0]}. "
             "Choose one that was saved with its head."
         )
-    return model.to(device), tokenizer
+    return spared(model, config, device), tokenizer
+
+
+def spared(model: Any, config: LanguageModelConfig, device: torch.device) -> Any:
+    """The model on its device, with the savings that were asked for, and on a CPU our attention."""
+    if config.weights != "whole":
+        quantize(model.base_model, config.weights)
+    model = model.to(device)
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if config.is_compiled:
+        for layer in layers:
+            layer.compile(dynamic=True)
+    elif device.type == "cpu" and model.config._attn_implementation == "sdpa":
+        model.set_attn_implementation(ATTENTION)
+    if config.is_checkpointed:
+        # Of the last layer a prompt's keys and values alone are kept anyway.
+        for layer in layers[:-1]:
+            checkpoint_layer(layer)
+    return model
 
 
 @contextmanager
@@ -131,13 +158,6 @@ def quiet_loading(is_quiet: bool) -> Iterator[None]:
     finally:
         if is_quiet and was_enabled:
             bars.enable_progress_bar()
-
-
-def with_attention(model: Any) -> Any:
-    """The model with our attention in place of the built-in one where that has something to gain, on a CPU."""
-    if model.device.type == "cpu" and model.config._attn_implementation == "sdpa":
-        model.set_attn_implementation(ATTENTION)
-    return model
 
 
 def _attention(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **given: Any) -> Any:
