@@ -8,7 +8,7 @@ from tests.training.histories import dataset_of
 from allrec.base import InputError
 from allrec.evidence import CONTEXT, FREE, DenseSpace, Evidence, Neighbours, Scorer, WordSpace
 from allrec.evidence.collect import EvidenceConfig, TrainingHistories, collect, train_content_parts
-from allrec.evidence.evidence import LATEST, STEP_BACK, nearest_items
+from allrec.evidence.evidence import LATEST, STEP_BACK, mean_embeddings
 from allrec.evidence.histories import histories_before, histories_of
 from allrec.evidence.similarity import DAMPING
 from allrec.evidence.storage import load_content_parts, save_content_parts
@@ -135,6 +135,7 @@ def test_chunks_change_nothing(evidence, monkeypatch):
     whole = evidence.features(histories, candidates)
     monkeypatch.setattr("allrec.evidence.evidence.CELLS", 1)
     monkeypatch.setattr("allrec.evidence.search.CELLS", 1)
+    monkeypatch.setattr("allrec.evidence.search.QUERIES", 1)
     np.testing.assert_allclose(evidence.features(histories, candidates), whole, atol=1e-5)
     assert evidence.retrieve(histories, 3).shape[0] == 4
 
@@ -158,7 +159,8 @@ def test_retrieval_is_the_union_without_repeats(evidence):
         assert set(sequence[-LATEST:]) <= set(items.tolist())
     user = evidence.scorers["cf"].backbone.encode(torch.tensor([[3, 4, 5]]))
     best = (user @ evidence.scorers["cf"].items.T)[0].topk(4).indices
-    nearest = nearest_items(histories.latest_first(LATEST), evidence.spaces["text"], 4)[0]
+    space = evidence.spaces["text"]
+    nearest = (mean_embeddings(histories.latest_first(LATEST), space) @ space.unit.T)[0].topk(4).indices
     assert {*best.tolist(), *nearest.tolist()} <= set(retrieved[0].tolist())
 
 

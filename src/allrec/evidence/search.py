@@ -17,7 +17,9 @@ EMPTY = np.iinfo(np.int64).max
 """A key that sorts behind all others."""
 LOW = (np.int64(1) << 32) - 1
 CELLS = 1 << 20
-"""Queries times items that are scored at one time."""
+"""Queries times items that are scored at one time, so few that they stay in a core's cache."""
+QUERIES = 32
+"""Queries at least that are scored at one time: a large catalogue is read from memory once for all of them."""
 CROWDED = 8
 """Rows in which more than so many times k values may be among the best k are sorted apart."""
 
@@ -97,7 +99,7 @@ def scan(
         exponentials over items.
     """
     found, normalisers = [np.zeros((0, min(depth, len(items))), np.int64)], [queries.new_zeros(0)]
-    for part in torch.split(queries, max(1, CELLS // max(1, len(items)))):
+    for part in torch.split(queries, max(QUERIES, CELLS // max(1, len(items)))):
         scores = part @ items.T
         found.append(best(scores, depth))
         normalisers.append(scores[:, :num_trained].logsumexp(dim=1))

@@ -1,0 +1,130 @@
+"""The items nearest to a query: by a pass over all of them, or in a large catalogue by an index of FAISS."""
+
+from importlib.util import find_spec
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from numpy import ndarray
+from pydantic import Field
+from torch import Tensor
+
+from allrec.base import Config, InputError
+from allrec.evidence.search import CELLS, scan
+
+SAMPLED = 1 << 14
+"""Items at least that an index estimates normalisers from, evenly spread over the catalogue."""
+SURE = 100
+"""Nearest items that count in an estimated normaliser as they are."""
+LISTS = 4
+"""An index parts its items into so many times the root of their number."""
+TRAINED_ON, ROUNDS = 40, 8
+"""Items of each part, and rounds, that the parts are found by."""
+
+Nearest = tuple[Int64[ndarray, "rows depth"], Float[Tensor, "rows"]]
+"""The nearest items of each row, best first, -1 where there are none; and the normaliser of a softmax over items."""
+
+
+class SearchConfig(Config):
+    """How the nearest items are found."""
+
+    kind: Literal["auto", "exact", "faiss"] = Field(
+        "auto", description="All items, an index of FAISS, or that index in a large catalogue where it is installed."
+    )
+    faiss_from: int = Field(1_000_000, ge=1, description="Items from which auto takes the index.")
+    probes: int = Field(64, ge=1, description="Parts of the index that a query looks into.")
+
+
+class Search(Protocol):
+    """Finds the items whose dot product with a query is largest."""
+
+    def nearest(self, queries: Float[Tensor, "rows dim"], depth: int, num_trained: int) -> Nearest:
+        """See ``scan``."""
+        ...
+
+
+class ExactSearch:
+    """Compares a query with every item."""
+
+    def __init__(self, items: Float[Tensor, "items dim"]) -> None:
+        self.items = items
+
+    def nearest(self, queries: Float[Tensor, "rows dim"], depth: int, num_trained: int) -> Nearest:
+        """See ``scan``."""
+        return scan(queries, self.items, depth, num_trained)
+
+
+class FaissSearch:
+    """An inverted file: items are parted by k-means, and a query looks into the parts nearest to it.
+
+    The normaliser is the sum over the nearest items and an estimate for all others from a sample. The same items give
+    the same index, whose training is seeded.
+
+    Args:
+        items: embeddings.
+        probes: parts that a query looks into.
+
+    Source: Jégou et al., TPAMI 2011, without compression.
+    """
+
+    def __init__(self, items: Float[Tensor, "items dim"], probes: int) -> None:
+        import faiss
+
+        vectors = np.ascontiguousarray(items.numpy(), dtype=np.float32)
+        num_lists = max(1, min(int(LISTS * len(items) ** 0.5), len(items) // TRAINED_ON))
+        self.items = items
+        self.index: Any = faiss.IndexIVFFlat(
+            faiss.IndexFlatIP(vectors.shape[1]), vectors.shape[1], num_lists, faiss.METRIC_INNER_PRODUCT
+        )
+        self.index.cp.max_points_per_centroid, self.index.cp.niter = TRAINED_ON, ROUNDS
+        self.index.train(vectors)
+        self.index.add(vectors)
+        self.index.nprobe = min(probes, num_lists)
+
+    def nearest(self, queries: Float[Tensor, "rows dim"], depth: int, num_trained: int) -> Nearest:
+        """See ``scan``."""
+        wanted = min(max(depth, SURE), len(self.items))
+        scores, items = self.index.search(np.ascontiguousarray(queries.numpy(), dtype=np.float32), wanted)
+        sure = torch.from_numpy(items[:, :SURE])
+        normalisers = self._normalisers(queries, sure, torch.from_numpy(scores[:, :SURE]), num_trained)
+        items[~queries.any(dim=1).numpy()] = -1
+        return items[:, :depth].astype(np.int64), normalisers
+
+    def _normalisers(
+        self,
+        queries: Float[Tensor, "rows dim"],
+        sure: Int64[Tensor, "rows sure"],
+        scores: Float[Tensor, "rows sure"],
+        num_trained: int,
+    ) -> Float[Tensor, "rows"]:
+        if num_trained == 0:
+            return torch.full((len(queries),), -torch.inf)
+        stride = max(1, num_trained // SAMPLED)
+        sample = self.items[:num_trained:stride]
+        counts = (sure >= 0) & (sure < num_trained)
+        total = scores.masked_fill(~counts, -torch.inf).logsumexp(dim=1)
+        for rows in torch.split(torch.arange(len(queries)), max(1, CELLS // len(sample))):
+            others = queries[rows] @ sample.T
+            drawn_rows, places = (counts[rows] & (sure[rows] % stride == 0)).nonzero(as_tuple=True)
+            others[drawn_rows, sure[rows][drawn_rows, places] // stride] = -torch.inf
+            num_drawn = len(sample) - torch.bincount(drawn_rows, minlength=len(rows))
+            share = (num_trained - counts[rows].sum(dim=1)).clamp(min=1) / num_drawn.clamp(min=1)
+            total[rows] = torch.logaddexp(total[rows], others.logsumexp(dim=1) + share.log())
+        return total
+
+
+def make_search(items: Float[Tensor, "items dim"], config: SearchConfig) -> Search:
+    """What searches a table of items.
+
+    Raises:
+        InputError: FAISS is asked for and not installed.
+    """
+    is_installed = find_spec("faiss") is not None
+    if config.kind == "faiss" and not is_installed:
+        raise InputError(
+            "fusion.evidence.search.kind is faiss, which is not installed. Install it: pip install 'allrec[faiss]'; "
+            "or search without it: --set fusion.evidence.search.kind=exact"
+        )
+    is_large = config.kind == "auto" and is_installed and len(items) >= config.faiss_from
+    return FaissSearch(items, config.probes) if config.kind == "faiss" or is_large else ExactSearch(items)
