@@ -49,9 +49,7 @@ def backbone(folder: str, part: int, clock: str) -> float:
     dataset = load_dataset(Path(folder) / "dataset")
     config = load_recipe("a-llmrec").backbone.model_copy(update={"tokens_per_batch": LARGE_BATCH})
     steps = len(TrainingBatches(dataset, config, 0, "cpu")(0))
-    return steps * seconds_a_step(
-        lambda on_step: train_backbone(dataset, config, seed=0, on_step=on_step), part, "wall"
-    )
+    return steps * seconds_a_step(lambda on_step: train_backbone(dataset, config, seed=0, on_step=on_step), part, clock)
 
 
 def alignment(folder: str, part: int, clock: str) -> float:

@@ -16,6 +16,15 @@ PLACES = (1 << 11) - 1
 UPPER = np.uint64((1 << 64) - 1 - PLACES)
 
 
+def distinct_pairs(users: np.ndarray, items: np.ndarray, num_items: int) -> np.ndarray:
+    """Who touched what, each pair once: user · num_items + item, int64, ascending."""
+    keys = users.astype(np.int64) * num_items
+    keys += items
+    keys.sort()
+    # np.unique hashes before it sorts, which takes longer than sorting at once and several times the memory.
+    return keys[np.diff(keys, prepend=-1) > 0]
+
+
 class Touched:
     """Answers for many (user, item) pairs at once whether the user ever touched the item.
 
@@ -28,9 +37,7 @@ class Touched:
 
     def __init__(self, users: np.ndarray, items: np.ndarray, num_users: int, num_items: int) -> None:
         self.num_items = num_items
-        keys = np.sort(users.astype(np.int64) * num_items + items)
-        # np.unique hashes before it sorts, which takes longer than sorting at once.
-        self.keys = keys[np.diff(keys, prepend=-1) > 0]
+        self.keys = distinct_pairs(users, items, num_items)
         owners = self.keys // num_items
         self.items = (self.keys - owners * num_items).astype(np.int32)
         self.counts = np.bincount(owners, minlength=num_users)

@@ -10,6 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from allrec.base import InputError
+from allrec.data.candidates import distinct_pairs
 
 Batch = TypeVar("Batch")
 
@@ -121,7 +122,7 @@ class NegativeSampler:
     def __init__(self, offsets: Int[np.ndarray, "offsets"], items: Int[np.ndarray, "interactions"], num_items: int):
         num_users = len(offsets) - 1
         users = np.repeat(np.arange(num_users), np.diff(offsets))
-        touched = np.unique(users * num_items + items)
+        touched = distinct_pairs(users, items, num_items)
         users = touched // num_items
         self.num_items = num_items
         self.num_touched = np.bincount(users, minlength=num_users)
