@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from allrec.evidence.nearest import ExactSearch, FaissSearch
+from allrec.evidence.nearest import FaissSearch
+from allrec.evidence.search import scan
 from measure import CLOCKS, options, rates, ratio, show, start
 
 DIM, DIRECTIONS, CLUSTERS = 128, 32, 1000
@@ -76,19 +77,19 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
         spread = torch.randn(DIRECTIONS, DIM, generator=generator) / 6
         items, queries = (embeddings(count, generator, clusters, spread) for count in (size, QUERIES))
         num_trained = size if given.normaliser else 0
-        exact, expected = ExactSearch(items), ExactSearch(items).nearest(queries, DEPTH, 0)[0]
+        expected = scan(queries, items, DEPTH, 0)[0]
         built = {"inverted file": lambda items=items, trained=num_trained: inverted_file(items, trained)}
         if given.graph:
             built["graph"] = lambda items=items: graph(items)
         for name, build in built.items():
             begun = CLOCKS[given.clock]()
-            searches, seconds = build(), 0.0
+            searches = build()
             seconds = CLOCKS[given.clock]() - begun
             for effort in given.probes:
                 find = searches(effort * (4 if name == "graph" else 1))
 
                 def by_pass(repeat: int) -> float:
-                    exact.nearest(queries, DEPTH, num_trained)  # noqa: B023
+                    scan(queries, items, DEPTH, num_trained)  # noqa: B023
                     return QUERIES
 
                 def by_index(repeat: int) -> float:

@@ -6,7 +6,8 @@ import torch
 
 from allrec.base import InputError
 from allrec.evidence import nearest
-from allrec.evidence.nearest import ExactSearch, FaissSearch, SearchConfig, make_search
+from allrec.evidence.nearest import FaissSearch, Search, SearchConfig
+from allrec.evidence.search import scan
 
 NUM_ITEMS = 900
 
@@ -31,7 +32,7 @@ def faiss():
 def test_an_index_that_looks_everywhere_gives_what_a_pass_gives(faiss, depth, num_trained):
     queries, items = tables()
     found, normalisers = FaissSearch(items, NUM_ITEMS).nearest(queries, depth, num_trained)
-    expected, exact = ExactSearch(items).nearest(queries, depth, num_trained)
+    expected, exact = scan(queries, items, depth, num_trained)
     np.testing.assert_array_equal(found, expected)
     torch.testing.assert_close(normalisers, exact, rtol=1e-5, atol=1e-4)
 
@@ -41,7 +42,7 @@ def test_few_probes_find_nearly_all_and_again_the_same(faiss):
     found, again = (FaissSearch(items, 8).nearest(queries, 20, NUM_ITEMS) for _ in range(2))
     np.testing.assert_array_equal(found[0], again[0])
     assert torch.equal(found[1], again[1])
-    expected, _ = ExactSearch(items).nearest(queries, 20, 0)
+    expected, _ = scan(queries, items, 20, 0)
     recall = np.mean(
         [len(set(one) & set(other)) / len(set(other)) for one, other in zip(found[0], expected, strict=True)]
     )
@@ -61,22 +62,30 @@ def test_a_normaliser_is_estimated_from_a_sample_whatever_the_depth(faiss, monke
     torch.testing.assert_close(index.nearest(queries, 150, num_trained)[1], estimated)
 
 
-def test_auto_takes_the_index_from_a_size_on(faiss):
+def test_auto_takes_the_index_for_large_catalogues_and_many_queries(faiss):
     _, items = tables()
-    assert isinstance(make_search(items, SearchConfig(faiss_from=NUM_ITEMS)), FaissSearch)
-    assert isinstance(make_search(items, SearchConfig(faiss_from=NUM_ITEMS + 1)), ExactSearch)
-    assert isinstance(make_search(items, SearchConfig(kind="exact", faiss_from=1)), ExactSearch)
-    assert isinstance(make_search(items, SearchConfig(kind="faiss")), FaissSearch)
+    auto = Search(items, SearchConfig(faiss_from=NUM_ITEMS, faiss_queries=50))
+    assert [auto.uses_index(num_queries) for num_queries in (1, 49, 50)] == [False, False, True]
+    assert not Search(items, SearchConfig(faiss_from=NUM_ITEMS + 1, faiss_queries=1)).uses_index(50)
+    assert not Search(items, SearchConfig(kind="exact", faiss_from=1, faiss_queries=1)).uses_index(50)
+    assert Search(items, SearchConfig(kind="faiss")).uses_index(1)
+
+
+def test_a_part_of_a_large_task_is_searched_as_the_task_is(faiss):
+    queries, items = tables()
+    auto = Search(items, SearchConfig(faiss_from=1, faiss_queries=1000, probes=1))
+    exact, by_index = auto.nearest(queries, 50, 0), auto.nearest(queries, 50, 0, num_queries=1000)
+    np.testing.assert_array_equal(exact[0], scan(queries, items, 50, 0)[0])
+    np.testing.assert_array_equal(by_index[0], FaissSearch(items, 1).nearest(queries, 50, 0)[0])
+    assert not np.array_equal(exact[0], by_index[0])
 
 
 def test_without_faiss_auto_is_exact_and_asking_for_it_is_refused(monkeypatch):
     monkeypatch.setattr(nearest, "find_spec", lambda name: None)
     _, items = tables()
-    assert isinstance(make_search(items, SearchConfig(faiss_from=1)), ExactSearch)
-    with pytest.raises(
-        InputError, match=r"search\.kind is faiss, which is not installed.*pip install 'allrec\[faiss\]'"
-    ):
-        make_search(items, SearchConfig(kind="faiss"))
+    assert not Search(items, SearchConfig(faiss_from=1, faiss_queries=1)).uses_index(50)
+    with pytest.raises(InputError, match=r"kind is faiss, which is not installed.*pip install 'allrec\[faiss\]'"):
+        Search(items, SearchConfig(kind="faiss"))
 
 
 def test_a_search_of_another_kind_is_refused():

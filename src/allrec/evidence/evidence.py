@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from allrec.evidence.histories import Histories, Rows
-from allrec.evidence.nearest import SearchConfig, make_search
+from allrec.evidence.nearest import Search, SearchConfig
 from allrec.evidence.search import agreed
 from allrec.evidence.similarity import DenseSpace, Space
 from allrec.models.backbones.base import Backbone
@@ -104,7 +104,7 @@ class Evidence:
         self.scorers, self.spaces = dict(scorers), dict(spaces)
         tables = {name: scorer.items for name, scorer in self.scorers.items()}
         tables |= {name: space.unit for name, space in self.spaces.items() if isinstance(space, DenseSpace)}
-        self.searches = {name: make_search(items, search or SearchConfig()) for name, items in tables.items()}
+        self.searches = {name: Search(items, search or SearchConfig()) for name, items in tables.items()}
 
     @property
     def names(self) -> list[str]:
@@ -137,29 +137,33 @@ class Evidence:
     @torch.no_grad()
     def represent(self, histories: Histories) -> "Users":
         """What scorers know of users; every one of them passes over the catalogue once."""
-        return self._find(histories, 0)[1]
+        return self._find(histories, 0, None)[1]
 
     @torch.no_grad()
-    def find(self, histories: Histories, depth: int) -> "Found":
+    def find(self, histories: Histories, depth: int, num_queries: int | None = None) -> "Found":
         """The union of what every scorer and every dense space finds nearest, and of the latest items themselves.
 
         Args:
             histories: one a row.
             depth: how many items each of them gives.
+            num_queries: rows of the whole task, of which these are a part; None is these alone.
         """
-        lists, users = self._find(histories, min(depth, self.num_items))
+        depth = min(depth, self.num_items)
+        lists, users = self._find(histories, depth, num_queries)
         latest = histories.latest_first(LATEST)
         for name, space in self.spaces.items():
             if isinstance(space, DenseSpace):
                 means = mean_embeddings(latest, space)
-                lists.append(self.searches[name].nearest(means, min(depth, self.num_items), 0)[0])
+                lists.append(self.searches[name].nearest(means, depth, 0, num_queries)[0])
         return Found(agreed(lists, latest.numpy()), users)
 
     def retrieve(self, histories: Histories, depth: int) -> Int[ndarray, "rows retrieved"]:
         """The candidates of ``find``."""
         return self.find(histories, depth).candidates
 
-    def _find(self, histories: Histories, depth: int) -> tuple[list[Int[ndarray, "rows depth"]], "Users"]:
+    def _find(
+        self, histories: Histories, depth: int, num_queries: int | None
+    ) -> tuple[list[Int[ndarray, "rows depth"]], "Users"]:
         encoded: dict[int, Tensor] = {}
         found = []
         for name, scorer in self.scorers.items():
@@ -167,7 +171,8 @@ class Evidence:
                 encoded[id(scorer.backbone)] = encode_histories(
                     scorer.backbone, histories.items, histories.starts, histories.ends
                 )
-            found.append(self.searches[name].nearest(encoded[id(scorer.backbone)], depth, self.num_trained))
+            users = encoded[id(scorer.backbone)]
+            found.append(self.searches[name].nearest(users, depth, self.num_trained, num_queries))
         vectors = [encoded[id(scorer.backbone)] for scorer in self.scorers.values()]
         return [items for items, _ in found], Users(vectors, [normaliser for _, normaliser in found])
 

@@ -1,7 +1,7 @@
 """The items nearest to a query: by a pass over all of them, or in a large catalogue by an index of FAISS."""
 
 from importlib.util import find_spec
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -30,29 +30,11 @@ class SearchConfig(Config):
     """How the nearest items are found."""
 
     kind: Literal["auto", "exact", "faiss"] = Field(
-        "auto", description="All items, an index of FAISS, or that index in a large catalogue where it is installed."
+        "auto", description="All items, an index of FAISS, or that index where it pays and is installed."
     )
-    faiss_from: int = Field(1_000_000, ge=1, description="Items from which auto takes the index.")
+    faiss_from: int = Field(100_000, ge=1, description="Items from which auto takes the index, for many queries.")
+    faiss_queries: int = Field(8_192, ge=1, description="Queries of a task from which auto builds it.")
     probes: int = Field(64, ge=1, description="Parts of the index that a query looks into.")
-
-
-class Search(Protocol):
-    """Finds the items whose dot product with a query is largest."""
-
-    def nearest(self, queries: Float[Tensor, "rows dim"], depth: int, num_trained: int) -> Nearest:
-        """See ``scan``."""
-        ...
-
-
-class ExactSearch:
-    """Compares a query with every item."""
-
-    def __init__(self, items: Float[Tensor, "items dim"]) -> None:
-        self.items = items
-
-    def nearest(self, queries: Float[Tensor, "rows dim"], depth: int, num_trained: int) -> Nearest:
-        """See ``scan``."""
-        return scan(queries, self.items, depth, num_trained)
 
 
 class FaissSearch:
@@ -114,17 +96,40 @@ class FaissSearch:
         return total
 
 
-def make_search(items: Float[Tensor, "items dim"], config: SearchConfig) -> Search:
-    """What searches a table of items.
+class Search:
+    """Finds the items whose dot product with a query is largest.
+
+    Which way depends on the recipe, on the catalogue and on how much a task asks, never on what was asked before.
+
+    Args:
+        items: embeddings.
+        config: which way.
 
     Raises:
         InputError: FAISS is asked for and not installed.
     """
-    is_installed = find_spec("faiss") is not None
-    if config.kind == "faiss" and not is_installed:
-        raise InputError(
-            "fusion.evidence.search.kind is faiss, which is not installed. Install it: pip install 'allrec[faiss]'; "
-            "or search without it: --set fusion.evidence.search.kind=exact"
-        )
-    is_large = config.kind == "auto" and is_installed and len(items) >= config.faiss_from
-    return FaissSearch(items, config.probes) if config.kind == "faiss" or is_large else ExactSearch(items)
+
+    def __init__(self, items: Float[Tensor, "items dim"], config: SearchConfig) -> None:
+        is_installed = find_spec("faiss") is not None
+        if config.kind == "faiss" and not is_installed:
+            raise InputError(
+                "fusion.evidence.search.kind is faiss, which is not installed. Install it: pip install "
+                "'allrec[faiss]'; or search without it: --set fusion.evidence.search.kind=exact"
+            )
+        self.items, self.config, self.is_installed = items, config, is_installed
+        self.index: FaissSearch | None = None
+
+    def uses_index(self, num_queries: int) -> bool:
+        """Whether a task of so many queries looks into the index."""
+        pays = len(self.items) >= self.config.faiss_from and num_queries >= self.config.faiss_queries
+        return self.config.kind == "faiss" or (self.config.kind == "auto" and self.is_installed and pays)
+
+    def nearest(
+        self, queries: Float[Tensor, "rows dim"], depth: int, num_trained: int, num_queries: int | None = None
+    ) -> Nearest:
+        """See ``scan``; ``num_queries`` is how many the task has in all, those given where None."""
+        if not self.uses_index(len(queries) if num_queries is None else num_queries):
+            return scan(queries, self.items, depth, num_trained)
+        if self.index is None:
+            self.index = FaissSearch(self.items, self.config.probes)
+        return self.index.nearest(queries, depth, num_trained)

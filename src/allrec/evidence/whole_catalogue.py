@@ -81,7 +81,7 @@ def retrieve_scored(
     for start in range(0, histories.num_rows, USERS_TOGETHER):
         part = slice(start, start + USERS_TOGETHER)
         own = histories.part(part)
-        candidates, users = evidence.find(own, depth)
+        candidates, users = evidence.find(own, depth, histories.num_rows)
         if excepted is not None:
             is_owned = is_in_history(own, candidates, evidence.num_items)
             candidates = packed(np.where(is_owned & (candidates != excepted[part][:, None]), -1, candidates))
