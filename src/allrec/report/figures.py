@@ -53,21 +53,26 @@ def losses(view: RunView) -> "Figure | None":
     stages = view.trained()
     if not stages:
         return None
-    columns = 2 if len(stages) == 4 else min(len(stages), 3)
-    rows = -(-len(stages) // columns)
-    figure = new_figure(WIDTH, 3.2 * rows)
-    every = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes, stage in zip(every, stages, strict=False):
+    figure, panels = _panels(len(stages), 2 if len(stages) == 4 else min(len(stages), 3), 3.2)
+    for axes, stage in zip(panels, stages, strict=True):
         _draw_losses(axes, view, stage)
         axes.set_title(STAGE_TITLES.get(stage, stage.replace("_", " ")), loc="left", fontsize=10)
         axes.set_xlabel("optimizer step")
-    for axes in every[len(stages) :]:
-        axes.set_axis_off()
     handles = {
         label: line for axes in figure.axes for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
     figure.legend(handles.values(), handles.keys(), loc="outside lower left", ncols=5, handlelength=3.2, fontsize=8.5)
     return figure
+
+
+def _panels(number: int, columns: int, height: float) -> "tuple[Figure, Sequence[Axes]]":
+    """A figure with so many panels in rows of so many columns, each row so many inches high."""
+    rows = -(-number // columns)
+    figure = new_figure(WIDTH, height * rows)
+    every = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in every[number:]:
+        axes.set_axis_off()
+    return figure, list(every[:number])
 
 
 def _draw_losses(axes: "Axes", view: RunView, stage: str) -> None:
@@ -107,9 +112,8 @@ def fusion_losses(view: RunView) -> "Figure | None":
     """Cross-entropy of every member of every fusion against epochs: fitted, and on those who decide when to stop."""
     if not view.fits:
         return None
-    figure = new_figure(WIDTH, 2.9 * -(-len(view.fits) // 2))
-    every = figure.subplots(-(-len(view.fits) // 2), min(2, len(view.fits)), squeeze=False).ravel()
-    for axes, (name, reports) in zip(every, view.fits.items(), strict=False):
+    figure, panels = _panels(len(view.fits), min(2, len(view.fits)), 2.9)
+    for axes, (name, reports) in zip(panels, view.fits.items(), strict=True):
         for place, report in enumerate(reports):
             epochs = np.arange(1, len(report["losses"]) + 1)
             axes.plot(epochs, report["losses"], color="#aaaaaa", linewidth=1, label="fitted" if place == 0 else None)
@@ -118,9 +122,7 @@ def fusion_losses(view: RunView) -> "Figure | None":
         axes.set_title(FIT_TITLES.get(name, name), loc="left", fontsize=10)
         axes.set_xlabel("epoch")
         axes.set_ylabel("cross-entropy, nats")
-    for axes in every[len(view.fits) :]:
-        axes.set_axis_off()
-    figure.legend(*every[0].get_legend_handles_labels(), loc="outside lower left", ncols=2, fontsize=8.5)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower left", ncols=2, fontsize=8.5)
     return figure
 
 
