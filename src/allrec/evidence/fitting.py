@@ -58,7 +58,7 @@ class FusionStageConfig(Config):
     )
     num_ranked: int = Field(20, ge=2, description="So many of the best candidates the language model reads.")
     least_gain: float = Field(
-        1.0,
+        2.0,
         description="Standard errors by which the language model's evidence must lower the cross-entropy to be kept.",
     )
     llm_users: int = Field(
@@ -141,7 +141,7 @@ def _is_enough(folds: Int[ndarray, "rows"]) -> bool:
     return len(folds) - int(np.bincount(folds).max(initial=0)) >= 2
 
 
-def is_gain(lists: Lists, model: Fusion, folds: Int[ndarray, "rows"], least: float = 1.0) -> bool:
+def is_gain(lists: Lists, model: Fusion, folds: Int[ndarray, "rows"], least: float = 2.0) -> bool:
     """Whether what a fusion adds lowers the cross-entropy of what was known, as a mean over the rows.
 
     Args:
