@@ -100,23 +100,15 @@ def scan(
     """
     found, normalisers = [np.zeros((0, min(depth, len(items))), np.int64)], [queries.new_zeros(0)]
     num_rows = max(QUERIES, CELLS // max(1, len(items)))
-    # Memory that is asked for anew has to be paged in each time, an eighth of a scan.
+    # Memory that is asked for anew has to be paged in each time, a tenth of a scan.
     memory = queries.new_empty(min(num_rows, len(queries)), len(items))
     for part in torch.split(queries, num_rows):
         scores = torch.mm(part, items.T, out=memory[: len(part)])
         found.append(best(scores, depth))
-        normalisers.append(_log_sum_exp(scores[:, :num_trained]))
+        normalisers.append(scores[:, :num_trained].logsumexp(dim=1))
     nearest = np.concatenate(found)
     nearest[~queries.any(dim=1).numpy()] = -1
     return nearest, torch.cat(normalisers)
-
-
-def _log_sum_exp(values: Float[Tensor, "rows items"]) -> Float[Tensor, "rows"]:
-    """As ``logsumexp`` has it, in the memory of the values, which are lost."""
-    if values.shape[1] == 0:
-        return values.new_full((len(values),), -torch.inf)
-    largest = values.amax(dim=1, keepdim=True)
-    return values.sub_(largest).exp_().sum(dim=1).log_().add_(largest[:, 0])
 
 
 def _ends_row(shape: tuple[int, int]) -> ndarray:
