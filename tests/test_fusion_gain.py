@@ -30,7 +30,7 @@ def lists_of(told):
     ("told", "is_kept"), [([1, 1, 1, 1], True), ([-1, -1, -1, -1], False), ([2, -2, 2, -2], False)]
 )
 def test_evidence_that_speaks_for_the_target_is_kept(told, is_kept):
-    assert is_gain(lists_of(told), addition(2), np.array([0, 1, 0, 1])) is is_kept
+    assert is_gain(lists_of(told), addition(2), np.array([0, 1, 0, 1]), 2.0) is is_kept
 
 
 def test_the_gain_is_a_mean_over_its_standard_error():
@@ -46,7 +46,7 @@ def test_padding_takes_no_part():
     lists, folds = lists_of([1.0, 1.0]), np.array([0, 1])
     padded = lists._replace(candidates=np.array([[4, 7, -1], [4, 7, -1]]))
     padded.features[:, 2] = 50
-    assert is_gain(padded, addition(2), folds)
+    assert is_gain(padded, addition(2), folds, 2.0)
 
 
 def test_that_nothing_is_added_is_stored(tmp_path):

@@ -141,7 +141,7 @@ def _is_enough(folds: Int[ndarray, "rows"]) -> bool:
     return len(folds) - int(np.bincount(folds).max(initial=0)) >= 2
 
 
-def is_gain(lists: Lists, model: Fusion, folds: Int[ndarray, "rows"], least: float = 2.0) -> bool:
+def is_gain(lists: Lists, model: Fusion, folds: Int[ndarray, "rows"], least: float) -> bool:
     """Whether what a fusion adds lowers the cross-entropy of what was known, as a mean over the rows.
 
     Args:
