@@ -20,33 +20,39 @@ from allrec.data import Dataset
 from allrec.evidence import CONTEXT, FREE, DenseSpace, Evidence, Neighbours, Scorer, WordSpace
 from allrec.evidence.fused import Fused
 from allrec.evidence.histories import Histories, histories_before
-from allrec.models.backbones.base import freeze
+from allrec.models.backbones.base import Backbone, freeze
+from allrec.models.backbones.ensemble import Ensemble
 from allrec.models.backbones.sasrec import SASRec, SASRecConfig
 from allrec.models.content import Vocabulary
 from allrec.models.fusion import Fusion, FusionConfig, evidence_scale
 from allrec.training.fusion import fused_scores
 from measure import dataset_of, options, rates, show, start
 
-TEXT_DIM, TOWER_DIM = 384, 128
+TEXT_DIM, TOWER_DIM, CF_DIM = 384, 128, 50
 ASKED = (2_000, 10_000)
 ALONE = 64
 """Users a repeat who are ranked one by one."""
 
 
-def make_evidence(dataset: Dataset, seed: int) -> Evidence:
+def make_evidence(dataset: Dataset, seed: int, ensemble: int) -> Evidence:
     """Evidence of the kinds and widths that ``evidence.collect`` gives."""
     generator = torch.Generator().manual_seed(seed)
     num_items = dataset.num_items
-    cf, content = (freeze(SASRec(num_items, SASRecConfig(dim=dim), generator)) for dim in (50, TOWER_DIM))
+
+    def backbone(dim: int) -> Backbone:
+        members = [freeze(SASRec(num_items, SASRecConfig(dim=dim), generator)) for _ in range(ensemble)]
+        return members[0] if ensemble == 1 else Ensemble(members)
+
+    cf, content = backbone(CF_DIM), backbone(TOWER_DIM)
     vocabulary = Vocabulary.of(dataset.titles)
     scorers = {
         "cf": Scorer(cf, cf.item_embeddings()),
         "content": Scorer(content, content.item_embeddings()),
-        "joint": Scorer(cf, torch.randn(num_items, 50, generator=generator)),
+        "joint": Scorer(cf, torch.randn(num_items, cf.dim, generator=generator)),
     }
     spaces = {
         "text": DenseSpace.of(torch.randn(num_items, TEXT_DIM, generator=generator)),
-        "tuned_text": DenseSpace.of(torch.randn(num_items, TOWER_DIM, generator=generator)),
+        "tuned_text": DenseSpace.of(torch.randn(num_items, ensemble * TOWER_DIM, generator=generator)),
         "cf_items": DenseSpace.of(cf.item_embeddings()),
         "content_items": DenseSpace.of(content.item_embeddings()),
         "words": WordSpace.of(vocabulary.weigh(dataset.titles), len(vocabulary)),
@@ -71,9 +77,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     parser.add_argument("--users", type=int, default=1024, help="a repeat")
     parser.add_argument("--depth", type=int, default=100, help="items that each scorer and each space retrieves")
     parser.add_argument("--num-fused", type=int, default=64, help="retrieved candidates that are fused; 0 is all")
+    parser.add_argument("--ensemble", type=int, default=1, help="trainings whose evidence is averaged")
     given = start(parser, arguments)
     dataset = dataset_of(given)
-    evidence, targets = make_evidence(dataset, given.seed), dataset.targets["test"]
+    evidence, targets = make_evidence(dataset, given.seed, given.ensemble), dataset.targets["test"]
     fusion = make_fusion(evidence, histories_before(dataset, targets, slice(0, 32)), dataset.num_items, given.seed)
     fused = Fused(evidence, {"catalogue": fusion}, {}, given.depth, 1, given.num_fused or dataset.num_items)
     found: dict[str, Any] = {}

@@ -7,13 +7,14 @@ from tests.training.histories import dataset_of
 
 from allrec.base import InputError
 from allrec.evidence import CONTEXT, FREE, DenseSpace, Evidence, Neighbours, Scorer, WordSpace
-from allrec.evidence.collect import EvidenceConfig, TrainingHistories, collect, train_content_parts
+from allrec.evidence.collect import EvidenceConfig, Learned, TrainingHistories, collect, train_content_parts
 from allrec.evidence.evidence import LATEST, STEP_BACK, mean_embeddings
 from allrec.evidence.histories import histories_before, histories_of
 from allrec.evidence.similarity import DAMPING
 from allrec.evidence.storage import load_content_parts, save_content_parts
 from allrec.evidence.whole_catalogue import catalogue_lists, is_in_history, retrieve_scored, retrieved_ranks
 from allrec.models.backbones.base import freeze
+from allrec.models.backbones.ensemble import Ensemble
 from allrec.models.backbones.sasrec import SASRec, SASRecConfig
 from allrec.models.content import Vocabulary
 from allrec.training.loop import LoopConfig
@@ -307,11 +308,66 @@ def test_all_evidence_is_collected(pairs_world):
     dataset, texts = pairs_world
     parts = train_content_parts(dataset, texts, quick_config(), seed=0)
     backbone = freeze(SASRec(24, SASRecConfig(dim=8), torch.Generator().manual_seed(0)))
-    collected = collect(TrainingHistories.of(dataset), backbone, parts, joint_embeddings=torch.randn(24, 8))
+    collected = collect(TrainingHistories.of(dataset), [Learned(backbone, parts, torch.randn(24, 8))])
     assert {"cf", "content", "joint", "tuned_text_largest", "words_mean", "neighbours_latest"} <= set(collected.names)
     targets = dataset.targets["valid"]
     features = collected.features(histories_before(dataset, targets), targets.candidates["paper"])
     assert np.isfinite(features).all()
+
+
+def largest_mean(spaces, histories, candidates):
+    latest = histories.latest_first(10)
+    similarities = torch.stack([space.similarity(latest, torch.from_numpy(candidates)) for space in spaces]).mean(dim=0)
+    largest = similarities.masked_fill((latest < 0)[:, :, None], -1).amax(dim=1).numpy()
+    return np.where((candidates < 0) | (latest[:, :1] < 0).numpy(), 0, largest)
+
+
+def test_the_evidence_of_an_ensemble_is_the_mean_of_its_members(pairs_world):
+    dataset, texts = pairs_world
+    draw, histories = torch.Generator().manual_seed(5), histories_before(dataset, dataset.targets["valid"])
+    members = [
+        Learned(
+            freeze(SASRec(24, SASRecConfig(dim=8), draw)),
+            train_content_parts(dataset, texts, quick_config(), seed=seed),
+            torch.randn(24, 8, generator=draw),
+        )
+        for seed in range(3)
+    ]
+    train, candidates = TrainingHistories.of(dataset), dataset.targets["valid"].candidates["paper"]
+    each = [collect(train, [member]) for member in members]
+    together = collect(train, members)
+    features = [one.features(histories, candidates) for one in (*each, together)]
+    mean = np.mean(features[:3], axis=0)
+    for column, name in enumerate(together.names):
+        got, expected = features[3][:, :, column], mean[:, :, column]
+        if name in together.scorers:
+            # Each is normalised over the catalogue by itself, so the two differ by a number of the user's.
+            apart = np.where(candidates >= 0, got - expected, np.nan)
+            assert np.nanmax(np.nanmax(apart, axis=1) - np.nanmin(apart, axis=1)) < 1e-4
+        elif name.endswith("_largest"):
+            # The largest mean of similarities, where the mean of the largest may be of several items.
+            expected = largest_mean([one.spaces[name.removesuffix("_largest")] for one in each], histories, candidates)
+            np.testing.assert_allclose(got, expected, atol=1e-5)
+        else:
+            np.testing.assert_allclose(got, expected, atol=1e-5)
+    everything = np.tile(np.arange(24), (histories.num_rows, 1))
+    assert together.num_trained == 24
+    scores = together.features(histories, everything)[:, :, : len(together.scorers)]
+    np.testing.assert_allclose(np.exp(scores.astype(np.float64)).sum(axis=1), 1, atol=1e-4)
+
+
+def test_an_ensemble_of_one_is_that_one(pairs_world):
+    dataset, texts = pairs_world
+    parts = train_content_parts(dataset, texts, quick_config(), seed=0)
+    backbone = freeze(SASRec(24, SASRecConfig(dim=8), torch.Generator().manual_seed(0)))
+    histories = torch.tensor([[1, 2, 3], [4, -1, -1], [-1, -1, -1]])
+    one, two = Ensemble([backbone]), Ensemble([backbone, backbone])
+    expected = backbone.encode(histories) @ backbone.item_embeddings().T
+    assert torch.equal(one.encode(histories), backbone.encode(histories))
+    torch.testing.assert_close(two.encode(histories) @ two.item_embeddings().T, expected)
+    alone = collect(TrainingHistories.of(dataset), [Learned(backbone, parts)])
+    assert alone.scorers["cf"].backbone is backbone
+    assert "joint" not in alone.names
 
 
 def test_content_comes_back_as_it_was_stored_and_takes_new_items(pairs_world, tmp_path):

@@ -1,20 +1,20 @@
 """The stages of a run, each trained where it is missing and read where it is done."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from numpy import ndarray
-from torch import Tensor
 
-from allrec.artifacts import load_tensors, read_json, save_tensors, write_json
+from allrec.aligned import SHAPE, load_aligned, read_backbone, read_texts
+from allrec.artifacts import load_tensors, save_tensors, write_json
 from allrec.data import Dataset
 from allrec.data.catalogue import Catalogue
-from allrec.data.new_items import NewItems
+from allrec.ensemble import load_ensemble, train_ensemble
 from allrec.evaluation.llm_scores import Asked, stored_llm_scores
-from allrec.evidence.collect import TrainingHistories, collect, train_content_parts
+from allrec.evidence.collect import Learned, TrainingHistories, collect, train_content_parts
 from allrec.evidence.evidence import Evidence
 from allrec.evidence.fitting import LISTED, SCOPES, fit_fusions
 from allrec.evidence.fused import LLM_EVIDENCE, Fused, Scope
@@ -27,9 +27,7 @@ from allrec.evidence.storage import (
     save_content_parts,
     save_training_histories,
 )
-from allrec.models.alignment import Alignment, NoAlignment, new_alignment
-from allrec.models.backbones.base import Backbone, StatesBackbone, freeze
-from allrec.models.backbones.registry import extended, make_backbone
+from allrec.models.backbones.base import freeze
 from allrec.models.fusion import Fusion
 from allrec.models.language_model import LanguageModel
 from allrec.models.soft_tokens import SoftTokens
@@ -37,7 +35,7 @@ from allrec.models.text_encoder import TextEncoder
 from allrec.run_folder import CHECKPOINT, RunFolder
 from allrec.scoring import Scoring
 from allrec.training.alignment import train_alignment
-from allrec.training.backbone import BackboneConfig, train_backbone
+from allrec.training.backbone import train_backbone
 from allrec.training.examples import OnStep
 from allrec.training.loop import FitReport
 from allrec.training.readout import new_readout, train_readout
@@ -45,7 +43,6 @@ from allrec.training.soft_tokens import train_soft_tokens
 from allrec.training.text_cache import text_embeddings
 from allrec.training.tuned_text import embed_texts
 
-SHAPE = "model.json"
 Observer = Callable[[str, float, dict[str, float]], None]
 """Called with a stage's name, the share of it that is done, and named values such as losses."""
 
@@ -80,6 +77,9 @@ def train_stages(
     if recipe.fusion.enabled and not run.is_done("content"):
         with run.stage("content") as folder:
             _train_content(folder, run, dataset, observer)
+    if recipe.fusion.enabled and recipe.fusion.evidence.ensemble > 1 and not run.is_done("ensemble"):
+        with run.stage("ensemble") as folder:
+            train_ensemble(folder, run, dataset, partial(observer, "ensemble"))
     scoring = load_scoring(run, llm)
     if recipe.llm.enabled and not run.is_done("language_model"):
         with run.stage("language_model") as folder:
@@ -96,59 +96,6 @@ def train_stages(
             _fit_fusion(folder, scoring, _load_evidence(run, scoring), dataset, observer)
         scoring.fused = load_fused(run, scoring)
     return scoring
-
-
-class Aligned(NamedTuple):
-    """What is known before stage 2, all of it frozen; no language model takes part.
-
-    Attributes:
-        catalogue: items and known users.
-        backbone: x_u and E.
-        text_embeddings: Q of every item.
-        alignment: stage 1.
-    """
-
-    catalogue: Catalogue
-    backbone: Backbone
-    text_embeddings: Float[Tensor, "items text_dim"]
-    alignment: Alignment | NoAlignment
-
-
-def load_aligned(run: RunFolder) -> Aligned:
-    """Reads what the stages up to the alignment learned.
-
-    Raises:
-        InputError: one of them is not done, or a file is damaged.
-    """
-    catalogue = Catalogue.load(run.folder("catalogue"), run.wording())
-    backbone = _read_backbone(run, catalogue.num_items)
-    texts = _read_texts(run, _text_stage(run))
-    alignment = new_alignment(backbone.dim, texts.shape[1], run.recipe().alignment.network)
-    alignment.load_state_dict(load_tensors(run.folder("alignment") / "model.safetensors"))
-    aligned = Aligned(catalogue, backbone, texts, freeze(alignment))
-    for folder in run.added():
-        aligned = _with_added(aligned, folder)
-    return aligned
-
-
-@torch.no_grad()
-def _with_added(aligned: Aligned, folder: Path) -> Aligned:
-    """With the new items of a folder: each has the row that stage 1 decodes from its text as its item embedding."""
-    texts = load_tensors(folder / "embeddings.safetensors")["embeddings"]
-    embeddings = aligned.backbone.item_embeddings()
-    # A cold item's joint embedding does not read its item embedding, so these rows only have to be there.
-    every = torch.cat([embeddings, torch.zeros(len(texts), embeddings.shape[1])])
-    is_cold = torch.arange(len(every)) >= len(embeddings)
-    joint = aligned.alignment.joint_items(every, torch.cat([aligned.text_embeddings, texts]), is_cold)
-    rows = aligned.alignment.scored_items(joint[len(embeddings) :])
-    if not isinstance(aligned.backbone, StatesBackbone):
-        raise ValueError(f"{type(aligned.backbone).__name__} takes no new items")
-    return Aligned(
-        aligned.catalogue.extended(NewItems.load(folder)),
-        extended(aligned.backbone, rows),
-        torch.cat([aligned.text_embeddings, texts]),
-        aligned.alignment,
-    )
 
 
 def load_scoring(run: RunFolder, llm: LanguageModel) -> Scoring:
@@ -190,7 +137,7 @@ def load_fused(run: RunFolder, scoring: Scoring) -> Fused:
 
 
 def _train_content(folder: Path, run: RunFolder, dataset: Dataset, observer: Observer) -> None:
-    recipe, texts = run.recipe(), _read_texts(run, _text_stage(run))
+    recipe, texts = run.recipe(), read_texts(run)
     parts = train_content_parts(
         dataset, texts, recipe.fusion.evidence,
         seed=recipe.seed, checkpoints=folder, on_step=_on_step(observer, "content"),
@@ -202,7 +149,8 @@ def _train_content(folder: Path, run: RunFolder, dataset: Dataset, observer: Obs
 def _load_evidence(run: RunFolder, scoring: Scoring) -> Evidence:
     folder, config = run.folder("content"), run.recipe().fusion.evidence
     parts = load_content_parts(folder, scoring.catalogue.titles, scoring.text_embeddings, config)
-    return collect(load_training_histories(folder), scoring.backbone, parts, scoring.joint_embeddings, config.search)
+    own = Learned(scoring.backbone, parts, scoring.joint_embeddings)
+    return collect(load_training_histories(folder), [own, *load_ensemble(run, scoring)], config.search)
 
 
 def _fit_fusion(folder: Path, scoring: Scoring, evidence: Evidence, dataset: Dataset, observer: Observer) -> None:
@@ -253,7 +201,7 @@ def _encode_texts(folder: Path, dataset: Dataset, run: RunFolder, cache: Path, o
 
 def _train_alignment(run: RunFolder, dataset: Dataset, observer: Observer) -> None:
     recipe = run.recipe()
-    backbone, texts = _read_backbone(run, dataset.num_items), _read_texts(run)
+    backbone, texts = read_backbone(run, dataset.num_items), read_texts(run, "text")
     with run.stage("alignment") as folder:
         encoder = TextEncoder(recipe.text) if recipe.alignment.tune_text else None
         alignment, report = train_alignment(
@@ -274,24 +222,6 @@ def _train_readout(run: RunFolder, scoring: Scoring, dataset: Dataset, observer:
             seed=scoring.recipe.seed, checkpoint=folder / CHECKPOINT, on_step=_on_step(observer, "readout"),
         )  # fmt: skip
         _save(folder, scoring.readout, report)
-
-
-def _read_backbone(run: RunFolder, num_items: int) -> Backbone:
-    folder = run.folder("backbone")
-    config = run.recipe().backbone
-    if (folder / SHAPE).is_file():
-        config = BackboneConfig(model=read_json(folder / SHAPE))
-    model = make_backbone(num_items, config.model, torch.Generator())
-    model.load_state_dict(load_tensors(folder / "model.safetensors"))
-    return freeze(model)
-
-
-def _read_texts(run: RunFolder, stage: str = "text") -> Float[Tensor, "items text_dim"]:
-    return load_tensors(run.folder(stage) / "embeddings.safetensors")["embeddings"]
-
-
-def _text_stage(run: RunFolder) -> str:
-    return "alignment" if run.recipe().alignment.tune_text else "text"
 
 
 def _save(folder: Path, module: torch.nn.Module, report: FitReport) -> None:

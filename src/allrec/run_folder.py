@@ -18,8 +18,12 @@ from allrec.config import Recipe, dump_recipe, load_recipe
 
 FORMAT_VERSION = 1
 MANIFEST, RECIPE, METRICS = "manifest.json", "recipe.toml", "metrics.json"
-STAGES = ("catalogue", "backbone", "text", "alignment", "content", "language_model", "readout", "fusion", "evaluate")
-"""A recipe without fusion leaves out ``content`` and ``fusion``, one without a read-out head ``readout``."""
+STAGES = (
+    "catalogue", "backbone", "text", "alignment", "content", "ensemble", "language_model", "readout", "fusion",
+    "evaluate",
+)  # fmt: skip
+"""A recipe without fusion leaves out ``content``, ``ensemble`` and ``fusion``, one of a single training ``ensemble``,
+one without a read-out head ``readout``."""
 REQUIRED = {"recipe", "seed", "dataset", "llm", "versions", "stages"}
 """What every manifest says beside its format; a run of an earlier day has no checksum of its recipe."""
 CHECKPOINT = "checkpoint.safetensors"

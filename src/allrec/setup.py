@@ -145,7 +145,7 @@ def metrics_of(run: RunFolder, dataset: Dataset, rankings: list[Ranking]) -> dic
     seed, scenario = run.recipe().evaluation.bootstrap_seed, dataset.scenario
     masks = {split: segments(dataset, dataset.targets[split]) for split in {ranking.split for ranking in rankings}}
     stages = {"prepare": dataset.seconds} | {name: run.seconds(name) for name in TIMED}
-    stages["fusion"] += run.seconds("content")
+    stages["fusion"] += run.seconds("content") + run.seconds("ensemble")
     results = [row for ranking in rankings for row in result_rows(ranking, masks[ranking.split], seed, scenario)]
     earlier = run.metrics() if (run.path / METRICS).is_file() else {}
     return {

@@ -10,6 +10,7 @@ from tests.models.backbones.test_importer import PublicLayout
 from tests.training.histories import checkerboard, dataset_of
 
 from allrec import pipeline
+from allrec.aligned import read_backbone
 from allrec.base import InputError
 from allrec.config import load_recipe
 from allrec.models.backbones.importer import import_sasrec
@@ -31,7 +32,7 @@ def run_stage(folder, *changes):
 
 
 def read(folder):
-    return pipeline._read_backbone(RunFolder.open(folder), NUM_ITEMS)
+    return read_backbone(RunFolder.open(folder), NUM_ITEMS)
 
 
 def report_of(run):

@@ -24,8 +24,8 @@ dataset, run, llm, recipe, cache, stage = sys.argv[1:]
 torch.set_num_threads(1)
 
 def kill(name, share, values):
-    # Past the first checkpoint, before the end.
-    if name == stage and (values.get("step", 3) >= 3):
+    # Past the first checkpoint, before the end; of the ensemble, in the midst of the second member.
+    if name == stage and values.get("step", 3) >= 3 and share > (0.7 if name == "ensemble" else 0):
         os.kill(os.getpid(), signal.SIGKILL)
 
 AllRec.train(dataset, run=run, recipe=load_recipe(recipe), llm=llm, resume=True, cache=Path(cache), observer=kill)
@@ -34,12 +34,15 @@ AllRec.train(dataset, run=run, recipe=load_recipe(recipe), llm=llm, resume=True,
 
 @pytest.mark.slow
 def test_a_run_killed_in_every_stage_ends_in_the_same_bytes(tmp_path: Path) -> None:
-    dataset, llm, recipe = make_world(tmp_path, (*FUSED, *READ_OUT))
+    dataset, llm, recipe = make_world(tmp_path, (*FUSED, *READ_OUT, "fusion.evidence.ensemble=3"))
     whole = AllRec.train(dataset, run=tmp_path / "whole", recipe=recipe, llm=str(llm), cache=tmp_path / "cache-1")
     (tmp_path / "recipe.toml").write_text(dump_recipe(recipe))
     driver = tmp_path / "driver.py"
     driver.write_text(DRIVER)
-    stages = ("backbone", "text", "alignment", "content", "language_model", "readout", "fusion", "evaluate", "none")
+    stages = (
+        "backbone", "text", "alignment", "content", "ensemble", "language_model", "readout", "fusion", "evaluate",
+        "none",
+    )  # fmt: skip
     for stage in stages:
         arguments = (driver, dataset, tmp_path / "killed", llm, tmp_path / "recipe.toml", tmp_path / "cache-2", stage)
         command = [sys.executable, *map(str, arguments)]

@@ -181,11 +181,13 @@ def test_what_is_known_already_is_not_learned_again():
     assert slope(told) < 0.5 * slope(plain)
 
 
-def test_users_of_targets_that_were_never_seen_weigh_more():
-    counts = torch.tensor([0, 1, 5, 100]).float().log1p()
-    evidence = torch.stack([torch.zeros(4), counts], dim=1)
-    assert target_weights(evidence, ("cf", "log_count"), 3.0).tolist() == [3, 1, 1, 1]
-    assert target_weights(evidence, ("cf", "text"), 3.0).tolist() == [1, 1, 1, 1]
+def test_users_of_rare_and_of_unseen_targets_weigh_more():
+    counts = torch.tensor([0, 1, 5, 6, 100]).float().log1p()
+    evidence = torch.stack([torch.zeros(5), counts], dim=1)
+    config = FusionTrainingConfig(unseen_weight=3.0, rare_weight=1.5)
+    assert target_weights(evidence, ("cf", "log_count"), config).tolist() == [3, 1.5, 1.5, 1, 1]
+    assert target_weights(evidence, ("cf", "text"), config).tolist() == [1, 1, 1, 1, 1]
+    assert target_weights(evidence, ("cf", "log_count"), FusionTrainingConfig()).tolist() == [2, 1, 1, 1, 1]
 
 
 def test_the_weight_of_unseen_targets_moves_what_is_learned_towards_them():

@@ -1,5 +1,6 @@
 """Evidence of a data set as the product collects it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from allrec.evidence.evidence import Evidence, Scorer
 from allrec.evidence.nearest import SearchConfig
 from allrec.evidence.similarity import DenseSpace, Neighbours, Space, WordSpace
 from allrec.models.backbones.base import Backbone
+from allrec.models.backbones.ensemble import Ensemble
 from allrec.models.backbones.sasrec import SASRec
 from allrec.models.content import ContentTower, ItemContent
 from allrec.training.content import (
@@ -38,6 +40,11 @@ class EvidenceConfig(Config):
     tower: TowerConfig = Field(TowerConfig(), description="Content embeddings tuned on what is bought together.")
     content: ContentBackboneConfig = Field(
         ContentBackboneConfig(), description="The second backbone, whose items are content first."
+    )
+    ensemble: int = Field(
+        1,
+        ge=1,
+        description="Trainings whose evidence is averaged: the run's own, and as many less one with other seeds.",
     )
     search: SearchConfig = Field(SearchConfig(), description="How the nearest items are found.")
     depth: int = Field(100, ge=1, description="Items that each scorer and each space retrieves from the catalogue.")
@@ -91,6 +98,7 @@ def train_content_parts(
     *,
     seed: int,
     checkpoints: Path | None = None,
+    prefix: str = "",
     on_step: OnStep | None = None,
 ) -> ContentParts:
     """Trains the tower and the content backbone; test targets are not read.
@@ -101,44 +109,63 @@ def train_content_parts(
         config: of both.
         seed: of both.
         checkpoints: folder of their checkpoints; None keeps none.
+        prefix: of the checkpoints' names.
         on_step: told of both, one after the other.
     """
-    tower_file, backbone_file = (None if checkpoints is None else checkpoints / name for name in CHECKPOINTS)
+    files = [None if checkpoints is None else checkpoints / f"{prefix}{name}" for name in CHECKPOINTS]
     catalogue = catalogue_content(dataset, text_embeddings)
-    tower = train_tower(dataset, catalogue, config.tower, seed=seed, checkpoint=tower_file, on_step=on_step)
+    tower = train_tower(dataset, catalogue, config.tower, seed=seed, checkpoint=files[0], on_step=on_step)
     backbone = train_content_backbone(
-        dataset, catalogue, config.content, seed=seed, checkpoint=backbone_file, on_step=on_step
+        dataset, catalogue, config.content, seed=seed, checkpoint=files[1], on_step=on_step
     )
     return ContentParts(catalogue, tower, backbone.model, backbone.content)
 
 
-def collect(
-    train: TrainingHistories,
-    backbone: Backbone,
-    content: ContentParts,
-    joint_embeddings: Float[Tensor, "items dim"] | None = None,
-    search: SearchConfig | None = None,
-) -> Evidence:
+class Learned(NamedTuple):
+    """What one training learned that gives evidence, frozen.
+
+    Attributes:
+        backbone: the collaborative one.
+        content: of ``train_content_parts``.
+        joint_embeddings: what x_u meets in the joint score; None leaves that evidence out.
+    """
+
+    backbone: Backbone
+    content: ContentParts
+    joint_embeddings: Float[Tensor, "items dim"] | None = None
+
+
+def collect(train: TrainingHistories, ensemble: Sequence[Learned], search: SearchConfig | None = None) -> Evidence:
     """All evidence but the language model's.
+
+    Of several trainings a score is the mean of theirs, and so is a similarity of embeddings that were trained. What is
+    not trained (texts, words, neighbours, counts) is the first one's.
 
     Args:
         train: what was trained on.
-        backbone: the collaborative one, frozen.
-        content: of ``train_content_parts``.
-        joint_embeddings: what x_u meets in the joint score; None leaves that evidence out.
+        ensemble: of the same data, one a seed; one at least.
         search: how the nearest items are found.
     """
-    catalogue, model, num_items = content.catalogue, content.model, len(content.catalogue.texts)
+    content, parts = ensemble[0].content, [learned.content for learned in ensemble]
+    catalogue, num_items = content.catalogue, len(content.catalogue.texts)
+    backbone = _together([learned.backbone for learned in ensemble])
+    model = _together([part.model for part in parts])
     counts = np.bincount(train.items, minlength=num_items)
-    scorers = {"cf": Scorer(backbone, backbone.item_embeddings().detach()), "content": Scorer(model, model.item_table)}
-    if joint_embeddings is not None:
-        scorers["joint"] = Scorer(backbone, joint_embeddings)
+    scorers = {"cf": Scorer(backbone, backbone.item_embeddings().detach())}
+    scorers["content"] = Scorer(model, model.item_embeddings().detach())
+    joint = [learned.joint_embeddings for learned in ensemble if learned.joint_embeddings is not None]
+    if joint:
+        scorers["joint"] = Scorer(backbone, torch.cat(joint, dim=1))
     spaces: dict[str, Space] = {
         "text": DenseSpace.of(catalogue.texts),
-        "tuned_text": DenseSpace.of(content.tuned()),
-        "cf_items": DenseSpace.of(backbone.item_embeddings()),
-        "content_items": DenseSpace.of(model.item_table),
+        "tuned_text": DenseSpace.of(*(part.tuned() for part in parts)),
+        "cf_items": DenseSpace.of(*(learned.backbone.item_embeddings() for learned in ensemble)),
+        "content_items": DenseSpace.of(*(part.model.item_table for part in parts)),
         "words": WordSpace.of(catalogue.words, len(catalogue.vocabulary)),
         "neighbours": Neighbours.of(train.offsets, train.items, num_items),
     }
     return Evidence(counts, scorers, spaces, train.num_items, search)
+
+
+def _together(backbones: Sequence[Backbone]) -> Backbone:
+    return backbones[0] if len(backbones) == 1 else Ensemble(backbones)

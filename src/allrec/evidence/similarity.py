@@ -38,9 +38,10 @@ class DenseSpace(NamedTuple):
     unit: Float[Tensor, "items dim"]
 
     @classmethod
-    def of(cls, embeddings: Float[Tensor, "items dim"]) -> "DenseSpace":
-        """From embeddings of any length."""
-        return cls(functional.normalize(embeddings.detach().float(), dim=1))
+    def of(cls, *embeddings: Float[Tensor, "items dim"]) -> "DenseSpace":
+        """From embeddings of any length; the cosine of several is the mean of theirs."""
+        units = [functional.normalize(one.detach().float(), dim=1) for one in embeddings]
+        return cls(torch.cat(units, dim=1) / len(units) ** 0.5)
 
     def similarity(
         self, items: Int[Tensor, "rows length"], candidates: Int[Tensor, "rows candidates"]

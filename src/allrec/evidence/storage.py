@@ -20,15 +20,15 @@ from allrec.training.content import CatalogueContent
 TABLE = "model.item_table"
 
 
-def save_content_parts(folder: Path, parts: ContentParts) -> dict[str, str]:
-    """Writes ``content.safetensors`` and ``content.json``, without the texts. Returns the tensors' SHA-256."""
+def save_content_parts(folder: Path, parts: ContentParts, name: str = "content") -> dict[str, str]:
+    """Writes ``NAME.safetensors`` and ``NAME.json``, without the texts. Returns the tensors' SHA-256."""
     modules = {"tower": parts.tower, "content": parts.content, "model": parts.model}
     tensors = {
         f"{part}.{name}": value for part, module in modules.items() for name, value in module.state_dict().items()
     }
-    write_json(folder / "content.json", {"words": parts.catalogue.vocabulary.words})
+    write_json(folder / f"{name}.json", {"words": parts.catalogue.vocabulary.words})
     rarity = parts.catalogue.vocabulary.rarity
-    return {"content.safetensors": save_tensors(folder / "content.safetensors", {**tensors, "rarity": rarity})}
+    return {f"{name}.safetensors": save_tensors(folder / f"{name}.safetensors", {**tensors, "rarity": rarity})}
 
 
 def save_training_histories(folder: Path, train: TrainingHistories) -> None:
@@ -48,6 +48,7 @@ def load_content_parts(
     titles: Sequence[str | None],
     text_embeddings: Float[Tensor, "items text_dim"],
     config: EvidenceConfig,
+    name: str = "content",
 ) -> ContentParts:
     """Reads what ``save_content_parts`` wrote; items beyond those that were trained enter by their content.
 
@@ -56,17 +57,18 @@ def load_content_parts(
         titles: of the catalogue, new items last.
         text_embeddings: of the same items.
         config: what the parts were trained with.
+        name: of the files.
 
     Raises:
         InputError: a file is missing or damaged, or the catalogue has fewer items.
     """
-    tensors = load_tensors(folder / "content.safetensors")
+    tensors = load_tensors(folder / f"{name}.safetensors")
     num_trained = len(tensors[TABLE])
     if len(titles) < num_trained:
         raise InputError(
             f"{folder} holds content of {num_trained} items, got {len(titles)}. Give the catalogue it was trained on."
         )
-    vocabulary = Vocabulary(read_json(folder / "content.json")["words"], tensors["rarity"])
+    vocabulary = Vocabulary(read_json(folder / f"{name}.json")["words"], tensors["rarity"])
     catalogue = CatalogueContent(text_embeddings, vocabulary, vocabulary.weigh(titles))
     shape = config.content.backbone.model
     if not isinstance(shape, SASRecConfig):

@@ -5,7 +5,7 @@ from typing import Any
 
 from allrec.run_folder import RunFolder
 
-SHARED = ("catalogue", "backbone", "text", "alignment", "content", "language_model", "readout")
+SHARED = ("catalogue", "backbone", "text", "alignment", "content", "ensemble", "language_model", "readout")
 """Stages that another run may have done already; fusion and evaluation are their run's own."""
 NEVER = {"name", "evaluation"}
 AFTER_ALIGNMENT = {"llm", "prompt", "soft_tokens", "readout", "cold_below", "fusion"}
@@ -26,7 +26,7 @@ def stage_inputs(run: RunFolder, stage: str) -> dict[str, Any]:
         return inputs | {"backbone": recipe["backbone"], "seed": recipe["seed"]}
     if stage == "alignment":
         return inputs | {key: value for key, value in recipe.items() if key not in AFTER_ALIGNMENT}
-    if stage == "content":
+    if stage in ("content", "ensemble"):
         content = {key: recipe[key] for key in ("text", "alignment", "backbone", "seed")}
         return inputs | content | {"evidence": recipe["fusion"]["evidence"]}
     chosen = {"fingerprint": run.manifest["llm"], "chosen": recipe["llm"]["chosen"]}

@@ -29,9 +29,9 @@ TRAINING = {
     "llm": ("backbone", "text", "alignment", "language_model"),
     "cf": ("backbone",),
     "text": ("text",),
-    "fusion": ("backbone", "text", "alignment", "content", "fusion"),
+    "fusion": ("backbone", "text", "alignment", "content", "ensemble", "fusion"),
     "readout": ("backbone", "text", "alignment", "language_model", "readout"),
-    "allround": ("backbone", "text", "alignment", "content", "language_model", "readout", "fusion"),
+    "allround": ("backbone", "text", "alignment", "content", "ensemble", "language_model", "readout", "fusion"),
 }
 """The stages that a row's time counts; a backbone alone needs no other."""
 EVIDENCE = ("cf", "joint", "text", "fusion", "llm", "llm-random-items", "llm-no-soft", "readout", "allround")

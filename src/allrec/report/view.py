@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
+from allrec.aligned import load_aligned
 from allrec.artifacts import load_tensors, read_json
 from allrec.base import InputError
 from allrec.config import Recipe
@@ -18,7 +19,6 @@ from allrec.evaluation.protocols import own_results
 from allrec.evaluation.stored_ranks import RANKS, StoredRanks, load_ranks
 from allrec.events import read_curves
 from allrec.models.alignment import Alignment
-from allrec.pipeline import load_aligned
 from allrec.run_folder import METRICS, RunFolder
 
 FUSION = "fusion"

@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from allrec.base import Config, InputError
+from allrec.evaluation.segments import RARE
 from allrec.models.backbones.base import freeze
 from allrec.models.fusion import EvidenceScale, Fusion, FusionConfig, evidence_scale
 from allrec.training.batching import LazyBatches
@@ -34,6 +35,7 @@ class FusionTrainingConfig(Config):
     unseen_weight: float = Field(
         2.0, gt=0, description="Weight in the loss of users whose target was never seen in training."
     )
+    rare_weight: float = Field(1.0, gt=0, description="The same where it was seen, but five times at most.")
     loop: LoopConfig = Field(
         LoopConfig(epochs=60, optimizer="adamw", learning_rate=2e-2, weight_decay=1e-3, patience=4),
         description="Optimizer, epochs and patience.",
@@ -150,7 +152,7 @@ def fit_fusion(
     held_out, fitted = torch.from_numpy(order[:num_held_out]), order[num_held_out:]
     generator = torch.Generator().manual_seed(int(np.random.SeedSequence([seed, STAGE]).generate_state(1)[0]))
     model = Fusion(*roles, config.model, scale or scale_of(lists, config.model.knots), generator)
-    weights = target_weights(features[torch.arange(len(places)), places], roles.names, config.unseen_weight)
+    weights = target_weights(features[torch.arange(len(places)), places], roles.names, config)
 
     def loss(rows: Int[Tensor, "batch"]) -> Tensor:
         known = None if offsets is None else offsets[rows]
@@ -172,13 +174,14 @@ def fit_fusion(
 
 
 def target_weights(
-    targets: Float[Tensor, "rows evidence"], names: Sequence[str], unseen_weight: float
+    targets: Float[Tensor, "rows evidence"], names: Sequence[str], config: FusionTrainingConfig
 ) -> Float[Tensor, "rows"]:
-    """Weights of users: ``unseen_weight`` where the target was never seen; 1 where no evidence tells."""
+    """Weights of users, by how often their target was seen in training; 1 where no evidence tells."""
     if COUNT not in names:
         return torch.ones(len(targets))
-    is_unseen = targets[:, list(names).index(COUNT)] < np.log1p(0.5)
-    return torch.where(is_unseen, unseen_weight, 1.0)
+    counts = targets[:, list(names).index(COUNT)]
+    rare = torch.where(counts < np.log1p(RARE + 0.5), config.rare_weight, 1.0)
+    return torch.where(counts < np.log1p(0.5), config.unseen_weight, rare)
 
 
 def check(lists: Lists, names: Sequence[str]) -> None:
