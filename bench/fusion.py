@@ -18,6 +18,7 @@ import torch
 
 from allrec.data import Dataset
 from allrec.evidence import CONTEXT, FREE, DenseSpace, Evidence, Neighbours, Scorer, WordSpace
+from allrec.evidence.collect import RETRIEVING
 from allrec.evidence.fused import Fused
 from allrec.evidence.histories import Histories, histories_before
 from allrec.models.backbones.base import Backbone, freeze
@@ -58,7 +59,7 @@ def make_evidence(dataset: Dataset, seed: int, ensemble: int) -> Evidence:
         "words": WordSpace.of(vocabulary.weigh(dataset.titles), len(vocabulary)),
         "neighbours": Neighbours.of(*dataset.train_csr(), num_items),
     }
-    return Evidence(dataset.train_counts(), scorers, spaces)
+    return Evidence(dataset.train_counts(), scorers, spaces, retrieving=RETRIEVING)
 
 
 def make_fusion(evidence: Evidence, histories: Histories, num_items: int, seed: int) -> Fusion:

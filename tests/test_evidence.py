@@ -151,6 +151,19 @@ def test_the_target_and_what_follows_are_not_read(evidence):
     np.testing.assert_array_equal(first, second)
 
 
+def test_spaces_that_do_not_retrieve_are_still_evidence(evidence):
+    histories = histories_of([np.array([0, 1]), np.array([5])])
+    few = Evidence(
+        np.expm1(evidence.log_counts.numpy()).round().astype(int), evidence.scorers, evidence.spaces, retrieving=()
+    )
+    users = few.represent(histories).vectors[0]
+    nearest = [(users @ few.scorers[name].items.T).topk(3).indices[1].tolist() for name in ("cf", "joint")]
+    assert few.searches.keys() == few.scorers.keys()
+    assert set(few.retrieve(histories, 3)[1].tolist()) - {-1} == {5, *nearest[0], *nearest[1]}
+    candidates = np.arange(12).reshape(2, 6)
+    np.testing.assert_array_equal(few.features(histories, candidates), evidence.features(histories, candidates))
+
+
 def test_retrieval_is_the_union_without_repeats(evidence):
     histories = histories_of(SEQUENCES)
     retrieved = evidence.retrieve(histories, 4)

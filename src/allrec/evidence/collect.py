@@ -32,6 +32,8 @@ from allrec.training.examples import OnStep
 
 CHECKPOINTS = ("tower-checkpoint.safetensors", "checkpoint.safetensors")
 """Of the tower and of the content backbone."""
+RETRIEVING = ("text", "tuned_text")
+"""Spaces that retrieve beside the scorers; what the backbones' items would add is hardly ever ranked first."""
 
 
 class EvidenceConfig(Config):
@@ -164,7 +166,7 @@ def collect(train: TrainingHistories, ensemble: Sequence[Learned], search: Searc
         "words": WordSpace.of(catalogue.words, len(catalogue.vocabulary)),
         "neighbours": Neighbours.of(train.offsets, train.items, num_items),
     }
-    return Evidence(counts, scorers, spaces, train.num_items, search)
+    return Evidence(counts, scorers, spaces, train.num_items, search, RETRIEVING)
 
 
 def _together(backbones: Sequence[Backbone]) -> Backbone:

@@ -4,7 +4,7 @@ Every value is a function of the history before the target, of the candidate and
 normalised within a list, so twenty given candidates and the whole catalogue have the same evidence.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -85,6 +85,8 @@ class Evidence:
         spaces: name -> space; its evidence is the similarity to the latest ten items of the history: the largest, the
             very latest item's, and a mean in which older items weigh less.
         search: how the nearest items are found; by an index, normalisers of the softmax are estimates.
+        retrieving: names of the dense spaces that retrieve beside the scorers, all where None; the others are only
+            looked up for what was retrieved.
 
     Raises:
         InputError: a search is asked for that is not installed.
@@ -97,13 +99,16 @@ class Evidence:
         spaces: Mapping[str, Space],
         num_trained: int | None = None,
         search: SearchConfig | None = None,
+        retrieving: Sequence[str] | None = None,
     ) -> None:
         self.log_counts = torch.from_numpy(np.log1p(train_counts)).float()
         self.num_items = len(train_counts)
         self.num_trained = self.num_items if num_trained is None else num_trained
         self.scorers, self.spaces = dict(scorers), dict(spaces)
         tables = {name: scorer.items for name, scorer in self.scorers.items()}
-        tables |= {name: space.unit for name, space in self.spaces.items() if isinstance(space, DenseSpace)}
+        dense = {name: space for name, space in self.spaces.items() if isinstance(space, DenseSpace)}
+        self.retrieving = {name: dense[name] for name in (dense if retrieving is None else retrieving)}
+        tables |= {name: space.unit for name, space in self.retrieving.items()}
         self.searches = {name: Search(items, search or SearchConfig()) for name, items in tables.items()}
 
     @property
@@ -141,7 +146,7 @@ class Evidence:
 
     @torch.no_grad()
     def find(self, histories: Histories, depth: int, num_queries: int | None = None) -> "Found":
-        """The union of what every scorer and every dense space finds nearest, and of the latest items themselves.
+        """The union of what scorers and retrieving spaces find nearest, and of the latest items themselves.
 
         Args:
             histories: one a row.
@@ -151,10 +156,8 @@ class Evidence:
         depth = min(depth, self.num_items)
         lists, users = self._find(histories, depth, num_queries)
         latest = histories.latest_first(LATEST)
-        for name, space in self.spaces.items():
-            if isinstance(space, DenseSpace):
-                means = mean_embeddings(latest, space)
-                lists.append(self.searches[name].nearest(means, depth, 0, num_queries)[0])
+        for name, space in self.retrieving.items():
+            lists.append(self.searches[name].nearest(mean_embeddings(latest, space), depth, 0, num_queries)[0])
         return Found(agreed(lists, latest.numpy()), users)
 
     def retrieve(self, histories: Histories, depth: int) -> Int[ndarray, "rows retrieved"]:

@@ -39,7 +39,8 @@ def best(scores: Float[Tensor, "rows items"], k: int) -> Int64[ndarray, "rows k"
         return np.zeros((len(values), 0), np.int64)
     width = max(1, scores.shape[1] // (2 * k))
     num_blocks = scores.shape[1] // width
-    largest = scores[:, : num_blocks * width].reshape(-1, num_blocks, width).amax(dim=2).numpy()
+    # Blocks that lie across each other: their largest values are then found many at a time.
+    largest = scores[:, : num_blocks * width].unflatten(1, (width, num_blocks)).amax(dim=1).numpy()
     least = np.partition(largest, num_blocks - k, axis=1)[:, num_blocks - k]
     reached = np.flatnonzero(values >= least[:, None])
     rows = reached // scores.shape[1]
