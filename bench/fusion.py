@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     """Measures and prints; returns users a second."""
     parser = options(__doc__ or "")
     parser.add_argument("--users", type=int, default=1024, help="a repeat")
-    parser.add_argument("--depth", type=int, default=100, help="items that each scorer and each space retrieves")
+    parser.add_argument("--depth", type=int, default=100, help="items that each scorer and each retrieving space finds")
     parser.add_argument("--num-fused", type=int, default=64, help="retrieved candidates that are fused; 0 is all")
     parser.add_argument("--ensemble", type=int, default=1, help="trainings whose evidence is averaged")
     given = start(parser, arguments)

@@ -15,6 +15,7 @@ from allrec.artifacts import sha256_file
 from allrec.base import InputError
 from allrec.cli import app
 from allrec.data import load_dataset
+from allrec.ensemble import training_seed
 from allrec.evidence.histories import histories_of
 from allrec.recommender import AllRec
 from allrec.run_folder import MANIFEST
@@ -55,6 +56,21 @@ def test_its_scorers_are_measured_and_its_seconds_counted(world):
     leads = {(row["scorer"], row["against"]) for row in metrics["comparisons"] if row["protocol"] == "paper"}
     assert {("allround", "fusion"), ("fusion", "cf"), ("llm", "llm-no-soft")} <= leads
     assert ("fusion", "allround") not in leads
+
+
+def test_its_evidence_is_of_two_trainings(world):
+    evidence = world[2].scoring.fused.evidence
+    for name in ("cf", "content"):
+        first, second = evidence.scorers[name].backbone.trainings
+        assert not torch.allclose(first.item_embeddings(), second.item_embeddings(), atol=1e-2)
+    assert evidence.scorers["cf"].backbone.trainings[0] is world[2].scoring.backbone
+    assert evidence.scorers["joint"].items.shape[1] == 2 * world[2].scoring.joint_embeddings.shape[1]
+    assert evidence.searches.keys() == {"cf", "content", "joint", "text", "tuned_text"}
+
+
+def test_no_two_trainings_have_one_seed():
+    seeds = [training_seed(seed, number) for seed in range(20) for number in range(1, 6)]
+    assert len({*seeds, *range(20)}) == 120
 
 
 def test_a_score_over_the_catalogue_never_counts_a_target_that_was_not_retrieved(world):

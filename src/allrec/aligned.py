@@ -75,7 +75,7 @@ def with_added(
 
 
 def read_backbone(run: RunFolder, num_items: int, file: Path | None = None) -> Backbone:
-    """A backbone of a run, frozen; all that it trained have one shape.
+    """A backbone of a run, frozen; those of its ensemble have the shape of its own.
 
     Args:
         run: whose recipe it was trained by.

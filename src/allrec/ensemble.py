@@ -1,4 +1,4 @@
-"""The stage that trains again, with other seeds, all that gives evidence: its mean is better than any one of it."""
+"""The stage that trains again, with other seeds, all that gives evidence: the mean is better than any one of them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,32 +11,35 @@ from allrec.artifacts import save_tensors
 from allrec.data import Dataset
 from allrec.evidence.collect import Learned, train_content_parts
 from allrec.evidence.storage import load_content_parts, save_content_parts
+from allrec.models.backbones.base import Backbone
 from allrec.run_folder import CHECKPOINT, RunFolder
 from allrec.scoring import Scoring
 from allrec.training.alignment import train_alignment
 from allrec.training.backbone import train_backbone
 from allrec.training.examples import OnStep
+from allrec.training.foreign import is_foreign
 
 PARTS = 3
 """Backbone, alignment, content parts."""
 Report = Callable[[float, dict[str, float]], None]
 STAGE = 8
-"""Keeps the members' seeds apart from other draws of a run."""
+"""Keeps the seeds of further trainings apart from other draws of a run."""
 
 
-def seed_of(seed: int, member: int) -> int:
-    """Seed of a member; the first one, 0, is the run itself."""
-    return int(np.random.SeedSequence([seed, STAGE, member]).generate_state(1)[0]) if member else seed
+def training_seed(seed: int, number: int) -> int:
+    """Seed of a further training; number 0 is the run itself, which has its own."""
+    return int(np.random.SeedSequence([seed, STAGE, number]).generate_state(1)[0])
 
 
 def train_ensemble(folder: Path, run: RunFolder, dataset: Dataset, report: Report) -> None:
-    """Trains backbone, alignment and content parts of every member but the first, which is the run's own.
+    """Trains backbone, alignment and content parts of every training but the first, which is the run's own.
 
-    Text embeddings are the run's; where its text encoder was tuned, the members read what that came to.
+    Text embeddings are the run's; where its text encoder was tuned, all read what that came to. A backbone that others
+    trained is the run's in each.
 
     Args:
         folder: of the stage.
-        run: its texts are done.
+        run: its stages up to the alignment are done.
         dataset: the run's data set.
         report: told how much of it is done, and of losses.
     """
@@ -47,44 +50,54 @@ def train_ensemble(folder: Path, run: RunFolder, dataset: Dataset, report: Repor
 
     recipe, texts = run.recipe(), read_texts(run)
     alignment_config = recipe.alignment.model_copy(update={"tune_text": False})
-    members = range(1, recipe.fusion.evidence.ensemble)
-    num_parts = PARTS * len(members)
-    for member in members:
-        seed, part = seed_of(recipe.seed, member), PARTS * (member - 1)
-        backbone, _ = train_backbone(
-            dataset, recipe.backbone,
-            seed=seed, checkpoint=folder / f"{member}-backbone-{CHECKPOINT}", on_step=on_step(part),
-        )  # fmt: skip
+    numbers = range(1, recipe.fusion.evidence.ensemble)
+    num_parts = PARTS * len(numbers)
+    for number in numbers:
+        seed, part = training_seed(recipe.seed, number), PARTS * (number - 1)
+        backbone = _backbone(folder, run, dataset, number, on_step(part))
         alignment, _ = train_alignment(
             dataset, backbone, texts, alignment_config,
-            seed=seed, checkpoint=folder / f"{member}-alignment-{CHECKPOINT}", on_step=on_step(part + 1),
+            seed=seed, checkpoint=folder / f"{number}-alignment-{CHECKPOINT}", on_step=on_step(part + 1),
         )  # fmt: skip
         parts = train_content_parts(
             dataset, texts, recipe.fusion.evidence,
-            seed=seed, checkpoints=folder, prefix=f"{member}-", on_step=on_step(part + 2),
+            seed=seed, checkpoints=folder, prefix=f"{number}-", on_step=on_step(part + 2),
         )  # fmt: skip
-        save_tensors(folder / f"{member}-backbone.safetensors", backbone.state_dict())
-        save_tensors(folder / f"{member}-alignment.safetensors", alignment.state_dict())
-        save_content_parts(folder, parts, f"{member}-content")
+        save_tensors(folder / f"{number}-alignment.safetensors", alignment.state_dict())
+        save_content_parts(folder, parts, f"{number}-content")
+
+
+def _backbone(folder: Path, run: RunFolder, dataset: Dataset, number: int, on_step: OnStep) -> Backbone:
+    recipe = run.recipe()
+    if is_foreign(recipe.backbone.model, recipe.backbone.checkpoint):
+        return read_backbone(run, dataset.num_items)
+    backbone, _ = train_backbone(
+        dataset, recipe.backbone,
+        seed=training_seed(recipe.seed, number), checkpoint=folder / f"{number}-backbone-{CHECKPOINT}", on_step=on_step,
+    )  # fmt: skip
+    save_tensors(folder / f"{number}-backbone.safetensors", backbone.state_dict())
+    return backbone
 
 
 @torch.no_grad()
 def load_ensemble(run: RunFolder, scoring: Scoring) -> list[Learned]:
-    """Reads the members but for the first, over the same items as ``scoring``; none of a recipe without an ensemble.
+    """Reads the trainings but for the first, over the same items as ``scoring``; none of a recipe without an ensemble.
 
     Raises:
         InputError: the stage is not done, or a file is damaged.
     """
-    config = run.recipe().fusion.evidence
+    recipe = run.recipe()
+    config = recipe.fusion.evidence
     if config.ensemble == 1:
         return []
     folder, texts, ensemble = run.folder("ensemble"), scoring.text_embeddings, []
     num_trained = scoring.catalogue.num_items - scoring.catalogue.num_added
-    for member in range(1, config.ensemble):
-        backbone = read_backbone(run, num_trained, folder / f"{member}-backbone.safetensors")
-        alignment = read_alignment(run, backbone.dim, texts.shape[1], folder / f"{member}-alignment.safetensors")
+    is_own = is_foreign(recipe.backbone.model, recipe.backbone.checkpoint)
+    for number in range(1, config.ensemble):
+        backbone = read_backbone(run, num_trained, None if is_own else folder / f"{number}-backbone.safetensors")
+        alignment = read_alignment(run, backbone.dim, texts.shape[1], folder / f"{number}-alignment.safetensors")
         backbone = with_added(backbone, alignment, texts)
         joint = alignment.scored_items(alignment.joint_items(backbone.item_embeddings(), texts, scoring.is_cold))
-        parts = load_content_parts(folder, scoring.catalogue.titles, texts, config, f"{member}-content")
+        parts = load_content_parts(folder, scoring.catalogue.titles, texts, config, f"{number}-content")
         ensemble.append(Learned(backbone, parts, joint))
     return ensemble

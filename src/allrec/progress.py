@@ -27,7 +27,7 @@ STAGE_NAMES = {
     "language_model": "stage 2, soft tokens",
     "readout": "read-out head",
     "content": "content tower and backbone",
-    "ensemble": "the same, other seeds",
+    "ensemble": "ensemble of other seeds",
     "fusion": "fusion",
     "evaluate": "evaluation",
 }

@@ -22,8 +22,8 @@ STAGES = (
     "catalogue", "backbone", "text", "alignment", "content", "ensemble", "language_model", "readout", "fusion",
     "evaluate",
 )  # fmt: skip
-"""A recipe without fusion leaves out ``content``, ``ensemble`` and ``fusion``, one of a single training ``ensemble``,
-one without a read-out head ``readout``."""
+"""A recipe without fusion leaves out ``content``, ``ensemble`` and ``fusion``, one whose evidence is of a single
+training ``ensemble``, one without a read-out head ``readout``."""
 REQUIRED = {"recipe", "seed", "dataset", "llm", "versions", "stages"}
 """What every manifest says beside its format; a run of an earlier day has no checksum of its recipe."""
 CHECKPOINT = "checkpoint.safetensors"

@@ -9,7 +9,7 @@ import torch
 from tests.models.backbones.test_importer import PublicLayout
 from tests.training.histories import checkerboard, dataset_of
 
-from allrec import pipeline
+from allrec import ensemble, pipeline
 from allrec.aligned import read_backbone
 from allrec.base import InputError
 from allrec.config import load_recipe
@@ -98,6 +98,14 @@ def test_external_embeddings_become_a_run_that_needs_them_no_more(tmp_path):
     users = backbone.encode(torch.tensor([[3, 5, 7], [4, 6, 8], [-1, -1, -1]]))
     expected = torch.tensor([[-5.0, 5.0, 0, 0], [5.0, -5.0, 0, 0], [0, 0, 0, 0]])
     torch.testing.assert_close(users, expected, rtol=0, atol=0.5)
+
+
+def test_an_ensemble_has_what_others_trained_in_each_training(tmp_path):
+    run = run_stage(tmp_path / "run", write_external(tmp_path / "made"))
+    shutil.rmtree(tmp_path / "made")
+    backbone = ensemble._backbone(tmp_path, run, DATASET, 1, lambda step, values: None)
+    assert torch.equal(backbone.encode(HISTORIES), read(tmp_path / "run").encode(HISTORIES))
+    assert not list(tmp_path.glob("*.safetensors"))
 
 
 @pytest.mark.parametrize("with_users", [True, False])

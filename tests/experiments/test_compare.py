@@ -198,10 +198,13 @@ def test_a_folder_of_something_else_is_refused(world, tmp_path):
 @pytest.mark.parametrize(
     ("update", "changed"),
     [
-        ("seed=7", {"backbone", "alignment", "language_model"}),
-        ("backbone.loop.epochs=3", {"backbone", "alignment", "language_model"}),
-        ("text.max_tokens=15", {"text", "alignment", "language_model"}),
-        ("alignment.network.beta=0.3", {"alignment", "language_model"}),
+        ("seed=7", {"backbone", "alignment", "content", "ensemble", "language_model"}),
+        ("backbone.loop.epochs=3", {"backbone", "alignment", "content", "ensemble", "language_model"}),
+        ("text.max_tokens=15", {"text", "alignment", "content", "ensemble", "language_model"}),
+        ("alignment.network.beta=0.3", {"alignment", "content", "ensemble", "language_model"}),
+        ("fusion.evidence.tower.batch_size=32", {"content", "ensemble"}),
+        ("fusion.evidence.ensemble=3", {"ensemble"}),
+        ("fusion.evidence.depth=50", set()),
         ("prompt.max_history=2", {"language_model"}),
         ("cold_below=2", {"language_model"}),
         ("evaluation.llm_users=10", set()),
@@ -216,7 +219,7 @@ def test_a_stage_depends_on_what_it_reads(world, tmp_path, update, changed):
         RunFolder.create(tmp_path / name, load_recipe(str(world.paths[0]), sets), facts, {"name": "tiny"}, False)
         for name, sets in (("one", ()), ("two", (update,)))
     ]
-    stages = ("catalogue", "backbone", "text", "alignment", "language_model")
+    stages = ("catalogue", "backbone", "text", "alignment", "content", "ensemble", "language_model")
     differing = {stage for stage in stages if stage_inputs(runs[0], stage) != stage_inputs(runs[1], stage)}
     assert differing == changed
 

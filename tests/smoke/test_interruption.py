@@ -56,4 +56,6 @@ def test_a_run_killed_in_every_stage_ends_in_the_same_bytes(tmp_path: Path) -> N
     assert len(tensors) > 5
     for path in tensors:
         assert sha256_file(tmp_path / "killed" / path) == sha256_file(tmp_path / "whole" / path), path
+    trained = {sha256_file(tmp_path / "whole" / "ensemble" / f"{number}-backbone.safetensors") for number in (1, 2)}
+    assert len(trained | {sha256_file(tmp_path / "whole" / "backbone" / "model.safetensors")}) == 3
     assert whole.run.state() == ", ".join(f"{stage}: done" for stage in whole.run.manifest["stages"])

@@ -33,7 +33,7 @@ from allrec.training.examples import OnStep
 CHECKPOINTS = ("tower-checkpoint.safetensors", "checkpoint.safetensors")
 """Of the tower and of the content backbone."""
 RETRIEVING = ("text", "tuned_text")
-"""Spaces that retrieve beside the scorers; what the backbones' items would add is hardly ever ranked first."""
+"""Spaces that retrieve beside the scorers; what those of the backbones' items would add is hardly ever ranked first."""
 
 
 class EvidenceConfig(Config):
@@ -46,10 +46,10 @@ class EvidenceConfig(Config):
     ensemble: int = Field(
         1,
         ge=1,
-        description="Trainings whose evidence is averaged: the run's own, and as many less one with other seeds.",
+        description="Trainings whose evidence is averaged: the run's own, and the rest with other seeds.",
     )
     search: SearchConfig = Field(SearchConfig(), description="How the nearest items are found.")
-    depth: int = Field(100, ge=1, description="Items that each scorer and each space retrieves from the catalogue.")
+    depth: int = Field(100, ge=1, description="Items that each scorer and each retrieving space finds.")
     fitted_candidates: int = Field(40, ge=2, description="Retrieved candidates of a row that fusion is fitted on.")
 
 
@@ -115,12 +115,17 @@ def train_content_parts(
         on_step: told of both, one after the other.
     """
     files = [None if checkpoints is None else checkpoints / f"{prefix}{name}" for name in CHECKPOINTS]
+    told = [None if on_step is None else _half(on_step, half) for half in range(2)]
     catalogue = catalogue_content(dataset, text_embeddings)
-    tower = train_tower(dataset, catalogue, config.tower, seed=seed, checkpoint=files[0], on_step=on_step)
+    tower = train_tower(dataset, catalogue, config.tower, seed=seed, checkpoint=files[0], on_step=told[0])
     backbone = train_content_backbone(
-        dataset, catalogue, config.content, seed=seed, checkpoint=files[1], on_step=on_step
+        dataset, catalogue, config.content, seed=seed, checkpoint=files[1], on_step=told[1]
     )
     return ContentParts(catalogue, tower, backbone.model, backbone.content)
+
+
+def _half(on_step: OnStep, half: int) -> OnStep:
+    return lambda step, values: on_step(step, values | {"progress": (half + values["progress"]) / 2})
 
 
 class Learned(NamedTuple):

@@ -33,7 +33,7 @@ class Fused:
         evidence: all but the language model's.
         models: by scope, a fusion of that evidence.
         with_llm: by scope, what the language model's evidence adds; None where it was found to add nothing.
-        depth: items that each scorer and each space retrieves.
+        depth: items that each scorer and each retrieving space finds.
         num_ranked: so many of the best the language model reads.
         num_fused: so many of what is retrieved are scored by their evidence, as many as are read or asked for at least.
     """

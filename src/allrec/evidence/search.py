@@ -27,8 +27,8 @@ CROWDED = 8
 def best(scores: Float[Tensor, "rows items"], k: int) -> Int64[ndarray, "rows k"]:
     """The k items of the largest scores of each row, best first; equal ones by position.
 
-    Cut into blocks, the k-th largest of the blocks' largest values is a lower bound of the k-th largest value. Few
-    values reach it, and those alone are sorted.
+    Dealt out into blocks, the k-th largest of the blocks' largest values is a lower bound of the k-th largest value.
+    Few values reach it, and those alone are sorted.
 
     Args:
         scores: float32, no NaN.
@@ -39,8 +39,8 @@ def best(scores: Float[Tensor, "rows items"], k: int) -> Int64[ndarray, "rows k"
         return np.zeros((len(values), 0), np.int64)
     width = max(1, scores.shape[1] // (2 * k))
     num_blocks = scores.shape[1] // width
-    # Blocks that lie across each other: their largest values are then found many at a time.
-    largest = scores[:, : num_blocks * width].unflatten(1, (width, num_blocks)).amax(dim=1).numpy()
+    # A block is every num_blocks-th item, so that the largest values of many blocks are found at once.
+    largest = scores[:, : num_blocks * width].view(len(scores), width, num_blocks).amax(dim=1).numpy()
     least = np.partition(largest, num_blocks - k, axis=1)[:, num_blocks - k]
     reached = np.flatnonzero(values >= least[:, None])
     rows = reached // scores.shape[1]

@@ -8,6 +8,8 @@ from allrec.run_folder import RunFolder
 SHARED = ("catalogue", "backbone", "text", "alignment", "content", "ensemble", "language_model", "readout")
 """Stages that another run may have done already; fusion and evaluation are their run's own."""
 NEVER = {"name", "evaluation"}
+RETRIEVAL = {"search", "depth", "fitted_candidates"}
+"""Keys of the evidence that nothing is trained by."""
 AFTER_ALIGNMENT = {"llm", "prompt", "soft_tokens", "readout", "cold_below", "fusion"}
 
 
@@ -28,7 +30,9 @@ def stage_inputs(run: RunFolder, stage: str) -> dict[str, Any]:
         return inputs | {key: value for key, value in recipe.items() if key not in AFTER_ALIGNMENT}
     if stage in ("content", "ensemble"):
         content = {key: recipe[key] for key in ("text", "alignment", "backbone", "seed")}
-        return inputs | content | {"evidence": recipe["fusion"]["evidence"]}
+        evidence = {key: value for key, value in recipe["fusion"]["evidence"].items() if key not in RETRIEVAL}
+        evidence["ensemble"] = evidence["ensemble"] if stage == "ensemble" else None
+        return inputs | content | {"evidence": evidence}
     chosen = {"fingerprint": run.manifest["llm"], "chosen": recipe["llm"]["chosen"]}
     readout = recipe["readout"] if stage == "readout" else None
     return inputs | recipe | chosen | {"llm": None, "fusion": None, "readout": readout}

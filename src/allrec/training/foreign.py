@@ -40,6 +40,11 @@ class Taken(NamedTuple):
     counts: dict[str, int]
 
 
+def is_foreign(config: BackboneModel, checkpoint: str | None) -> bool:
+    """Whether the recipe takes a backbone that others trained."""
+    return isinstance(config, ExternalConfig) or checkpoint is not None
+
+
 def take_backbone(dataset: Dataset, config: BackboneModel, checkpoint: str | None) -> Taken | None:
     """What others trained, where the recipe says so; None where a backbone is to be trained."""
     if isinstance(config, ExternalConfig):

@@ -35,7 +35,9 @@ class FusionTrainingConfig(Config):
     unseen_weight: float = Field(
         2.0, gt=0, description="Weight in the loss of users whose target was never seen in training."
     )
-    rare_weight: float = Field(1.0, gt=0, description="The same where it was seen, but five times at most.")
+    rare_weight: float = Field(
+        1.0, gt=0, description="Weight in the loss of users whose target was seen in training, five times at most."
+    )
     loop: LoopConfig = Field(
         LoopConfig(epochs=60, optimizer="adamw", learning_rate=2e-2, weight_decay=1e-3, patience=4),
         description="Optimizer, epochs and patience.",
