@@ -58,7 +58,7 @@ class FusionStageConfig(Config):
     )
     num_ranked: int = Field(20, ge=2, description="So many of the best candidates the language model reads.")
     least_gain: float = Field(
-        2.0,
+        3.0,
         description="Standard errors by which the language model's evidence must lower the cross-entropy to be kept.",
     )
     llm_users: int = Field(
