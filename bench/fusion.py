@@ -22,7 +22,7 @@ from allrec.evidence.collect import RETRIEVING
 from allrec.evidence.fused import Fused
 from allrec.evidence.histories import Histories, histories_before
 from allrec.models.backbones.base import Backbone, freeze
-from allrec.models.backbones.ensemble import Ensemble
+from allrec.models.backbones.ensemble import together
 from allrec.models.backbones.sasrec import SASRec, SASRecConfig
 from allrec.models.content import Vocabulary
 from allrec.models.fusion import Fusion, FusionConfig, evidence_scale
@@ -41,8 +41,7 @@ def make_evidence(dataset: Dataset, seed: int, ensemble: int) -> Evidence:
     num_items = dataset.num_items
 
     def backbone(dim: int) -> Backbone:
-        members = [freeze(SASRec(num_items, SASRecConfig(dim=dim), generator)) for _ in range(ensemble)]
-        return members[0] if ensemble == 1 else Ensemble(members)
+        return together([freeze(SASRec(num_items, SASRecConfig(dim=dim), generator)) for _ in range(ensemble)])
 
     cf, content = backbone(CF_DIM), backbone(TOWER_DIM)
     vocabulary = Vocabulary.of(dataset.titles)

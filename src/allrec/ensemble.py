@@ -16,6 +16,7 @@ from allrec.run_folder import CHECKPOINT, RunFolder
 from allrec.scoring import Scoring
 from allrec.training.alignment import train_alignment
 from allrec.training.backbone import train_backbone
+from allrec.training.content import CatalogueContent
 from allrec.training.examples import OnStep
 from allrec.training.foreign import is_foreign
 
@@ -80,8 +81,13 @@ def _backbone(folder: Path, run: RunFolder, dataset: Dataset, number: int, on_st
 
 
 @torch.no_grad()
-def load_ensemble(run: RunFolder, scoring: Scoring) -> list[Learned]:
-    """Reads the trainings but for the first, over the same items as ``scoring``; none of a recipe without an ensemble.
+def load_ensemble(run: RunFolder, scoring: Scoring, content: CatalogueContent) -> list[Learned]:
+    """Reads the trainings but for the first, over the same items as it; none of a recipe without an ensemble.
+
+    Args:
+        run: whose ensemble.
+        scoring: of the first training.
+        content: of its items, which all trainings share.
 
     Raises:
         InputError: the stage is not done, or a file is damaged.
@@ -98,6 +104,6 @@ def load_ensemble(run: RunFolder, scoring: Scoring) -> list[Learned]:
         alignment = read_alignment(run, backbone.dim, texts.shape[1], folder / f"{number}-alignment.safetensors")
         backbone = with_added(backbone, alignment, texts)
         joint = alignment.scored_items(alignment.joint_items(backbone.item_embeddings(), texts, scoring.is_cold))
-        parts = load_content_parts(folder, scoring.catalogue.titles, texts, config, f"{number}-content")
+        parts = load_content_parts(folder, scoring.catalogue.titles, texts, config, f"{number}-content", content)
         ensemble.append(Learned(backbone, parts, joint))
     return ensemble

@@ -150,7 +150,7 @@ def _load_evidence(run: RunFolder, scoring: Scoring) -> Evidence:
     folder, config = run.folder("content"), run.recipe().fusion.evidence
     parts = load_content_parts(folder, scoring.catalogue.titles, scoring.text_embeddings, config)
     own = Learned(scoring.backbone, parts, scoring.joint_embeddings)
-    return collect(load_training_histories(folder), [own, *load_ensemble(run, scoring)], config.search)
+    return collect(load_training_histories(folder), [own, *load_ensemble(run, scoring, parts.catalogue)], config.search)
 
 
 def _fit_fusion(folder: Path, scoring: Scoring, evidence: Evidence, dataset: Dataset, observer: Observer) -> None:

@@ -24,7 +24,7 @@ dataset, run, llm, recipe, cache, stage = sys.argv[1:]
 torch.set_num_threads(1)
 
 def kill(name, share, values):
-    # Past the first checkpoint, before the end; of the ensemble, in the midst of the second member.
+    # Past the first checkpoint, before the end; of the ensemble, in the midst of its second training.
     if name == stage and values.get("step", 3) >= 3 and share > (0.7 if name == "ensemble" else 0):
         os.kill(os.getpid(), signal.SIGKILL)
 

@@ -17,7 +17,7 @@ from allrec.evidence.evidence import Evidence, Scorer
 from allrec.evidence.nearest import SearchConfig
 from allrec.evidence.similarity import DenseSpace, Neighbours, Space, WordSpace
 from allrec.models.backbones.base import Backbone
-from allrec.models.backbones.ensemble import Ensemble
+from allrec.models.backbones.ensemble import together
 from allrec.models.backbones.sasrec import SASRec
 from allrec.models.content import ContentTower, ItemContent
 from allrec.training.content import (
@@ -155,8 +155,8 @@ def collect(train: TrainingHistories, ensemble: Sequence[Learned], search: Searc
     """
     content, parts = ensemble[0].content, [learned.content for learned in ensemble]
     catalogue, num_items = content.catalogue, len(content.catalogue.texts)
-    backbone = _together([learned.backbone for learned in ensemble])
-    model = _together([part.model for part in parts])
+    backbone = together([learned.backbone for learned in ensemble])
+    model = together([part.model for part in parts])
     counts = np.bincount(train.items, minlength=num_items)
     scorers = {"cf": Scorer(backbone, backbone.item_embeddings().detach())}
     scorers["content"] = Scorer(model, model.item_embeddings().detach())
@@ -172,7 +172,3 @@ def collect(train: TrainingHistories, ensemble: Sequence[Learned], search: Searc
         "neighbours": Neighbours.of(train.offsets, train.items, num_items),
     }
     return Evidence(counts, scorers, spaces, train.num_items, search, RETRIEVING)
-
-
-def _together(backbones: Sequence[Backbone]) -> Backbone:
-    return backbones[0] if len(backbones) == 1 else Ensemble(backbones)

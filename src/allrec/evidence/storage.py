@@ -49,6 +49,7 @@ def load_content_parts(
     text_embeddings: Float[Tensor, "items text_dim"],
     config: EvidenceConfig,
     name: str = "content",
+    catalogue: CatalogueContent | None = None,
 ) -> ContentParts:
     """Reads what ``save_content_parts`` wrote; items beyond those that were trained enter by their content.
 
@@ -58,6 +59,7 @@ def load_content_parts(
         text_embeddings: of the same items.
         config: what the parts were trained with.
         name: of the files.
+        catalogue: of the same items where it is known, so that their titles are not weighed again.
 
     Raises:
         InputError: a file is missing or damaged, or the catalogue has fewer items.
@@ -68,12 +70,13 @@ def load_content_parts(
         raise InputError(
             f"{folder} holds content of {num_trained} items, got {len(titles)}. Give the catalogue it was trained on."
         )
-    vocabulary = Vocabulary(read_json(folder / f"{name}.json")["words"], tensors["rarity"])
-    catalogue = CatalogueContent(text_embeddings, vocabulary, vocabulary.weigh(titles))
+    if catalogue is None:
+        vocabulary = Vocabulary(read_json(folder / f"{name}.json")["words"], tensors["rarity"])
+        catalogue = CatalogueContent(text_embeddings, vocabulary, vocabulary.weigh(titles))
     shape = config.content.backbone.model
     if not isinstance(shape, SASRecConfig):
         raise InputError(f"content.backbone.model is {type(shape).__name__}, expected SASRecConfig: leave kind out.")
-    generator, sizes = torch.Generator(), (text_embeddings.shape[1], len(vocabulary))
+    generator, sizes = torch.Generator(), (text_embeddings.shape[1], len(catalogue.vocabulary))
     content_config = config.content.content.model_copy(update={"dim": shape.dim})
     content = _filled(ItemContent(*sizes, content_config, generator), tensors, "content")
     tower = ContentTower(ItemContent(*sizes, config.tower.content, generator), config.tower.dropout)

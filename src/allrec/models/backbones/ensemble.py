@@ -36,3 +36,8 @@ class Ensemble:
     def encode(self, histories: Int[Tensor, "batch length"]) -> Float[Tensor, "batch dim"]:
         """x_u of every history; see ``Backbone.encode``."""
         return torch.cat([one.encode(histories) for one in self.trainings], dim=1) / len(self.trainings)
+
+
+def together(trainings: Sequence[Backbone]) -> Backbone:
+    """The one training itself, or the ensemble of several."""
+    return trainings[0] if len(trainings) == 1 else Ensemble(trainings)
