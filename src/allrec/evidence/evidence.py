@@ -19,6 +19,7 @@ from allrec.evidence.nearest import Search, SearchConfig
 from allrec.evidence.search import agreed
 from allrec.evidence.similarity import DenseSpace, Space
 from allrec.models.backbones.base import Backbone
+from allrec.side_by_side import side_by_side
 from allrec.training.backbone import encode_histories
 
 LATEST = 10
@@ -132,10 +133,15 @@ class Evidence:
         # Histories of like length stand together, so that hardly any padding is compared.
         order = np.argsort(histories.ends - histories.starts, kind="stable")
         step = max(1, CELLS // max(1, candidates.shape[1]))
-        for rows in (order[start : start + step] for start in range(0, len(order), step)):
+
+        def fill(start: int) -> None:
+            rows = order[start : start + step]
             own, chunk = histories.part(rows), torch.from_numpy(candidates[rows].astype(np.int64))
             columns = [*self._score(known.part(rows), chunk), *self._compare(own, chunk), *self._recall(own, chunk)]
             features[rows] = torch.stack(columns, dim=2).numpy()
+
+        for _ in side_by_side(fill, range(0, len(order), step)):
+            pass
         features[candidates < 0] = 0
         return features
 

@@ -1,6 +1,7 @@
 """The items nearest to a query: by a pass over all of them, or in a large catalogue by an index of FAISS."""
 
 from importlib.util import find_spec
+from threading import Lock
 from typing import Any, Literal
 
 import numpy as np
@@ -66,6 +67,10 @@ class FaissSearch:
 
     def nearest(self, queries: Float[Tensor, "rows dim"], depth: int, num_trained: int) -> Nearest:
         """See ``scan``."""
+        import faiss
+
+        # Its own threads are as many as torch's, which are few where parts of a task go side by side.
+        faiss.omp_set_num_threads(torch.get_num_threads())
         wanted = min(max(depth, SURE), len(self.items))
         scores, items = self.index.search(np.ascontiguousarray(queries.numpy(), dtype=np.float32), wanted)
         sure = torch.from_numpy(items[:, :SURE])
@@ -118,6 +123,7 @@ class Search:
             )
         self.items, self.config, self.is_installed = items, config, is_installed
         self.index: FaissSearch | None = None
+        self.lock = Lock()
 
     def uses_index(self, num_queries: int) -> bool:
         """Whether a task of so many queries looks into the index."""
@@ -130,6 +136,10 @@ class Search:
         """See ``scan``; ``num_queries`` is how many the task has in all, those given where None."""
         if not self.uses_index(len(queries) if num_queries is None else num_queries):
             return scan(queries, self.items, depth, num_trained)
-        if self.index is None:
-            self.index = FaissSearch(self.items, self.config.probes)
-        return self.index.nearest(queries, depth, num_trained)
+        return self._built().nearest(queries, depth, num_trained)
+
+    def _built(self) -> FaissSearch:
+        with self.lock:
+            if self.index is None:
+                self.index = FaissSearch(self.items, self.config.probes)
+        return self.index

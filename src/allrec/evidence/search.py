@@ -16,7 +16,7 @@ OWN = 1 << 22
 EMPTY = np.iinfo(np.int64).max
 """A key that sorts behind all others."""
 LOW = (np.int64(1) << 32) - 1
-CELLS = 1 << 20
+CELLS = 3 << 18
 """Queries times items that are scored at one time, so few that they stay in a core's cache."""
 QUERIES = 32
 """Queries at least that are scored at one time: a large catalogue is read from memory once for all of them."""

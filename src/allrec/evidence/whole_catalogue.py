@@ -10,9 +10,10 @@ from numpy import ndarray
 from allrec.data.dataset import Dataset, Targets, flat
 from allrec.evidence.evidence import Evidence
 from allrec.evidence.histories import Histories, histories_before
+from allrec.side_by_side import side_by_side
 
-USERS_TOGETHER = 512
-"""Users whose retrieved candidates are scored at one time."""
+USERS_TOGETHER = 256
+"""Users whose retrieved candidates are scored at one time, by one thread."""
 
 Score = Callable[[Float[ndarray, "part candidates evidence"], slice], Float[ndarray, "part candidates"]]
 """Scores some rows by their evidence; which rows is told, for a model may be one of several by row."""
@@ -67,18 +68,19 @@ def retrieve_scored(
     excepted: Int[ndarray, "rows"] | None = None,
     num_fused: int | None = None,
 ) -> Iterator[Retrieved]:
-    """What retrieval finds for every row, scored, some rows at a time.
+    """What retrieval finds for every row, scored, some rows at a time, ``side_by_side``.
 
     Args:
         evidence: retrieves, and gives what is scored.
-        score: scores by evidence.
+        score: scores by evidence; several threads call it.
         histories: before each target.
         depth: see ``Evidence.retrieve``.
         excepted: given, items of a row's history are left out but for this one: protocol ``full``. None keeps them:
             ``full-repeat``.
         num_fused: so many of a row, those that retrieval has first, are scored by their evidence; None is all.
     """
-    for start in range(0, histories.num_rows, USERS_TOGETHER):
+
+    def retrieved(start: int) -> Retrieved:
         part = slice(start, start + USERS_TOGETHER)
         own = histories.part(part)
         candidates, users = evidence.find(own, depth, histories.num_rows)
@@ -87,7 +89,9 @@ def retrieve_scored(
             candidates = packed(np.where(is_owned & (candidates != excepted[part][:, None]), -1, candidates))
         features = evidence.features(own, candidates[:, :num_fused], users)
         fused = score(features, part)
-        yield Retrieved(part, candidates, features, np.concatenate([fused, behind(fused, candidates)], axis=1))
+        return Retrieved(part, candidates, features, np.concatenate([fused, behind(fused, candidates)], axis=1))
+
+    return side_by_side(retrieved, range(0, histories.num_rows, USERS_TOGETHER))
 
 
 def packed(candidates: Int[ndarray, "rows candidates"]) -> Int[ndarray, "rows fewer"]:

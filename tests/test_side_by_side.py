@@ -1,0 +1,75 @@
+"""Parts of a task in threads of their own."""
+
+import threading
+import time
+
+import pytest
+import torch
+
+from allrec.side_by_side import side_by_side
+
+
+@pytest.fixture(params=[1, 2, 3])
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def test_results_keep_their_order_whichever_is_done_first(threads):
+    def slow_if_even(part):
+        time.sleep(0.02 * (part % 2 == 0))
+        return part**2
+
+    assert list(side_by_side(slow_if_even, range(7))) == [part**2 for part in range(7)]
+    assert list(side_by_side(slow_if_even, [])) == []
+    assert torch.get_num_threads() == threads
+
+
+def test_parts_run_at_the_same_time_with_a_thread_each():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        meeting = threading.Barrier(2, timeout=20)
+
+        def meet(part):
+            meeting.wait()
+            return torch.get_num_threads(), torch.is_grad_enabled()
+
+        assert list(side_by_side(meet, range(4))) == [(1, False)] * 4
+        born = []
+        late = threading.Thread(target=lambda: born.append(torch.get_num_threads()))
+        late.start()
+        late.join()
+        assert (torch.get_num_threads(), born) == (2, [2])
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_one_part_has_all_threads_to_itself(threads):
+    here = threading.get_ident()
+    assert list(side_by_side(lambda part: (threading.get_ident(), torch.get_num_threads()), [0])) == [(here, threads)]
+
+
+def test_few_parts_are_done_before_they_are_asked_for(threads):
+    begun = []
+    results = side_by_side(begun.append, range(100))
+    next(results)
+    time.sleep(0.1)
+    assert len(begun) <= threads + 3
+    results.close()
+    assert len(begun) <= threads + 3
+
+
+def test_an_error_of_a_part_is_raised_after_the_parts_before_it(threads):
+    def work(part):
+        if part == 2:
+            raise ValueError("part 2")
+        return part
+
+    results, found = side_by_side(work, range(5)), []
+    with pytest.raises(ValueError, match="part 2"):
+        found.extend(results)
+    assert found == [0, 1]
+    assert torch.get_num_threads() == threads
