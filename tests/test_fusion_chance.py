@@ -63,9 +63,12 @@ class System:
         scores = np.zeros(candidates.shape) if self.is_constant else self.rng.normal(size=candidates.shape)
         return np.where(candidates >= 0, scores, -np.inf).astype(np.float32)
 
+    def ranked(self, split, protocol, scorer, catalogue_users=0):
+        plan = Plan(protocols=(protocol,), splits=(split,), llm_users={}, catalogue_users=catalogue_users)
+        return Rankers(self)[scorer](self.dataset, Task(split, protocol, scorer), plan, lambda scored, asked: None)
+
     def ranks(self, split, protocol, scorer):
-        plan = Plan(protocols=(protocol,), splits=(split,), llm_users={})
-        ranked = Rankers(self)[scorer](self.dataset, Task(split, protocol, scorer), plan, lambda scored, asked: None)
+        ranked = self.ranked(split, protocol, scorer)
         assert len(ranked.ranks) == NUM_USERS
         return ranked.ranks
 
@@ -105,3 +108,11 @@ def test_a_language_model_that_says_anything_is_left_out(guessing, protocol):
     assert guessing.fused.with_llm == {"lists": None, "catalogue": None}
     fusion, allround = (guessing.ranks("test", protocol, scorer) for scorer in ("fusion", "allround"))
     assert np.array_equal(fusion, allround)
+
+
+@pytest.mark.parametrize("split", ["valid", "test"])
+@pytest.mark.parametrize("scorer", ["text", "fusion"])
+def test_a_sample_of_users_has_the_ranks_that_they_have_among_all(guessing, split, scorer):
+    whole, some = (guessing.ranked(split, "full-repeat", scorer, users) for users in (0, 50))
+    assert len(some.rows) == 50
+    np.testing.assert_array_equal(some.ranks, whole.ranks[some.rows])

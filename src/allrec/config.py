@@ -31,6 +31,11 @@ class EvaluationConfig(Config):
     )
     llm_valid_users: int = Field(1000, ge=0, description="The same for validation; 0 is all.")
     ablation_users: int = Field(2000, ge=0, description="The same for llm-random-items and llm-no-soft; 0 is all.")
+    catalogue_users: int = Field(
+        100_000,
+        ge=0,
+        description="Users of each split whom any scorer ranks the whole catalogue for, a fixed sample; 0 is all.",
+    )
     llm_tokens_per_batch: int = Field(16384, ge=1, description="Tokens read at once when candidates are scored.")
     normalize: Literal["sum", "mean"] = Field(
         "sum", description="Log-likelihood of a title: its sum over tokens, or mean."

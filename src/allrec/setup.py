@@ -119,6 +119,7 @@ def plan_of(recipe: Recipe, folder: Path, on_progress: Any) -> Plan:
         splits=asked.splits,
         llm_users={"valid": asked.llm_valid_users, "test": asked.llm_users},
         ablation_users=asked.ablation_users,
+        catalogue_users=asked.catalogue_users,
         scorers=tuple(scorer for scorer in Plan.scorers if scorer not in idle),
         folder=folder,
         read_folders=(folder.with_name("fusion"),),

@@ -9,7 +9,7 @@ from tests.training.histories import dataset_of
 
 from allrec.base import InputError
 from allrec.evaluation import llm_scores as module
-from allrec.evaluation.evaluate import Plan, evaluate
+from allrec.evaluation.evaluate import Plan, Task, evaluate
 from allrec.evaluation.llm_scores import histories_before
 from allrec.evaluation.metrics import chance, hit_rate_at, ndcg_at
 
@@ -181,8 +181,29 @@ def test_ablations_may_score_fewer_users_and_the_same_ones():
 @pytest.mark.parametrize(("llm", "ablation", "expected"), [(0, 0, None), (0, 5, 5), (9, 5, 5), (4, 5, 4), (9, 0, 9)])
 def test_sample_sizes(llm, ablation, expected):
     plan = plan_of(llm_users={"test": llm}, ablation_users=ablation)
-    assert plan.sample_of("test", "llm-no-soft") == expected
-    assert plan.sample_of("test", "llm") == (llm or None)
+    assert plan.sample_of(Task("test", "paper", "llm-no-soft")) == expected
+    assert plan.sample_of(Task("test", "paper", "llm")) == (llm or None)
+    assert plan.sample_of(Task("test", "full", "cf")) is None
+
+
+@pytest.mark.parametrize(
+    ("protocol", "scorer", "expected"),
+    [("full", "cf", 8), ("full-repeat", "fusion", 8), ("paper", "cf", None), ("full", "readout", 5)],
+)
+def test_the_whole_catalogue_may_be_ranked_for_fewer_users(protocol, scorer, expected):
+    plan = plan_of(llm_users={"test": 5}, catalogue_users=8)
+    assert plan.sample_of(Task("test", protocol, scorer)) == expected
+
+
+def test_a_sample_has_the_ranks_that_its_users_have_among_all():
+    dataset, system = make_dataset(), System(np.random.default_rng(1).normal(size=(NUM_ITEMS, NUM_ITEMS)))
+    for protocol in ("full", "full-repeat"):
+        whole, some = (
+            by_scorer(evaluate(system, dataset, plan_of((protocol,), catalogue_users=users)))["test", protocol, "cf"]
+            for users in (0, 11)
+        )
+        assert (len(whole.rows), len(some.rows)) == (30, 11)
+        assert some.ranks.tolist() == whole.ranks[some.rows].tolist()
 
 
 def test_the_sample_depends_on_the_seed():

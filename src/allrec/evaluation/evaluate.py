@@ -19,6 +19,8 @@ from allrec.evaluation.protocols import Ranking, sample_rows
 from allrec.evaluation.ranking import candidate_ranks
 
 LLM_SCORERS = ("llm", "llm-random-items", "llm-no-soft")
+READ_BY_LLM = (*LLM_SCORERS, "readout", "allround")
+"""What the language model reads every user for."""
 RANKED_BY_THEMSELVES = ("text", "fusion", "readout", "allround")
 """What a system with a fusion, or with a read-out head, ranks by itself."""
 
@@ -70,6 +72,7 @@ class Plan:
         splits: "valid", "test".
         llm_users: how many rows of each split the language model scores; 0 is all.
         ablation_users: how many its ablations score at most; 0 is as many.
+        catalogue_users: how many rows of each split any scorer ranks the whole catalogue for; 0 is all.
         scorers: which scorers, of all protocols that they can do.
         folder: partial scores lie here; None keeps none.
         read_folders: further folders in which the language model's scores may lie already.
@@ -81,6 +84,7 @@ class Plan:
     splits: tuple[str, ...]
     llm_users: dict[str, int]
     ablation_users: int = 0
+    catalogue_users: int = 0
     scorers: tuple[str, ...] = ("cf", "joint", "text", "fusion", *LLM_SCORERS, "readout", "allround")
     folder: Path | None = None
     read_folders: tuple[Path, ...] = ()
@@ -92,10 +96,18 @@ class Plan:
         """Where the language model's scores are looked for; the first is written to."""
         return () if self.folder is None else (self.folder, *self.read_folders)
 
-    def sample_of(self, split: str, scorer: str) -> int | None:
-        """How many rows a language-model scorer scores; None is all."""
-        asked = [self.llm_users.get(split, 0), self.ablation_users if scorer in LLM_SCORERS[1:] else 0]
+    def sample_of(self, task: Task) -> int | None:
+        """How many rows a task ranks; None is all."""
+        asked = [
+            self.llm_users.get(task.split, 0) if task.scorer in READ_BY_LLM else 0,
+            self.ablation_users if task.scorer in LLM_SCORERS[1:] else 0,
+            self.catalogue_users if task.protocol.startswith("full") else 0,
+        ]
         return min((size for size in asked if size), default=None)
+
+    def rows(self, task: Task, num_rows: int) -> Int[ndarray, "rows"]:
+        """Which rows of a split a task ranks: a fixed sample, or all of them."""
+        return sample_rows(num_rows, self.sample_of(task), self.seed)
 
 
 Ranker = Callable[[Dataset, Task, Plan, Report], Ranked]
@@ -135,7 +147,8 @@ def _ranked(system: Scorers, dataset: Dataset, task: Task, plan: Plan, report: R
         return system.rankers[task.scorer](dataset, task, plan, report)
     if task.scorer in LLM_SCORERS:
         return Ranked(*_llm_ranks(system, dataset, task, plan, report))
-    return Ranked(*_dot_product_ranks(system, dataset, dataset.targets[task.split], task.protocol, task.scorer))
+    rows = plan.rows(task, len(dataset.targets[task.split]))
+    return Ranked(rows, _dot_product_ranks(system, dataset, dataset.targets[task.split].take(rows), task))
 
 
 def _takes_part(system: Scorers, targets: Targets, protocol: str, scorer: str) -> bool:
@@ -146,13 +159,10 @@ def _takes_part(system: Scorers, targets: Targets, protocol: str, scorer: str) -
     return protocol in targets.candidates and system.can_list(targets.candidates[protocol])
 
 
-def _dot_product_ranks(
-    system: Scorers, dataset: Dataset, targets: Targets, protocol: str, scorer: str
-) -> tuple[Int[ndarray, "rows"], Int[ndarray, "rows"]]:
-    rows = np.arange(len(targets))
-    items = system.item_embeddings if scorer == "cf" else system.joint_embeddings
-    users = system.represent(histories_before(dataset, targets, rows))
-    return rows, dot_product_ranks(users, items, dataset, targets, protocol)
+def _dot_product_ranks(system: Scorers, dataset: Dataset, targets: Targets, task: Task) -> Int[ndarray, "rows"]:
+    items = system.item_embeddings if task.scorer == "cf" else system.joint_embeddings
+    users = system.represent(histories_before(dataset, targets, np.arange(len(targets))))
+    return dot_product_ranks(users, items, dataset, targets, task.protocol)
 
 
 def _llm_ranks(
@@ -160,7 +170,7 @@ def _llm_ranks(
 ) -> tuple[Int[ndarray, "rows"], Int[ndarray, "rows"]]:
     split, protocol, scorer = task
     targets = dataset.targets[split]
-    rows = sample_rows(len(targets), plan.sample_of(split, scorer), plan.seed)
+    rows = plan.rows(task, len(targets))
     asked = Asked(split, protocol, scorer, rows, targets.candidates[protocol][rows])
     scores = stored_llm_scores(system, dataset, asked, plan.folders, report)
     return rows, candidate_ranks(scores, asked.candidates, targets.items[rows])

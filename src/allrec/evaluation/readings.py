@@ -14,7 +14,6 @@ from allrec.data import Dataset
 from allrec.evaluation.dot_products import dot_product_ranks
 from allrec.evaluation.evaluate import Plan, Ranked, Ranker, Task
 from allrec.evaluation.llm_scores import Report, histories_before, stored
-from allrec.evaluation.protocols import sample_rows
 
 READ_A_CHUNK = 2048
 """Users read between two writes: at most so many are read again after a kill."""
@@ -44,7 +43,7 @@ def readout_ranker(system: Readers) -> Ranker:
 
     def rank(dataset: Dataset, task: Task, plan: Plan, report: Report) -> Ranked:
         targets = dataset.targets[task.split]
-        rows = sample_rows(len(targets), plan.sample_of(task.split, task.scorer), plan.seed)
+        rows = plan.rows(task, len(targets))
         users = stored_readings(system, dataset, task.split, rows, plan.folders, report)
         return Ranked(rows, dot_product_ranks(users, system.readout_items, dataset, targets.take(rows), task.protocol))
 

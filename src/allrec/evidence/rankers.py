@@ -10,7 +10,7 @@ from numpy import ndarray
 from allrec.data.dataset import Dataset, Targets
 from allrec.evaluation.evaluate import Plan, Ranked, Ranker, Task
 from allrec.evaluation.llm_scores import Asked, LlmScorers, Report, stored_llm_scores
-from allrec.evaluation.protocols import excluded_history, sample_rows
+from allrec.evaluation.protocols import excluded_history
 from allrec.evaluation.ranking import candidate_ranks, catalogue_ranks
 from allrec.evidence.evidence import largest_similarity
 from allrec.evidence.fused import Fused, best_of
@@ -63,10 +63,12 @@ class Rankers(Mapping[str, Ranker]):
     def text(self, dataset: Dataset, task: Task, plan: Plan, report: Report) -> Ranked:
         """By the largest cosine of texts with the latest items; nothing of it was trained."""
         targets = dataset.targets[task.split]
-        histories, rows = histories_before(dataset, targets), np.arange(len(targets))
-        space = self.fused.evidence.spaces[TEXT]
+        rows = plan.rows(task, len(targets))
+        targets = targets.take(rows)
+        histories, space = histories_before(dataset, targets), self.fused.evidence.spaces[TEXT]
         if task.protocol.startswith("full") and isinstance(space, DenseSpace):
-            excluded = excluded_history(dataset, targets, rows) if task.protocol == "full" else None
+            everyone = np.arange(len(rows))
+            excluded = excluded_history(dataset, targets, everyone) if task.protocol == "full" else None
             ranks = catalogue_ranks(
                 lambda part: largest_similarity(histories.part(part), space), targets.items, len(space.unit), excluded
             )
@@ -78,8 +80,9 @@ class Rankers(Mapping[str, Ranker]):
 
     def fusion(self, dataset: Dataset, task: Task, plan: Plan, report: Report) -> Ranked:
         """By all evidence but the language model's."""
-        targets = dataset.targets[task.split]
-        rows, fused, folds = np.arange(len(targets)), self.fused, self._folds(task.split, len(targets))
+        targets, fused = dataset.targets[task.split], self.fused
+        rows, folds = plan.rows(task, len(targets)), self._folds(task.split, len(targets))
+        targets, folds = targets.take(rows), None if folds is None else folds[rows]
         if task.protocol.startswith("full"):
             found = retrieved_ranks(
                 fused.evidence, fused.score("catalogue", folds), dataset, targets, fused.depth,
@@ -93,7 +96,7 @@ class Rankers(Mapping[str, Ranker]):
     def allround(self, dataset: Dataset, task: Task, plan: Plan, report: Report) -> Ranked:
         """By all evidence, for the users whom the language model reads."""
         targets = dataset.targets[task.split]
-        rows = sample_rows(len(targets), plan.sample_of(task.split, "llm"), plan.seed)
+        rows = plan.rows(task, len(targets))
         folds = self._folds(task.split, len(targets))
         ask = _Ask(self.system, dataset, task, rows, None if folds is None else folds[rows], plan, report)
         if task.protocol.startswith("full"):

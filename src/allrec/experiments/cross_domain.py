@@ -110,6 +110,7 @@ def foreign_plan(system: AllRec, dataset: Dataset, protocols: Sequence[str]) -> 
         splits=("test",),
         llm_users=own.llm_users,
         ablation_users=own.ablation_users,
+        catalogue_users=own.catalogue_users,
         scorers=tuple(scorer for scorer in own.scorers if scorer in SCORERS),
         folder=folder,
         seed=own.seed,
