@@ -16,8 +16,9 @@ from allrec.models.language_model import LanguageModel
 from allrec.models.prompt import PromptBuilder
 from allrec.models.readout import ReadOut, ReadOutConfig, read_out
 from allrec.models.soft_tokens import SoftTokens
+from allrec.training.batching import length_batches
 from allrec.training.examples import Examples, training_examples
-from allrec.training.soft_tokens import SoftTokensStageConfig, new_soft_tokens, project
+from allrec.training.soft_tokens import SoftTokensStageConfig, new_soft_tokens, project, prompt_lengths
 
 USER_DIM, JOINT_DIM = 50, 128
 PROMPT = load_recipe("a-llmrec").prompt
@@ -33,6 +34,7 @@ class Scene:
     builder: PromptBuilder
     examples: Examples
     candidates: ndarray
+    lengths: ndarray
     users: Tensor
     items: Tensor
     soft_tokens: SoftTokens
@@ -40,6 +42,11 @@ class Scene:
     def rows(self, repeat: int, count: int) -> ndarray:
         """Other users in every repeat."""
         return (np.arange(count) + repeat * count) % len(self.examples)
+
+    def batches(self, rows: ndarray) -> list[ndarray]:
+        """The same users in steps as the stage takes them: of like length together, so many tokens of titles a step."""
+        tokens = SoftTokensStageConfig().batch_tokens
+        return [rows[part] for part in length_batches(self.lengths[rows], tokens, np.random.default_rng(0))]
 
     def histories(self, rows: ndarray) -> list[ndarray]:
         """Items before each target."""
@@ -92,6 +99,7 @@ def make_scene(dataset: Dataset, llm: LanguageModel, given: argparse.Namespace) 
     joint = torch.rand(dataset.num_items, JOINT_DIM, generator=generator)
     soft_tokens = new_soft_tokens(users, joint, llm, SoftTokensStageConfig().soft_tokens, given.seed)
     device = llm.device
+    lengths = prompt_lengths(dataset, examples, candidates, builder)
     return Scene(
-        dataset, llm, builder, examples, candidates, users.to(device), joint.to(device), soft_tokens.to(device)
+        dataset, llm, builder, examples, candidates, lengths, users.to(device), joint.to(device), soft_tokens.to(device)
     )

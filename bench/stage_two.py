@@ -19,13 +19,16 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     """Measures and prints; returns the ratio."""
     parser = options(__doc__ or "")
     parser.add_argument("--shape", choices=SHAPES, default="embedded-small")
-    parser.add_argument("--users", type=int, default=12, help="a repeat; one batch of the package")
+    parser.add_argument(
+        "--users", type=int, default=48, help="a repeat; the package takes them in batches of like length"
+    )
     given = start(parser, arguments)
     scene = make_scene(dataset_of(given), make_llm(given.shape, seed=given.seed), given)
 
     def package(repeat: int) -> float:
-        scene.soft_tokens.zero_grad()
-        scene.loss(scene.rows(repeat, given.users)).backward()
+        for batch in scene.batches(scene.rows(repeat, given.users)):
+            scene.soft_tokens.zero_grad()
+            scene.loss(batch).backward()
         return given.users
 
     def public(repeat: int) -> float:

@@ -12,10 +12,10 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from allrec.base import Wording
-from allrec.models import candidate_scoring
+from allrec.models import candidate_scoring, loading
 from allrec.models.candidate_scoring import answer_loss, embed_prompts, score_candidates, take_prompts
 from allrec.models.language_model import LanguageModel
-from allrec.models.loading import LanguageModelConfig
+from allrec.models.loading import BLOCKS, LanguageModelConfig
 from allrec.models.prompt import Packed, PromptBuilder, PromptConfig
 
 TITLES = [
@@ -102,6 +102,41 @@ def test_packed_scores_equal_one_by_one(kind, normalize, reduce):
     scores = score(kind, normalize=normalize)
     np.testing.assert_allclose(scores.numpy(), one_by_one(kind, reduce), atol=1e-4)
     assert scores.dtype == torch.float32
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("name", KINDS)
+def test_scores_under_a_mask_of_blocks_equal_one_by_one(tmp_path, monkeypatch, name):
+    here, widths = scene(save_tiny(tmp_path, name)), []
+    assert not here.llm.has_blocks
+    honest = loading.block_attention
+    monkeypatch.setattr(loading, "block_attention", lambda *asked: widths.append(asked[0].shape[2]) or honest(*asked))
+    # What a model on a GPU has; without its kernel it is slow, and the same.
+    here.llm._model.set_attn_implementation(BLOCKS)
+    del here.llm.has_blocks
+    assert here.llm.has_blocks
+    widths.clear()
+    np.testing.assert_allclose(score(here).numpy(), one_by_one(here), atol=1e-4)
+    # Prompts are read by the built-in attention, the trees of their candidates by blocks, in both layers.
+    assert len(widths) == 2
+    assert widths[0] > 4
+    # A gradient is never asked of blocks.
+    soft = here.soft.clone().requires_grad_()
+    answer_loss(here.llm, here.prompts, first_answers(here), soft).backward()
+    assert len(widths) == 2
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_where_a_mask_of_blocks_fails_the_dense_one_is_taken(tmp_path, monkeypatch):
+    here = scene(save_tiny(tmp_path))
+    here.llm._model.set_attn_implementation(BLOCKS)
+
+    def fail(*asked):
+        raise RuntimeError("no kernel for this head")
+
+    monkeypatch.setattr(loading, "block_attention", fail)
+    assert not here.llm.has_blocks
+    np.testing.assert_allclose(score(here).numpy(), one_by_one(here), atol=1e-4)
 
 
 def test_models_that_cannot_pack_are_scored_alike(kind, monkeypatch):
@@ -238,6 +273,48 @@ def test_gradient_is_the_slope_of_the_loss(one):
             answer_loss(one.llm, one.prompts, answers, one.soft + step * direction) for step in (1e-3, -1e-3)
         )
     assert (soft.grad * direction).sum().item() == pytest.approx((ahead - behind).item() / 2e-3, rel=0.02)
+
+
+def test_loss_gradient_and_scores_are_the_same_bytes_on_any_number_of_threads(kind, monkeypatch):
+    monkeypatch.setattr(candidate_scoring, "CACHED_TOKENS", 80)
+    answers, before = first_answers(kind), torch.get_num_threads()
+
+    def found(threads):
+        torch.set_num_threads(threads)
+        assert kind.llm.threads == threads
+        soft = kind.soft.clone().requires_grad_()
+        loss = answer_loss(kind.llm, kind.prompts, answers, soft)
+        (2 * loss).backward()
+        return loss.detach(), soft.grad, score(kind)
+
+    try:
+        alone, together = found(1), found(3)
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(one, other) for one, other in zip(alone, together, strict=True))
+
+
+def test_batches_are_of_one_size_and_even_in_number_where_the_budget_allows_it():
+    prompts, answers = np.full(11, 90), np.full(11, 10)
+    # Five batches of two and one of one would leave one of two threads idle for a while; six of nearly two do not.
+    assert [len(batch) for batch in candidate_scoring._batches(prompts, answers, 250)] == [1, 2, 2, 2, 2, 2]
+    assert [len(batch) for batch in candidate_scoring._batches(prompts, answers, 400)] == [2, 3, 3, 3]
+    assert [len(batch) for batch in candidate_scoring._batches(prompts, answers, 500)] == [2, 3, 3, 3]
+    assert [len(batch) for batch in candidate_scoring._batches(prompts, answers, 2000)] == [11]
+    # A long one among short ones would make a batch of one size too wide.
+    assert [len(b) for b in candidate_scoring._batches(np.array([90, 10, 10, 10, 10]), np.zeros(5, int), 90)] == [1, 4]
+    assert candidate_scoring._batches(prompts[:0], answers[:0], 400) == []
+
+
+def test_a_model_that_changes_as_it_reads_has_one_thread(tmp_path):
+    changing = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10_000.0}
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert load_tiny(tmp_path / "changing", rope_parameters=changing).threads == 1
+        assert load_tiny(tmp_path / "steady").threads == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_projections_learn_and_the_model_stays_bitwise_the_same(tmp_path):

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from torch import nn
 
 from allrec.models import causal_attention as module
-from allrec.models.causal_attention import STRIP, causal_attention, gradients_wanted_at
+from allrec.models.causal_attention import STRIP, causal_attention, gradients_wanted_at, wanted_places
 
 SCALE = 0.3
 LENGTH = 2 * STRIP + 5
@@ -72,7 +73,32 @@ def test_places_of_low_weight_before_one_of_overwhelming_weight_do_not_overflow(
     torch.testing.assert_close(found[2][0, 0, :, 0], torch.tensor([1.0, 0.0, 1.0]) + torch.tensor([0.5, 0, 0]))
 
 
-def test_wanted_places_are_forgotten_outside():
+def test_wanted_places_are_forgotten_outside_and_after_the_first_attention():
+    with gradients_wanted_at(torch.ones(1, 2, dtype=torch.bool)):
+        ours(*(torch.ones(1, 1, 2, 4) for _ in NAMES), is_first=True)
+        assert wanted_places() is None
     with gradients_wanted_at(torch.ones(1, 1, dtype=torch.bool)):
         pass
-    assert module._wanted.get() is None
+    assert wanted_places() is None
+
+
+def test_frozen_linear_layers_before_attention_have_gradients_where_they_are_wanted_alone():
+    generator = torch.Generator().manual_seed(0)
+    is_wanted = torch.rand(2, 5, generator=generator) < 0.4
+    inputs = torch.randn(2, 5, 3, generator=generator, requires_grad=True)
+    frozen, bare, learning = nn.Linear(3, 4), nn.Linear(3, 4, bias=False), nn.Linear(3, 4)
+    factor = torch.randn(2, 5, 4, generator=generator)
+
+    def gradient(layer, places):
+        with gradients_wanted_at(places):
+            outputs = layer(inputs)
+        return outputs, torch.autograd.grad((outputs * factor).sum(), inputs)[0]
+
+    for layer in (frozen.requires_grad_(False), bare.requires_grad_(False)):
+        outputs, expected = gradient(layer, None)
+        got, found = gradient(layer, is_wanted)
+        torch.testing.assert_close(got, outputs)
+        torch.testing.assert_close(found, expected * is_wanted[:, :, None])
+    # One that learns needs every place; and rows that are no batch of places are none of its business.
+    torch.testing.assert_close(gradient(learning, is_wanted)[1], gradient(learning, None)[1])
+    torch.testing.assert_close(gradient(frozen, is_wanted[:, :1])[1], gradient(frozen, None)[1])

@@ -10,7 +10,7 @@ from torch import nn
 from allrec.models.candidate_scoring import answer_loss
 from allrec.models.language_model import LanguageModel
 from allrec.models.loading import LanguageModelConfig
-from allrec.models.savings import NF4, RUN, SmallLinear
+from allrec.models.savings import NF4, RUN, SmallLinear, quicken_norms
 
 
 def load(folder, **savings):
@@ -70,6 +70,40 @@ def test_layers_are_compiled_where_that_is_asked_for(tmp_path, monkeypatch):
     llm = load(save_tiny(tmp_path), is_compiled=True)
     assert compiled == [("LlamaDecoderLayer", {"dynamic": True})] * 2
     assert llm._model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+def test_norms_of_fewer_passes_give_what_the_models_own_give(tmp_path, kind):
+    norms = [
+        module
+        for module in load(save_tiny(tmp_path, kind))._model.modules()
+        if type(module).__name__.endswith("RMSNorm")
+    ]
+    assert norms
+    for norm in norms:
+        norm.weight.copy_(torch.linspace(-1, 2, norm.weight.numel()))
+        inputs = torch.randn(2, 3, norm.weight.numel(), requires_grad=True)
+        factor = torch.randn(inputs.shape)
+        found = norm(inputs)
+        (gradient,) = torch.autograd.grad((found * factor).sum(), inputs)
+        del norm.forward
+        expected = norm(inputs)
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(gradient, torch.autograd.grad((expected * factor).sum(), inputs)[0])
+
+
+def test_a_norm_that_is_another_one_is_left_as_it_is(tmp_path):
+    class ShiftedRMSNorm(nn.Module):
+        def __init__(self, shift):
+            super().__init__()
+            self.weight, self.eps, self.shift = nn.Parameter(torch.ones(4)), 1e-6, shift
+
+        def forward(self, inputs):
+            return inputs * (inputs.square().mean(-1, keepdim=True) + self.eps).rsqrt() * (self.weight + self.shift)
+
+    norms = nn.ModuleList([ShiftedRMSNorm(0.0), ShiftedRMSNorm(1.0)]).requires_grad_(False)
+    quicken_norms(norms)
+    assert ["forward" in norm.__dict__ for norm in norms] == [True, False]
 
 
 @pytest.mark.parametrize(("bits", "levels"), [("8bit", np.linspace(-1, 1, 255)), ("4bit", np.array(NF4))])

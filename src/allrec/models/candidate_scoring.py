@@ -4,21 +4,24 @@ A user's candidates are scored together: the prompt is read once, then all answe
 positions right after the prompt and blind to the others.
 """
 
+from collections import deque
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from allrec.models.answer_tree import answer_trees, tree_mask
-from allrec.models.language_model import LanguageModel, additive_mask
+from allrec.models.language_model import LanguageModel
 from allrec.models.prompt import Packed, Prompts
 from allrec.models.soft_tokens import insert
+from allrec.side_by_side import side_by_side
 
 LOGITS_PER_CHUNK = 1 << 24
 """So many logits (64 MiB) are held at once when candidates are scored."""
@@ -40,9 +43,9 @@ def answer_loss(
     Source: arXiv:2404.11343, section 4.2; a long title weighs more than a short one, as in the public code.
     """
     one_each = np.ones(len(answers), np.int64)
-    parts = _parts(prompts, answers, one_each, soft, tokens_at_once(llm, len(prompts.tokens.values)))
-    log_probs = torch.cat([_log_probs(llm, *part) for _, part in parts])
-    return -log_probs.mean()
+    parts = _parts(prompts, answers, one_each, tokens_at_once(llm, len(prompts.tokens.values)))
+    loss: Tensor = _LossByParts.apply(soft, llm, list(parts), len(answers.values))  # type: ignore[no-untyped-call]
+    return loss
 
 
 @torch.no_grad()
@@ -79,8 +82,13 @@ def score_candidates(
         raise ValueError(f"{len(answers)} answers for {len(users)} candidates; padding has no answer.")
     num_answers = is_candidate.sum(1)
     sums = torch.zeros(len(answers))
-    for rows, part in _parts(prompts, answers, num_answers, soft, tokens_at_once(llm, tokens_per_batch)):
-        sums[torch.from_numpy(rows)] = _sums(_log_probs(llm, *part), part.answers)
+
+    def fill(part: _Part) -> None:
+        log_probs = _log_probs(llm, part, soft[torch.from_numpy(part.soft_rows).to(soft.device)])
+        sums[torch.from_numpy(part.answer_rows)] = _sums(log_probs, part.answers)
+
+    parts = _parts(prompts, answers, num_answers, tokens_at_once(llm, tokens_per_batch))
+    deque(side_by_side(fill, parts, llm.threads), maxlen=0)
     if normalize == "mean":
         sums /= torch.from_numpy(answers.lengths).clamp(min=1)
     scores = torch.full(is_candidate.shape, -torch.inf)
@@ -110,12 +118,49 @@ def soft_places(llm: LanguageModel, prompts: Prompts) -> Bool[Tensor, "batch len
 
 
 class _Part(NamedTuple):
-    """Users that are read together."""
+    """Users that are read together.
+
+    Attributes:
+        prompts: theirs.
+        answers: theirs, users one after the other.
+        num_answers: how many of them each user has.
+        answer_rows: which answers these are among all.
+        soft_rows: which soft tokens their prompts have, among all.
+    """
 
     prompts: Prompts
     answers: Packed
     num_answers: Int[ndarray, "users"]
-    soft: Float[Tensor, "soft dim"]
+    answer_rows: Int[ndarray, "answers"]
+    soft_rows: Int[ndarray, "soft"]
+
+
+class _LossByParts(torch.autograd.Function):
+    """The mean loss of all answer tokens. A part's gradient is worked out with it, so that no more is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, soft: Tensor, llm: LanguageModel, parts: list[_Part], num_tokens: int) -> Tensor:
+        needs_gradient = ctx.needs_input_grad[0]
+        gradient = torch.zeros_like(soft)
+
+        def loss_of(part: _Part) -> Tensor:
+            rows = torch.from_numpy(part.soft_rows).to(soft.device)
+            own = soft[rows].requires_grad_(needs_gradient)
+            with torch.set_grad_enabled(needs_gradient):
+                loss = -_log_probs(llm, part, own).sum() / num_tokens
+            if loss.requires_grad:
+                (gradient[rows],) = torch.autograd.grad(loss, own)
+            return loss.detach()
+
+        losses = list(side_by_side(loss_of, parts, llm.threads))
+        ctx.save_for_backward(gradient)
+        return torch.stack(losses).sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, factor: Tensor) -> tuple[Tensor, None, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * factor, None, None, None
 
 
 def tokens_at_once(llm: LanguageModel, most: int) -> int:
@@ -124,9 +169,9 @@ def tokens_at_once(llm: LanguageModel, most: int) -> int:
 
 
 def _parts(
-    prompts: Prompts, answers: Packed, num_answers: Int[ndarray, "users"], soft: Tensor, tokens_per_batch: int
-) -> Iterator[tuple[Int[ndarray, "chosen_answers"], _Part]]:
-    """Batches of users who have answers, and which answers theirs are."""
+    prompts: Prompts, answers: Packed, num_answers: Int[ndarray, "users"], tokens_per_batch: int
+) -> Iterator[_Part]:
+    """Batches of users who have answers."""
     ends = np.cumsum(num_answers)
     answer_rows = Packed(np.arange(len(answers)), np.concatenate([[0], ends]))
     answer_tokens = np.diff(answers.offsets[answer_rows.offsets])
@@ -134,8 +179,7 @@ def _parts(
     for batch in _batches(prompts.tokens.lengths[asked], answer_tokens[asked], tokens_per_batch):
         chosen, soft_rows = take_prompts(prompts, asked[batch])
         rows = answer_rows.take(asked[batch])
-        own_soft = soft[torch.from_numpy(soft_rows).to(soft.device)]
-        yield rows.values, _Part(chosen, answers.take(rows.values), rows.lengths, own_soft)
+        yield _Part(chosen, answers.take(rows.values), rows.lengths, rows.values, soft_rows)
 
 
 def _sums(log_probs: Float[Tensor, "answer_tokens"], answers: Packed) -> Float[Tensor, "answers"]:
@@ -144,10 +188,9 @@ def _sums(log_probs: Float[Tensor, "answer_tokens"], answers: Packed) -> Float[T
     return table.sum(1)
 
 
-def _log_probs(
-    llm: LanguageModel, prompts: Prompts, answers: Packed, num_answers: Int[ndarray, "users"], soft: Tensor
-) -> Float[Tensor, "answer_tokens"]:
-    """Log-probability of each answer token, all users in one batch."""
+def _log_probs(llm: LanguageModel, part: _Part, soft: Float[Tensor, "soft dim"]) -> Float[Tensor, "answer_tokens"]:
+    """Log-probability of each answer token, all users in one batch; ``soft`` are theirs."""
+    prompts, answers, num_answers = part.prompts, part.answers, part.num_answers
     longest = prompts.tokens.lengths.max(initial=0) + answers.lengths.max(initial=0)
     if llm.can_pack and longest < llm.window:
         return _packed_log_probs(llm, prompts, answers, num_answers, soft)
@@ -170,7 +213,7 @@ def _packed_log_probs(
     is_seen = torch.cat([is_prompt[:, None].expand(-1, seen_tree.shape[1], -1), seen_tree], 2)
     hidden = llm.hidden(
         torch.cat([roots[:, None], nodes], 1),
-        additive_mask(is_seen[:, None], llm.dtype),
+        llm.mask(is_seen),
         last[:, None] + torch.from_numpy(trees.depths).to(llm.device),
         llm.read(embeddings[:, :-1], soft_places(llm, prompts)[:, :-1]),
     )
@@ -241,15 +284,22 @@ def _padded(rows: Packed, fill: int = 0) -> ndarray:
 
 def _batches(
     prompt_tokens: Int[ndarray, "users"], answer_tokens: Int[ndarray, "users"], budget: int
-) -> Iterator[Int[ndarray, "batch"]]:
-    """Users of like length together, so that little is padding; longest first, so that memory runs out at once."""
-    order = np.argsort(-(prompt_tokens + answer_tokens), kind="stable")
-    start = width = 0
+) -> list[Int[ndarray, "batch"]]:
+    """Users of like length together, so that little is padding; longest first, so that memory runs out at once.
+
+    Several batches are of one size, and even in number, where the budget allows it: two threads have as much to do.
+    """
+    tokens = prompt_tokens + answer_tokens
+    order = np.argsort(-tokens, kind="stable")
+    starts, width = [0], 0
     for place, user in enumerate(order):
-        wider = max(width, int(prompt_tokens[user] + answer_tokens[user]))
-        if place > start and wider * (place + 1 - start) > budget:
-            yield order[start:place]
-            start, wider = place, int(prompt_tokens[user] + answer_tokens[user])
-        width = wider
-    if start < len(order):
-        yield order[start:]
+        width = max(width, int(tokens[user]))
+        if place > starts[-1] and width * (place + 1 - starts[-1]) > budget:
+            starts.append(place)
+            width = int(tokens[user])
+    greedy = [batch for batch in np.split(order, starts[1:]) if len(batch)]
+    num_even = len(greedy) + len(greedy) % 2
+    shares = np.cumsum(tokens[order]) / max(1, tokens.sum()) * num_even
+    even = [batch for batch in np.split(order, np.searchsorted(shares, np.arange(1, num_even))) if len(batch)]
+    fit = all(len(batch) == 1 or tokens[batch[0]] * len(batch) <= budget for batch in even)
+    return even if len(greedy) > 1 and fit else greedy

@@ -15,11 +15,13 @@ from jaxtyping import Bool, Float, Int
 from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicLayer
 
 from allrec.base import InputError
+from allrec.models.block_mask import block_mask
 from allrec.models.causal_attention import gradients_wanted_at
 from allrec.models.fingerprint import fingerprint_of
-from allrec.models.loading import EMBEDDED, LanguageModelConfig, load_model, local_folder, quiet_loading
+from allrec.models.loading import BLOCKS, EMBEDDED, LanguageModelConfig, load_model, local_folder, quiet_loading
 from allrec.models.savings import is_repeated
 
 UNLIMITED = 1_000_000_000
@@ -160,7 +162,7 @@ class LanguageModel:
     def hidden(
         self,
         embeddings: Float[Tensor, "batch length dim"],
-        attention_mask: Float[Tensor, "batch 1 length keys"] | None = None,
+        attention_mask: Any = None,
         position_ids: Int[Tensor, "batch length"] | None = None,
         cache: Any = None,
     ) -> Float[Tensor, "batch length hidden_dim"]:
@@ -168,7 +170,7 @@ class LanguageModel:
 
         Args:
             embeddings: what is read. Rows may be padded on the right: nothing looks ahead.
-            attention_mask: added to the attention scores (0 sees, the lowest number does not); None means causal.
+            attention_mask: of ``mask``; None means causal.
             position_ids: a place's position; None means 0, 1, 2, ...
             cache: what ``read`` returned, where this goes on from there. It is changed.
         """
@@ -201,25 +203,49 @@ class LanguageModel:
         cache.is_reading = False
         return cache
 
+    def mask(self, is_seen: Bool[Tensor, "batch length keys"]) -> Any:
+        """What ``hidden`` takes for who sees whom: of blocks on a GPU where no gradient is asked for, else dense."""
+        if not torch.is_grad_enabled() and self.has_blocks:
+            return block_mask(is_seen)
+        return additive_mask(is_seen[:, None], self.dtype)
+
     def logits(self, hidden: Float[Tensor, "*places hidden_dim"]) -> Float[Tensor, "*places vocabulary"]:
         """Logits of the next token, in float32."""
         logits: Tensor = self._head(hidden).float() * self._scale
         return logits if self._cap is None else self._cap * torch.tanh(logits / self._cap)
 
+    @property
+    def threads(self) -> int:
+        """How many threads may read at one time, each alone: one where the model changes as it reads."""
+        is_steady = all("dynamic" not in str(kind) and "longrope" not in str(kind) for kind in self._rotations)
+        return torch.get_num_threads() if self.device.type == "cpu" and is_steady else 1
+
+    @cached_property
+    def _rotations(self) -> list[Any]:
+        """The kinds of its rotary embeddings; some go by the longest that was read."""
+        return [module.rope_type for module in self._model.modules() if hasattr(module, "rope_type")]
+
     @cached_property
     def can_pack(self) -> bool:
-        """Whether several continuations, read at once under a mask, come out as each of them alone.
+        """Whether several continuations, read at once under a dense mask, come out as each of them alone."""
+        return self._packs(lambda is_seen: additive_mask(is_seen[:, None], self.dtype))
 
-        Tried on a few tokens: a padded prompt of three places and two continuations of two.
-        """
+    @cached_property
+    def has_blocks(self) -> bool:
+        """Whether they do under a mask of blocks, too; on a CPU, which has no kernel for it, it is not asked for."""
+        return self._model.config._attn_implementation == BLOCKS and self.can_pack and self._packs(block_mask)
+
+    @torch.no_grad()
+    def _packs(self, mask: Callable[[Bool[Tensor, "batch length keys"]], Any]) -> bool:
+        """Tried on a few tokens: a padded prompt of three places and two continuations of two."""
         prompt, first, second = (self.embed(self._some_ids(7))[None, part] for part in ([0, 1, 2], [3, 4], [5, 6]))
         alone = torch.cat([self.hidden(torch.cat([prompt, part], 1))[:, 3:] for part in (first, second)], 1)
         sees = [[1, 1, 1, 0, 1, 0, 0, 0], [1, 1, 1, 0, 1, 1, 0, 0], [1, 1, 1, 0, 0, 0, 1, 0], [1, 1, 1, 0, 0, 0, 1, 1]]
-        mask = additive_mask(torch.tensor([[sees]], device=self.device) == 1, self.dtype)
+        is_seen = torch.tensor([sees], device=self.device) == 1
         positions = torch.tensor([[3, 4, 3, 4]], device=self.device)
         try:
             cache = self.read(torch.cat([prompt, first[:, :1]], 1))
-            packed = self.hidden(torch.cat([first, second], 1), mask, positions, cache)
+            packed = self.hidden(torch.cat([first, second], 1), mask(is_seen), positions, cache)
         except (RuntimeError, ValueError, TypeError, AttributeError, LookupError):
             return False
         return self._is_close(packed, alone)
@@ -279,10 +305,21 @@ class _KeysAndValues(DynamicCache):
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
         if is_repeated():
             return key_states, value_states
-        updated = super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        updated = self._stored(key_states, value_states, layer_idx)
+        if updated is None:
+            updated = super().update(key_states, value_states, layer_idx, *args, **kwargs)
         if self.is_reading and layer_idx == len(self.layers) - 1:
             raise _HasAll
         return updated
+
+    def _stored(self, keys: Tensor, values: Tensor, layer_idx: int) -> tuple[Tensor, Tensor] | None:
+        """The first that a plain layer is told, kept as it is: joined to nothing it would be copied."""
+        layer = self.layers[layer_idx] if layer_idx < len(self.layers) else None
+        if type(layer) is not DynamicLayer or layer.is_initialized:
+            return None
+        layer.lazy_initialization(keys, values)
+        layer.keys, layer.values = keys, values
+        return keys, values
 
 
 def additive_mask(is_seen: Tensor, dtype: torch.dtype) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from huggingface_hub.constants import ENDPOINT
 from pydantic import Field
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
 from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
@@ -26,13 +27,14 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging
 
 from allrec.base import Config, InputError
+from allrec.models.block_mask import block_attention
 from allrec.models.causal_attention import causal_attention
 from allrec.models.fingerprint import TOKENIZER_FILES
-from allrec.models.savings import checkpoint_layer, quantize
+from allrec.models.savings import checkpoint_layer, quantize, quicken_norms
 
 EMBEDDED = ("embedded-small", "embedded-large")
-ATTENTION = "allrec"
-"""What transformers knows our attention by."""
+ATTENTION, BLOCKS = "allrec", "allrec-blocks"
+"""What transformers knows our attention by, on a CPU and on a GPU."""
 
 
 class LanguageModelConfig(Config):
@@ -129,7 +131,7 @@ def load_model(
 
 
 def spared(model: Any, config: LanguageModelConfig, device: torch.device) -> Any:
-    """The model on its device, with the savings that were asked for, and on a CPU our attention."""
+    """The model on its device, with the savings that were asked for, our attention, and on a CPU our norms."""
     if config.weights != "whole":
         quantize(model.base_model, config.weights)
     model = model.to(device)
@@ -139,6 +141,9 @@ def spared(model: Any, config: LanguageModelConfig, device: torch.device) -> Any
             layer.compile(dynamic=True)
     elif device.type == "cpu" and model.config._attn_implementation == "sdpa":
         model.set_attn_implementation(ATTENTION)
+        quicken_norms(model)
+    elif device.type == "cuda" and model.config._attn_implementation == "sdpa":
+        model.set_attn_implementation(BLOCKS)
     if config.is_checkpointed:
         # Of the last layer a prompt's keys and values alone are kept anyway.
         for layer in layers[:-1]:
@@ -175,5 +180,15 @@ def _attention(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Ten
     return attended.transpose(1, 2).contiguous(), None
 
 
+def _blocks(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **given: Any) -> Any:
+    """Attention as transformers asks for it: by FlexAttention under a mask of blocks, else the built-in."""
+    if not isinstance(mask, BlockMask):
+        return sdpa_attention_forward(module, query, key, value, mask, **given)
+    attended = block_attention(query, key, value, mask, given.get("scaling") or query.shape[3] ** -0.5)
+    return attended.transpose(1, 2).contiguous(), None
+
+
 AttentionInterface.register(ATTENTION, _attention)
-AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+AttentionInterface.register(BLOCKS, _blocks)
+for name in (ATTENTION, BLOCKS):
+    AttentionMaskInterface.register(name, sdpa_mask)

@@ -1,13 +1,16 @@
-"""What makes a frozen language model cheaper: fewer bits a weight, compiled layers, activations worked out twice."""
+"""What makes a frozen language model cheaper: fewer bits a weight, compiled layers, activations worked out twice,
+norms whose gradient takes fewer passes."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
@@ -88,6 +91,46 @@ def quantize(model: nn.Module, bits: Literal["8bit", "4bit"]) -> None:
         if type(module) is nn.Linear:
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, SmallLinear(module, bits))
+
+
+class _RMSNorm(torch.autograd.Function):
+    """x / sqrt(mean(x²) + epsilon) * weight over the last dimension, with frozen weights and one gradient in one go.
+
+    Source: arXiv:1910.07467, equation 4.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+        squares = torch.linalg.vector_norm(inputs, dim=-1, keepdim=True).square_()
+        scales = squares.div_(inputs.shape[-1]).add_(epsilon).rsqrt_()
+        ctx.save_for_backward(inputs, scales, weight)
+        return (inputs * scales).mul_(weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        inputs, scales, weight = ctx.saved_tensors
+        weighted = gradient * weight
+        along = torch.linalg.vecdot(weighted, inputs)[..., None].mul_(scales.square()).div_(-inputs.shape[-1])
+        return weighted.addcmul_(inputs, along).mul_(scales), None, None
+
+
+def quicken_norms(model: nn.Module) -> None:
+    """Gives every RMS norm of a model in float32 a gradient in fewer passes; one that comes out otherwise is left."""
+    for module in model.modules():
+        epsilon = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+        if not type(module).__name__.endswith("RMSNorm") or not isinstance(epsilon, float):
+            continue
+        weight, norm = cast(Tensor, module.weight), cast(Callable[[Tensor], Tensor], module)
+        forward = partial(_normed, weight=weight, epsilon=epsilon)
+        tried = torch.linspace(-2, 3, 2 * weight.numel(), device=weight.device).view(2, -1)
+        if weight.dtype == torch.float32 and torch.allclose(forward(tried), norm(tried), rtol=1e-5, atol=1e-6):
+            module.forward = forward
+
+
+def _normed(inputs: Tensor, *, weight: Tensor, epsilon: float) -> Tensor:
+    normed: Tensor = _RMSNorm.apply(inputs, weight, epsilon)  # type: ignore[no-untyped-call]
+    return normed
 
 
 def checkpoint_layer(layer: nn.Module) -> None:

@@ -187,7 +187,7 @@ def _drawn_anew(
     def batches(epoch: int) -> LazyBatches[tuple[ndarray, ndarray]]:
         rng = np.random.default_rng([seed, LANGUAGE_MODEL, epoch])
         candidates = draw_candidates(examples.users, examples.items, touched, config.num_candidates - 1, rng)
-        rows = length_batches(_prompt_lengths(dataset, examples, candidates, builder), config.batch_tokens, rng)
+        rows = length_batches(prompt_lengths(dataset, examples, candidates, builder), config.batch_tokens, rng)
         return LazyBatches(rows, lambda _, chosen: (chosen, candidates[chosen]))
 
     return batches
@@ -199,7 +199,7 @@ def _touched(dataset: Dataset) -> Touched:
     return Touched(users, items, dataset.num_users, dataset.num_items)
 
 
-def _prompt_lengths(
+def prompt_lengths(
     dataset: Dataset, examples: Examples, candidates: Int[ndarray, "rows candidates"], builder: PromptBuilder
 ) -> Int[ndarray, "rows"]:
     """Tokens of each prompt's titles, which is all that differs between prompts."""
