@@ -1,5 +1,6 @@
 """A run with a read-out head: trained, stored, read back, scored under every protocol, and part of the evidence."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -94,14 +95,20 @@ def test_users_are_read_once_for_all_protocols(trained, tmp_path, monkeypatch):
     assert torch.equal(again, first)
 
 
-def test_ranks_are_those_of_its_scores(trained):
+@pytest.mark.parametrize("catalogue_users", [0, 9])
+def test_ranks_are_those_of_its_scores(trained, catalogue_users):
     scoring, targets = trained.system.scoring, trained.dataset.targets["test"]
-    plan = plan_of(trained.system.run.recipe(), trained.run / "evaluate", lambda *_: None)
+    folder = trained.run / "evaluate"
+    plan = replace(plan_of(trained.system.run.recipe(), folder, lambda *_: None), catalogue_users=catalogue_users)
+    kept = sorted(folder.glob("test-readout-*"))
     ranked = scoring.rankers["readout"](trained.dataset, Task("test", "full-repeat", "readout"), plan, lambda *_: None)
     users, histories = asked_of(trained)
     scores = (scoring.read(users, histories) @ scoring.readout_items.T)[torch.from_numpy(ranked.rows)]
     own = scores[torch.arange(len(ranked.rows)), torch.from_numpy(targets.items[ranked.rows]).long()]
     assert ranked.ranks.tolist() == ((scores >= own[:, None]).sum(1) - 1).tolist()
+    assert len(ranked.rows) == (catalogue_users or len(plan.rows(Task("test", "paper", "readout"), len(targets))))
+    # Read once for all protocols.
+    assert sorted(folder.glob("test-readout-*")) == kept
 
 
 def test_stage_2_is_shared_by_runs_with_other_heads(trained, monkeypatch):

@@ -73,3 +73,26 @@ def test_an_error_of_a_part_is_raised_after_the_parts_before_it(threads):
         found.extend(results)
     assert found == [0, 1]
     assert torch.get_num_threads() == threads
+
+
+def test_many_threads_are_shared_by_four_parts():
+    before = torch.get_num_threads()
+    torch.set_num_threads(8)
+    try:
+        assert list(side_by_side(lambda part: torch.get_num_threads(), range(6))) == [2] * 6
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_task_within_a_part_waits_for_nobody():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+
+    def inner(part):
+        return list(side_by_side(lambda each: (threading.get_ident(), each), range(3), threads=2))
+
+    try:
+        found = list(side_by_side(inner, range(4)))
+    finally:
+        torch.set_num_threads(before)
+    assert all(len({ident for ident, _ in each}) == 1 and [part for _, part in each] == [0, 1, 2] for each in found)

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from tests.tiny import load_tiny
 from torch import nn
 
 from allrec.models import causal_attention as module
+from allrec.models import loading
 from allrec.models.causal_attention import STRIP, causal_attention, gradients_wanted_at, wanted_places
 
 SCALE = 0.3
@@ -102,3 +104,13 @@ def test_frozen_linear_layers_before_attention_have_gradients_where_they_are_wan
     # One that learns needs every place; and rows that are no batch of places are none of its business.
     torch.testing.assert_close(gradient(learning, is_wanted)[1], gradient(learning, None)[1])
     torch.testing.assert_close(gradient(frozen, is_wanted[:, :1])[1], gradient(frozen, None)[1])
+
+
+def test_an_attention_that_is_not_ours_takes_the_wanted_places_as_well(tmp_path):
+    llm = load_tiny(tmp_path)
+    attention = llm._model.base_model.layers[0].self_attn
+    states = torch.zeros(1, 4, 2, 8)
+    with gradients_wanted_at(torch.ones(1, 2, dtype=torch.bool)):
+        # No gradient is asked for, so the built-in one attends.
+        loading._attention(attention, states, states[:, :2], states[:, :2], None)
+        assert wanted_places() is None

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from numpy import ndarray
@@ -44,7 +45,10 @@ def readout_ranker(system: Readers) -> Ranker:
     def rank(dataset: Dataset, task: Task, plan: Plan, report: Report) -> Ranked:
         targets = dataset.targets[task.split]
         rows = plan.rows(task, len(targets))
-        users = stored_readings(system, dataset, task.split, rows, plan.folders, report)
+        # Read once for all protocols, of which some may rank fewer of them.
+        read = plan.rows(task._replace(protocol="paper"), len(targets))
+        users = stored_readings(system, dataset, task.split, read, plan.folders, report)
+        users = users[torch.from_numpy(np.searchsorted(read, rows))]
         return Ranked(rows, dot_product_ranks(users, system.readout_items, dataset, targets.take(rows), task.protocol))
 
     return rank

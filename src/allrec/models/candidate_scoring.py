@@ -154,7 +154,7 @@ class _LossByParts(torch.autograd.Function):
 
         losses = list(side_by_side(loss_of, parts, llm.threads))
         ctx.save_for_backward(gradient)
-        return torch.stack(losses).sum()
+        return torch.stack(losses).sum().to(soft.device)
 
     @staticmethod
     @once_differentiable

@@ -48,6 +48,14 @@ def wanted_places() -> Bool[Tensor, "batch length"] | None:
     return _wanted.get()
 
 
+def taken_places() -> Bool[Tensor, "batch length"] | None:
+    """The same, once: every attention takes them, for what comes behind it needs gradients everywhere."""
+    wanted = _wanted.get()
+    if wanted is not None:
+        _wanted.set(None)
+    return wanted
+
+
 def causal_attention(
     query: Float[Tensor, "batch heads length dim"],
     key: Float[Tensor, "batch heads length dim"],
@@ -65,9 +73,7 @@ def causal_attention(
         scale: of the products of queries and keys.
         is_first: whether this is the first layer, so that a place's query, key and value depend on it alone.
     """
-    wanted = wanted_places()
-    if wanted is not None:
-        _wanted.set(None)
+    wanted = taken_places()
     if wanted is not None and is_first:
         return _attend(_AtPlaces, query, key, value, scale, _columns(wanted))
     if query.shape[0] * query.shape[1] * query.shape[2] ** 2 <= KEPT_WEIGHTS:

@@ -21,7 +21,15 @@ from allrec.base import InputError
 from allrec.models.block_mask import block_mask
 from allrec.models.causal_attention import gradients_wanted_at
 from allrec.models.fingerprint import fingerprint_of
-from allrec.models.loading import BLOCKS, EMBEDDED, LanguageModelConfig, load_model, local_folder, quiet_loading
+from allrec.models.loading import (
+    ATTENTION,
+    BLOCKS,
+    EMBEDDED,
+    LanguageModelConfig,
+    load_model,
+    local_folder,
+    quiet_loading,
+)
 from allrec.models.savings import is_repeated
 
 UNLIMITED = 1_000_000_000
@@ -197,7 +205,8 @@ class LanguageModel:
             is_wanted: where a gradient is wanted; the others' need not be right. None means everywhere.
         """
         cache = _KeysAndValues(config=self._model.config)
-        is_local = is_wanted is not None and torch.is_grad_enabled() and self._begins_with_attention
+        is_ours = self._model.config._attn_implementation in (ATTENTION, BLOCKS)
+        is_local = is_wanted is not None and torch.is_grad_enabled() and is_ours and self._begins_with_attention
         with suppress(_HasAll), gradients_wanted_at(is_wanted if is_local else None):
             self._model.base_model(inputs_embeds=embeddings.to(self.dtype), use_cache=True, past_key_values=cache)
         cache.is_reading = False
@@ -216,14 +225,16 @@ class LanguageModel:
 
     @property
     def threads(self) -> int:
-        """How many threads may read at one time, each alone: one where the model changes as it reads."""
-        is_steady = all("dynamic" not in str(kind) and "longrope" not in str(kind) for kind in self._rotations)
-        return torch.get_num_threads() if self.device.type == "cpu" and is_steady else 1
+        """How many threads may read at one time: one where the model changes as it reads, or is compiled."""
+        return torch.get_num_threads() if self.device.type == "cpu" and self._is_steady else 1
 
     @cached_property
-    def _rotations(self) -> list[Any]:
-        """The kinds of its rotary embeddings; some go by the longest that was read."""
-        return [module.rope_type for module in self._model.modules() if hasattr(module, "rope_type")]
+    def _is_steady(self) -> bool:
+        modules = list(self._model.modules())
+        # Some rotary embeddings go by the longest that was read.
+        kinds = [str(getattr(module, "rope_type", "")) for module in modules]
+        is_compiled = any(getattr(module, "_compiled_call_impl", None) for module in modules)
+        return not is_compiled and not any(name in kind for kind in kinds for name in ("dynamic", "longrope"))
 
     @cached_property
     def can_pack(self) -> bool:
@@ -233,22 +244,23 @@ class LanguageModel:
     @cached_property
     def has_blocks(self) -> bool:
         """Whether they do under a mask of blocks, too; on a CPU, which has no kernel for it, it is not asked for."""
-        return self._model.config._attn_implementation == BLOCKS and self.can_pack and self._packs(block_mask)
+        return self._model.config._attn_implementation == BLOCKS and self.can_pack and self._packs(block_mask, 80)
 
     @torch.no_grad()
-    def _packs(self, mask: Callable[[Bool[Tensor, "batch length keys"]], Any]) -> bool:
-        """Tried on a few tokens: a padded prompt of three places and two continuations of two."""
+    def _packs(self, mask: Callable[[Bool[Tensor, "batch length keys"]], Any], copies: int = 1) -> bool:
+        """Tried on a few tokens: padded prompts of three places and so many times two continuations of two."""
         prompt, first, second = (self.embed(self._some_ids(7))[None, part] for part in ([0, 1, 2], [3, 4], [5, 6]))
         alone = torch.cat([self.hidden(torch.cat([prompt, part], 1))[:, 3:] for part in (first, second)], 1)
-        sees = [[1, 1, 1, 0, 1, 0, 0, 0], [1, 1, 1, 0, 1, 1, 0, 0], [1, 1, 1, 0, 0, 0, 1, 0], [1, 1, 1, 0, 0, 0, 1, 1]]
-        is_seen = torch.tensor([sees], device=self.device) == 1
-        positions = torch.tensor([[3, 4, 3, 4]], device=self.device)
+        own = torch.kron(torch.eye(2 * copies), torch.ones(2, 2).tril())
+        seen = torch.cat([torch.tensor([1, 1, 1, 0]).expand(len(own), -1), own], 1)
+        is_seen = (seen == 1).expand(2, -1, -1).to(self.device)
+        positions = torch.tensor([3, 4], device=self.device).repeat(2, 2 * copies)
         try:
-            cache = self.read(torch.cat([prompt, first[:, :1]], 1))
-            packed = self.hidden(torch.cat([first, second], 1), mask(is_seen), positions, cache)
+            cache = self.read(torch.cat([prompt, first[:, :1]], 1).expand(2, -1, -1))
+            packed = self.hidden(torch.cat([first, second], 1).repeat(2, copies, 1), mask(is_seen), positions, cache)
         except (RuntimeError, ValueError, TypeError, AttributeError, LookupError):
             return False
-        return self._is_close(packed, alone)
+        return self._is_close(packed, alone.repeat(2, copies, 1))
 
     @cached_property
     def _begins_with_attention(self) -> bool:
@@ -318,8 +330,11 @@ class _KeysAndValues(DynamicCache):
         if type(layer) is not DynamicLayer or layer.is_initialized:
             return None
         layer.lazy_initialization(keys, values)
-        layer.keys, layer.values = keys, values
-        return keys, values
+        layer.keys, layer.values = (
+            part if part.untyped_storage().nbytes() <= part.nbytes else part.contiguous().clone()
+            for part in (keys, values)
+        )
+        return layer.keys, layer.values
 
 
 def additive_mask(is_seen: Tensor, dtype: torch.dtype) -> Tensor:

@@ -28,7 +28,7 @@ from transformers.utils import logging
 
 from allrec.base import Config, InputError
 from allrec.models.block_mask import block_attention
-from allrec.models.causal_attention import causal_attention
+from allrec.models.causal_attention import causal_attention, taken_places
 from allrec.models.fingerprint import TOKENIZER_FILES
 from allrec.models.savings import checkpoint_layer, quantize, quicken_norms
 
@@ -171,6 +171,7 @@ def _attention(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Ten
     is_plain = mask is None and getattr(module, "is_causal", False) and given.get("is_causal") is not False
     is_plain = is_plain and not given.get("dropout") and all(given[name] is None for name in given.keys() - known)
     if not (is_plain and query.requires_grad and query.shape[2] == key.shape[2] and query.dtype == torch.float32):
+        taken_places()
         return sdpa_attention_forward(module, query, key, value, mask, **given)
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
@@ -182,6 +183,7 @@ def _attention(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Ten
 
 def _blocks(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **given: Any) -> Any:
     """Attention as transformers asks for it: by FlexAttention under a mask of blocks, else the built-in."""
+    taken_places()
     if not isinstance(mask, BlockMask):
         return sdpa_attention_forward(module, query, key, value, mask, **given)
     attended = block_attention(query, key, value, mask, given.get("scaling") or query.shape[3] ** -0.5)

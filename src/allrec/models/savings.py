@@ -119,9 +119,10 @@ def quicken_norms(model: nn.Module) -> None:
     """Gives every RMS norm of a model in float32 a gradient in fewer passes; one that comes out otherwise is left."""
     for module in model.modules():
         epsilon = getattr(module, "variance_epsilon", getattr(module, "eps", None))
-        if not type(module).__name__.endswith("RMSNorm") or not isinstance(epsilon, float):
+        weight, norm = getattr(module, "weight", None), cast(Callable[[Tensor], Tensor], module)
+        is_norm = type(module).__name__.endswith("RMSNorm")
+        if not is_norm or not isinstance(epsilon, float) or not isinstance(weight, Tensor):
             continue
-        weight, norm = cast(Tensor, module.weight), cast(Callable[[Tensor], Tensor], module)
         forward = partial(_normed, weight=weight, epsilon=epsilon)
         tried = torch.linspace(-2, 3, 2 * weight.numel(), device=weight.device).view(2, -1)
         if weight.dtype == torch.float32 and torch.allclose(forward(tried), norm(tried), rtol=1e-5, atol=1e-6):

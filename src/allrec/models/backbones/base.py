@@ -66,6 +66,11 @@ class StatesBackbone(nn.Module, ABC):
             histories: as for ``encode``, at most ``max_length`` wide; places of padding give no meaning.
         """
 
+    def last_states(self, histories: Int[Tensor, "batch length"]) -> Float[Tensor, "batch dim"]:
+        """The state at each history's latest item; that of an empty one means nothing."""
+        places = ((histories >= 0).sum(dim=1) - 1).clamp(min=0)
+        return self.states(histories)[torch.arange(len(histories), device=histories.device), places]
+
     def item_embeddings(self) -> Float[Tensor, "items dim"]:
         """E of every item, in the catalogue's order."""
         return self.item_table
@@ -80,10 +85,7 @@ class StatesBackbone(nn.Module, ABC):
         histories = latest(histories, self.max_length)
         if histories.shape[1] == 0:
             return self.item_table.new_zeros(len(histories), self.dim)
-        lengths = (histories >= 0).sum(dim=1)
-        states = self.states(histories)
-        users = states[torch.arange(len(states), device=states.device), (lengths - 1).clamp(min=0)]
-        return users * (lengths > 0)[:, None]
+        return self.last_states(histories) * (histories[:, :1] >= 0)
 
 
 def undrawn(kind: type[Module], *arguments: Any, **settings: Any) -> Module:

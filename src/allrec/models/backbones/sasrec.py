@@ -68,28 +68,32 @@ class SASRec(StatesBackbone):
 
     def states(self, histories: Int[Tensor, "batch length"]) -> Float[Tensor, "batch length dim"]:
         """The state at every place, see ``StatesBackbone``; the latest item has the last position."""
+        return self._states(histories, is_last_alone=False)
+
+    def last_states(self, histories: Int[Tensor, "batch length"]) -> Float[Tensor, "batch dim"]:
+        """See ``StatesBackbone``; the last block is worked out at the latest item alone."""
+        return self._states(histories, is_last_alone=True)[:, 0]
+
+    def _states(
+        self, histories: Int[Tensor, "batch length"], *, is_last_alone: bool
+    ) -> Float[Tensor, "batch places dim"]:
         lengths = (histories >= 0).sum(dim=1)
         places = torch.arange(histories.shape[1], device=histories.device)
         positions = (self.max_length - lengths[:, None] + places).clamp(max=self.max_length - 1)
         items = functional.embedding(histories.clamp(min=0), self.item_table)
         x = self.dropout(items * math.sqrt(self.dim) + functional.embedding(positions, self.position_table))
-        if self.config.padding == "unseen":
-            for block in self.blocks:
-                x = block(x)
-            return self.last_norm(x)
-        return self.last_norm(self._with_padding(x, lengths)[:, 1:])
-
-    def _with_padding(
-        self, x: Float[Tensor, "batch length dim"], lengths: Int[Tensor, "batch"]
-    ) -> Float[Tensor, "batch length_and_one dim"]:
-        bias = padding_bias(self.max_length - lengths, x.shape[1]).to(x.dtype)
-        x = functional.pad(x, (0, 0, 1, 0))
+        *blocks, last_block = self.blocks
+        places, bias = (lengths - 1).clamp(min=0), None
+        if self.config.padding != "unseen":
+            bias = padding_bias(self.max_length - lengths, x.shape[1]).to(x.dtype)
+            x, places = functional.pad(x, (0, 0, 1, 0)), places + 1
         is_item = torch.arange(x.shape[1], device=x.device)[:, None] > 0
-        for block in self.blocks:
+        for block in blocks:
             x = block(x, bias)
             if self.config.padding == "zeroed":
                 x = x * is_item
-        return x
+        x = last_block(x, bias, places if is_last_alone else None)
+        return self.last_norm(x if bias is None or is_last_alone else x[:, 1:])
 
 
 class Block(nn.Module):
@@ -110,18 +114,31 @@ class Block(nn.Module):
         self.network_norm = nn.LayerNorm(config.dim, eps=NORM_EPSILON)
 
     def forward(
-        self, x: Float[Tensor, "batch length dim"], bias: Float[Tensor, "batch 1 length length"] | None = None
-    ) -> Float[Tensor, "batch length dim"]:
-        """One block. Without ``bias`` attention is causal; with it, it says alone who sees whom."""
+        self,
+        x: Float[Tensor, "batch length dim"],
+        bias: Float[Tensor, "batch 1 length length"] | None = None,
+        place: Int[Tensor, "batch"] | None = None,
+    ) -> Float[Tensor, "batch places dim"]:
+        """One block. Without ``bias`` attention is causal; with it, it says alone who sees whom.
+
+        With ``place`` it is worked out there alone, one place a row.
+        """
+        seen = self.attention_norm(x) if self.norm == "pre" else x
+        if place is not None:
+            rows = torch.arange(len(x), device=x.device)
+            is_behind = torch.arange(x.shape[1], device=x.device) > place[:, None]
+            hidden = x.new_zeros(is_behind.shape).masked_fill_(is_behind, -torch.inf)
+            bias = hidden[:, None, None] if bias is None else bias[rows, :, place][:, :, None]
+            x = x[rows, place][:, None]
         if self.norm == "query":
             query = self.attention_norm(x)
-            x = self.network_norm(query + self.attention(query, x, bias))
+            x = self.network_norm(query + self.attention(query, seen, bias))
             return x + self.network(x)
         if self.norm == "pre":
-            normed = self.attention_norm(x)
-            x = x + self.attention(normed, normed, bias)
+            query = seen if place is None else self.attention_norm(x)
+            x = x + self.attention(query, seen, bias)
             return x + self.network(self.network_norm(x))
-        x = self.attention_norm(x + self.attention(x, x, bias))
+        x = self.attention_norm(x + self.attention(x, seen, bias))
         return self.network_norm(x + self.network(x))
 
 
