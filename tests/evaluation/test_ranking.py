@@ -82,6 +82,7 @@ def test_excluded_items_stay_out_even_where_the_target_scores_lowest():
 
 def test_catalogue_ranks_never_hold_more_than_a_chunk(monkeypatch):
     monkeypatch.setattr(ranking, "MAX_SCORES", 100)
+    monkeypatch.setattr(ranking, "ROWS", 1)
     seen = []
 
     def scores(rows):

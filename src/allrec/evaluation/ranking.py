@@ -12,6 +12,8 @@ from allrec.data.dataset import flat
 
 # Scores held at one time when ranking over the whole catalogue: 16 MiB of float32.
 MAX_SCORES = 1 << 22
+# Rows at least: a large catalogue is read from memory once for all of them.
+ROWS = 16
 
 ScoreRows = Callable[[slice], Tensor]
 
@@ -70,34 +72,53 @@ def catalogue_ranks(
         ValueError: a score is not a number.
     """
     ranks = np.empty(len(targets), dtype=np.int64)
-    chunk = max(1, MAX_SCORES // num_items)
+    chunk = max(ROWS, MAX_SCORES // num_items)
     for start in range(0, len(targets), chunk):
         rows = slice(start, min(start + chunk, len(targets)))
         scores = score_rows(rows)
         _refuse_nan(scores, start)
-        if excluded is not None:
-            scores = _without(scores, targets[rows], excluded, rows)
         target_ids = torch.as_tensor(targets[rows], dtype=torch.int64, device=scores.device)
         target_scores = scores.gather(1, target_ids[:, None])
         # The target itself is counted by >=, hence - 1.
         ranks[rows] = ((scores >= target_scores).sum(dim=1) - 1).cpu().numpy()
+        if excluded is not None:
+            ranks[rows] -= _num_excluded(scores, targets[rows], target_scores[:, 0], excluded, rows)
     return ranks
 
 
 def dot_product_scores(users: Float[Tensor, "rows dim"], items: Float[Tensor, "items dim"]) -> ScoreRows:
-    """Scores of a backbone: the dot product of user representation and item embedding."""
-    return lambda rows: users[rows] @ items.T
+    """Scores of a backbone: the dot product of user representation and item embedding, good until the next are asked.
+
+    They lie in the same memory each time: what is asked for anew would have to be paged in.
+    """
+    memory = items.new_empty(0, len(items))
+
+    @torch.no_grad()
+    def score_rows(rows: slice) -> Tensor:
+        nonlocal memory
+        part = users[rows]
+        if len(memory) < len(part):
+            memory = items.new_empty(len(part), len(items))
+        return torch.mm(part, items.T, out=memory[: len(part)])
+
+    return score_rows
 
 
-def _without(
-    scores: Float[Tensor, "chunk items"], targets: Int[np.ndarray, "chunk"], excluded: Excluded, rows: slice
-) -> Float[Tensor, "chunk items"]:
+def _num_excluded(
+    scores: Float[Tensor, "chunk items"],
+    targets: Int[np.ndarray, "chunk"],
+    target_scores: Float[Tensor, "chunk"],
+    excluded: Excluded,
+    rows: slice,
+) -> Int[np.ndarray, "chunk"]:
+    """How many excluded items, each counted once, score at least as much as the target."""
     row_ids, places = flat(excluded.starts[rows], excluded.ends[rows])
     item_ids = excluded.items[places]
     is_other = item_ids != targets[row_ids]
-    index = (torch.as_tensor(row_ids[is_other]), torch.as_tensor(item_ids[is_other], dtype=torch.int64))
-    # Nothing compares with nan, so an excluded item never stands before the target, whatever the target scores.
-    return scores.clone().index_put_(tuple(part.to(scores.device) for part in index), scores.new_tensor(torch.nan))
+    pairs = np.unique(row_ids[is_other] * scores.shape[1] + item_ids[is_other])
+    row, item = (torch.from_numpy(part).to(scores.device) for part in np.divmod(pairs, scores.shape[1]))
+    is_before = scores[row, item] >= target_scores[row]
+    return np.bincount(row[is_before].cpu().numpy(), minlength=len(targets))
 
 
 def _refuse_nan(scores: Float[Tensor, "chunk items"], start: int) -> None:
