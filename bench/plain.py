@@ -137,7 +137,8 @@ def score(scene: Scene, rows: ndarray) -> Tensor:
             chosen = items[start : start + BATCH]
             prompts = [prompt_embeddings(scene, int(row)) for _ in chosen]
             embeddings, is_real, labels = _whole(scene, prompts, [answer_ids(scene, item) for item in chosen])
-            logits = scene.llm._model(inputs_embeds=embeddings, attention_mask=is_real).logits[:, :-1].float()
+            with built_in(scene.llm._model):
+                logits = scene.llm._model(inputs_embeds=embeddings, attention_mask=is_real).logits[:, :-1].float()
             targets = labels[:, 1:]
             found = logits.log_softmax(-1).gather(2, targets.clamp(min=0)[:, :, None])[:, :, 0]
             scores.extend((found * (targets >= 0)).sum(1).tolist())
@@ -158,11 +159,12 @@ def generate(scene: Scene, rows: ndarray) -> int:
         prompts = [prompt_embeddings(scene, row).flip(0) for row in chosen]
         is_real = pad_sequence([torch.ones(len(row), dtype=torch.long) for row in prompts], batch_first=True).flip(1)
         num_tokens = max(len(answer_ids(scene, int(scene.examples.items[row]))) for row in chosen)
-        llm._model.generate(
-            inputs_embeds=pad_sequence(prompts, batch_first=True).flip(1), attention_mask=is_real.to(llm.device),
-            min_new_tokens=num_tokens, max_new_tokens=num_tokens, do_sample=False, eos_token_id=llm.end[0],
-            pad_token_id=llm.end[0],
-        )  # fmt: skip
+        with built_in(llm._model):
+            llm._model.generate(
+                inputs_embeds=pad_sequence(prompts, batch_first=True).flip(1), attention_mask=is_real.to(llm.device),
+                min_new_tokens=num_tokens, max_new_tokens=num_tokens, do_sample=False, eos_token_id=llm.end[0],
+                pad_token_id=llm.end[0],
+            )  # fmt: skip
     return len(rows)
 
 

@@ -4,7 +4,6 @@ A user's candidates are scored together: the prompt is read once, then all answe
 positions right after the prompt and blind to the others.
 """
 
-from collections import deque
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
@@ -88,7 +87,8 @@ def score_candidates(
         sums[torch.from_numpy(part.answer_rows)] = _sums(log_probs, part.answers)
 
     parts = _parts(prompts, answers, num_answers, tokens_at_once(llm, tokens_per_batch))
-    deque(side_by_side(fill, parts, llm.threads), maxlen=0)
+    for _ in side_by_side(fill, parts, llm.threads):
+        pass
     if normalize == "mean":
         sums /= torch.from_numpy(answers.lengths).clamp(min=1)
     scores = torch.full(is_candidate.shape, -torch.inf)
@@ -291,12 +291,11 @@ def _batches(
     """
     tokens = prompt_tokens + answer_tokens
     order = np.argsort(-tokens, kind="stable")
-    starts, width = [0], 0
-    for place, user in enumerate(order):
-        width = max(width, int(tokens[user]))
-        if place > starts[-1] and width * (place + 1 - starts[-1]) > budget:
+    starts = [0]
+    for place in range(1, len(order)):
+        # Sorted, so that a batch's first is its widest.
+        if tokens[order[starts[-1]]] * (place + 1 - starts[-1]) > budget:
             starts.append(place)
-            width = int(tokens[user])
     greedy = [batch for batch in np.split(order, starts[1:]) if len(batch)]
     num_even = len(greedy) + len(greedy) % 2
     shares = np.cumsum(tokens[order]) / max(1, tokens.sum()) * num_even

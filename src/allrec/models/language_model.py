@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from tokenizers import Tokenizer
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
 from transformers import DynamicCache, GenerationConfig, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 
@@ -170,7 +171,7 @@ class LanguageModel:
     def hidden(
         self,
         embeddings: Float[Tensor, "batch length dim"],
-        attention_mask: Any = None,
+        attention_mask: Tensor | BlockMask | None = None,
         position_ids: Int[Tensor, "batch length"] | None = None,
         cache: Any = None,
     ) -> Float[Tensor, "batch length hidden_dim"]:
@@ -212,8 +213,11 @@ class LanguageModel:
         cache.is_reading = False
         return cache
 
-    def mask(self, is_seen: Bool[Tensor, "batch length keys"]) -> Any:
-        """What ``hidden`` takes for who sees whom: of blocks on a GPU where no gradient is asked for, else dense."""
+    def mask(self, is_seen: Bool[Tensor, "batch length keys"]) -> Tensor | BlockMask:
+        """What ``hidden`` takes for who sees whom: of blocks on a GPU where no gradient is asked for, else dense.
+
+        A dense one, of shape [batch, 1, length, keys], is added to the attention scores.
+        """
         if not torch.is_grad_enabled() and self.has_blocks:
             return block_mask(is_seen)
         return additive_mask(is_seen[:, None], self.dtype)
@@ -247,7 +251,7 @@ class LanguageModel:
         return self._model.config._attn_implementation == BLOCKS and self.can_pack and self._packs(block_mask, 80)
 
     @torch.no_grad()
-    def _packs(self, mask: Callable[[Bool[Tensor, "batch length keys"]], Any], copies: int = 1) -> bool:
+    def _packs(self, mask: Callable[[Tensor], Tensor | BlockMask], copies: int = 1) -> bool:
         """Tried on a few tokens: padded prompts of three places and so many times two continuations of two."""
         prompt, first, second = (self.embed(self._some_ids(7))[None, part] for part in ([0, 1, 2], [3, 4], [5, 6]))
         alone = torch.cat([self.hidden(torch.cat([prompt, part], 1))[:, 3:] for part in (first, second)], 1)
@@ -331,7 +335,9 @@ class _KeysAndValues(DynamicCache):
             return None
         layer.lazy_initialization(keys, values)
         layer.keys, layer.values = (
-            part if part.untyped_storage().nbytes() <= part.nbytes else part.contiguous().clone()
+            part
+            if part.untyped_storage().nbytes() <= part.nbytes
+            else part.clone(memory_format=torch.contiguous_format)
             for part in (keys, values)
         )
         return layer.keys, layer.values

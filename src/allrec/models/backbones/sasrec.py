@@ -87,11 +87,10 @@ class SASRec(StatesBackbone):
         if self.config.padding != "unseen":
             bias = padding_bias(self.max_length - lengths, x.shape[1]).to(x.dtype)
             x, places = functional.pad(x, (0, 0, 1, 0)), places + 1
-        is_item = torch.arange(x.shape[1], device=x.device)[:, None] > 0
         for block in blocks:
             x = block(x, bias)
             if self.config.padding == "zeroed":
-                x = x * is_item
+                x = x * (torch.arange(x.shape[1], device=x.device)[:, None] > 0)
         x = last_block(x, bias, places if is_last_alone else None)
         return self.last_norm(x if bias is None or is_last_alone else x[:, 1:])
 
