@@ -28,6 +28,8 @@ from simulated import write_interactions
 TEXT_DIM = 384
 LARGE_BATCH = 16_384
 """Positions of a batch of the backbone, so that the optimizer's pass over every item is made seldom."""
+USERS = 512
+"""Users whose ranks are measured, times ``--part``: as many as two threads rank at one time."""
 
 
 def preparation(folder: str, part: int, clock: str) -> float:
@@ -71,7 +73,7 @@ def retrieval(folder: str, part: int, clock: str) -> float:
     dataset = load_dataset(Path(folder) / "dataset")
     model = freeze(make_backbone(dataset.num_items, load_recipe("a-llmrec").backbone.model, torch.Generator()))
     targets = dataset.targets["test"]
-    count = min(64 * part, len(targets.users))
+    count = min(USERS * part, len(targets.users))
     some = Targets(targets.users[:count], targets.positions[:count], targets.items[:count], {})
     begun = CLOCKS[clock]()
     backbone_ranks(model, dataset, some, "full")
@@ -86,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     """Measures and prints; returns growth over linear growth by stage, of the largest size over the smallest."""
     parser = options(__doc__ or "", repeats=1)
     parser.add_argument("--interactions", type=int, nargs="+", default=[100_000, 1_000_000])
-    parser.add_argument("--part", type=int, default=5, help="steps measured, and so many times 64 users")
+    parser.add_argument("--part", type=int, default=5, help="steps measured, and so many times 512 users")
     given = start(parser, arguments)
     sizes, rows, growth = given.interactions, [], {}
     with TemporaryDirectory() as folder:

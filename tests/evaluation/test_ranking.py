@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from allrec.evaluation import ranking
 from allrec.evaluation.metrics import chance, hit_rate_at
-from allrec.evaluation.ranking import Excluded, candidate_ranks, catalogue_ranks, dot_product_scores
+from allrec.evaluation.ranking import Excluded, candidate_ranks, catalogue_ranks
 
 
 def test_rank_counts_the_better_candidates():
@@ -99,8 +99,3 @@ def test_a_score_that_is_no_number_is_refused_with_its_place(monkeypatch):
     scores[3, 1] = torch.nan
     with pytest.raises(ValueError, match="row 3 scores item 1 with nan"):
         catalogue_ranks(lambda rows: scores[rows], np.zeros(4, dtype=np.int64), 2)
-
-
-def test_dot_products_are_scored_by_slices():
-    users, items = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
-    assert dot_product_scores(users, items)(slice(1, 2)).tolist() == [[3, 4, 3 + 4]]

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
 from allrec.data.dataset import flat
@@ -27,6 +27,12 @@ class Excluded(NamedTuple):
     starts: Int[np.ndarray, "rows"]
     ends: Int[np.ndarray, "rows"]
     items: Int[np.ndarray, "interactions"]
+
+    def others(self, rows: slice, targets: Int[np.ndarray, "part"]) -> Int64[np.ndarray, "2 others"]:
+        """What some of the rows may not be given: rows, counted from the first of these, and items."""
+        row_ids, places = flat(self.starts[rows], self.ends[rows])
+        others = np.stack([row_ids, self.items[places]])
+        return others[:, others[1] != targets[row_ids]]
 
 
 def candidate_ranks(
@@ -76,7 +82,7 @@ def catalogue_ranks(
     for start in range(0, len(targets), chunk):
         rows = slice(start, min(start + chunk, len(targets)))
         scores = score_rows(rows)
-        _refuse_nan(scores, start)
+        refuse_nan(scores, start)
         target_ids = torch.as_tensor(targets[rows], dtype=torch.int64, device=scores.device)
         target_scores = scores.gather(1, target_ids[:, None])
         # The target itself is counted by >=, hence - 1.
@@ -84,24 +90,6 @@ def catalogue_ranks(
         if excluded is not None:
             ranks[rows] -= _num_excluded(scores, targets[rows], target_scores[:, 0], excluded, rows)
     return ranks
-
-
-def dot_product_scores(users: Float[Tensor, "rows dim"], items: Float[Tensor, "items dim"]) -> ScoreRows:
-    """Scores of a backbone: the dot product of user representation and item embedding, good until the next are asked.
-
-    They lie in the same memory each time: what is asked for anew would have to be paged in.
-    """
-    memory = items.new_empty(0, len(items))
-
-    @torch.no_grad()
-    def score_rows(rows: slice) -> Tensor:
-        nonlocal memory
-        part = users[rows]
-        if len(memory) < len(part):
-            memory = items.new_empty(len(part), len(items))
-        return torch.mm(part, items.T, out=memory[: len(part)])
-
-    return score_rows
 
 
 def _num_excluded(
@@ -112,16 +100,19 @@ def _num_excluded(
     rows: slice,
 ) -> Int[np.ndarray, "chunk"]:
     """How many excluded items, each counted once, score at least as much as the target."""
-    row_ids, places = flat(excluded.starts[rows], excluded.ends[rows])
-    item_ids = excluded.items[places]
-    is_other = item_ids != targets[row_ids]
-    pairs = np.unique(row_ids[is_other] * scores.shape[1] + item_ids[is_other])
+    row_ids, item_ids = excluded.others(rows, targets)
+    pairs = np.unique(row_ids * scores.shape[1] + item_ids)
     row, item = (torch.from_numpy(part).to(scores.device) for part in np.divmod(pairs, scores.shape[1]))
     is_before = scores[row, item] >= target_scores[row]
     return np.bincount(row[is_before].cpu().numpy(), minlength=len(targets))
 
 
-def _refuse_nan(scores: Float[Tensor, "chunk items"], start: int) -> None:
+def refuse_nan(scores: Float[Tensor, "chunk items"], first_row: int, first_item: int = 0) -> None:
+    """Some of the scores of all rows and items, and where they begin.
+
+    Raises:
+        ValueError: one is not a number.
+    """
     if scores.isnan().any():
         row, item = scores.isnan().nonzero()[0].tolist()
-        raise ValueError(f"row {start + row} scores item {item} with nan, expected a number")
+        raise ValueError(f"row {first_row + row} scores item {first_item + item} with nan, expected a number")
