@@ -7,10 +7,9 @@ import torch
 from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional
 
 from allrec.base import Config
-from allrec.models.backbones.base import StatesBackbone, draw_weights, undrawn
+from allrec.models.backbones.base import StatesBackbone, draw_weights, look_up, undrawn
 
 
 class GRU4RecConfig(Config):
@@ -48,6 +47,6 @@ class GRU4Rec(StatesBackbone):
 
     def states(self, histories: Int[Tensor, "batch length"]) -> Float[Tensor, "batch length dim"]:
         """The state at every place, see ``StatesBackbone``; padding is read after the items, too late to matter."""
-        items = functional.embedding(histories.clamp(min=0), self.item_table) * math.sqrt(self.dim)
+        items = look_up(histories.clamp(min=0), self.item_table) * math.sqrt(self.dim)
         hidden, _ = self.recurrent(self.dropout(items))
         return self.output(self.dropout(hidden))

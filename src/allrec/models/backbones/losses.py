@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from allrec.models.backbones.base import look_up
+
 # Logits held at one time, 128 MiB of float32; beyond it they are computed in chunks, and again for the gradient.
 MAX_LOGITS = 1 << 25
 
@@ -44,8 +46,8 @@ def binary_cross_entropy(
     """
     if negatives is None or negatives.items.shape != targets.shape:
         raise ValueError("binary cross-entropy needs one negative for each token")
-    positive = (states * functional.embedding(targets, item_embeddings)).sum(dim=1)
-    negative = (states * functional.embedding(negatives.items, item_embeddings)).sum(dim=1)
+    positive = (states * look_up(targets, item_embeddings)).sum(dim=1)
+    negative = (states * look_up(negatives.items, item_embeddings)).sum(dim=1)
     return -(functional.logsigmoid(positive) + functional.logsigmoid(-negative)).mean()
 
 
@@ -86,8 +88,8 @@ def sampled_softmax(
     """
     if negatives is None or negatives.log_expected is None:
         raise ValueError("sampled softmax needs shared negatives and the logarithm of their expected counts")
-    target_logits = (states * functional.embedding(targets, item_embeddings)).sum(dim=1, keepdim=True)
-    logits = states @ functional.embedding(negatives.items, item_embeddings).T - negatives.log_expected
+    target_logits = (states * look_up(targets, item_embeddings)).sum(dim=1, keepdim=True)
+    logits = states @ look_up(negatives.items, item_embeddings).T - negatives.log_expected
     logits = logits.masked_fill(negatives.items == targets[:, None], -torch.inf)
     return (torch.cat([target_logits, logits], dim=1).logsumexp(dim=1) - target_logits[:, 0]).mean()
 

@@ -7,10 +7,9 @@ import torch
 from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional
 
 from allrec.base import Config
-from allrec.models.backbones.base import StatesBackbone, draw_weights, undrawn
+from allrec.models.backbones.base import StatesBackbone, draw_weights, look_up, undrawn
 
 
 class NCFConfig(Config):
@@ -64,7 +63,7 @@ class NCF(StatesBackbone):
     def states(self, histories: Int[Tensor, "batch length"]) -> Float[Tensor, "batch length dim"]:
         """The state at every place, see ``StatesBackbone``."""
         counts = torch.arange(1, histories.shape[1] + 1, device=histories.device, dtype=self.item_table.dtype)
-        items = functional.embedding(histories.clamp(min=0), self.history_table)
+        items = look_up(histories.clamp(min=0), self.history_table)
         pooled = self.dropout(items.cumsum(dim=1) / counts[:, None] ** self.config.pooling_power)
         product, network = pooled.tensor_split((self.product_dim,), dim=2)
         return torch.cat([product * self.product_weight, self.network(network)], dim=2)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from allrec.base import Config
-from allrec.models.backbones.base import StatesBackbone, draw_weights, undrawn
+from allrec.models.backbones.base import StatesBackbone, draw_weights, look_up, undrawn
 
 
 class NextItNetConfig(Config):
@@ -47,7 +47,7 @@ class NextItNet(StatesBackbone):
 
     def states(self, histories: Int[Tensor, "batch length"]) -> Float[Tensor, "batch length dim"]:
         """The state at every place, see ``StatesBackbone``."""
-        x = self.dropout(functional.embedding(histories.clamp(min=0), self.item_table) * math.sqrt(self.dim))
+        x = self.dropout(look_up(histories.clamp(min=0), self.item_table) * math.sqrt(self.dim))
         for block in self.blocks:
             x = block(x)
         return self.output(x)

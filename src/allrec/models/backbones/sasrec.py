@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from allrec.base import Config
-from allrec.models.backbones.base import StatesBackbone, draw_weights, undrawn
+from allrec.models.backbones.base import StatesBackbone, draw_weights, look_up, undrawn
 
 # As in the original code; nn.LayerNorm's own 1e-5 would change what an imported checkpoint gives.
 NORM_EPSILON = 1e-8
@@ -80,7 +80,7 @@ class SASRec(StatesBackbone):
         lengths = (histories >= 0).sum(dim=1)
         places = torch.arange(histories.shape[1], device=histories.device)
         positions = (self.max_length - lengths[:, None] + places).clamp(max=self.max_length - 1)
-        items = functional.embedding(histories.clamp(min=0), self.item_table)
+        items = look_up(histories.clamp(min=0), self.item_table)
         x = self.dropout(items * math.sqrt(self.dim) + functional.embedding(positions, self.position_table))
         *blocks, last_block = self.blocks
         places, bias = (lengths - 1).clamp(min=0), None
