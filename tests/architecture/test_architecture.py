@@ -23,7 +23,7 @@ BESIDE_THE_CORE = {
         for name in ("ensemble", "external", "gru4rec", "importer", "ncf", "nextitnet", "registry")
     ),
     *(f"models/{name}.py" for name in ("answer_tree", "block_mask", "causal_attention", "content")),
-    *(f"models/{name}.py" for name in ("fingerprint", "fusion")),
+    *(f"models/{name}.py" for name in ("dropout", "fingerprint", "fusion", "large_table")),
     *(f"models/{name}.py" for name in ("generation", "loading", "readout", "savings")),
     *(f"training/{name}.py" for name in ("content", "foreign", "fusion", "readout", "tuned_text", "warm_up")),
 }

@@ -23,11 +23,15 @@ def drawn(num_rows, num_items, dim=5, seed=0):
 def test_blocks_count_what_whole_rows_of_scores_do(monkeypatch, rows, width, is_excluding, threads):
     monkeypatch.setattr(dot_products, "ROWS", rows)
     monkeypatch.setattr(dot_products, "ITEMS", width)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     users, items, targets, excluded = drawn(25, 12)
     excluded = excluded if is_excluding else None
     expected = catalogue_ranks(lambda part: users[part] @ items.T, targets, 12, excluded)
-    assert ranks_among_all(users, items, targets, excluded).tolist() == expected.tolist()
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert ranks_among_all(users, items, targets, excluded).tolist() == expected.tolist()
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_nothing_to_rank_has_no_ranks():

@@ -140,8 +140,10 @@ def test_deeper_encoders_learn():
     loop = LoopConfig(epochs=15, learning_rate=3e-3, optimizer="adamw", weight_decay=0.1)
     config, seen = config_of({"hidden": (48, 32), "dropout": 0.2}, loop=loop), []
     train_alignment(dataset, backbone, texts, config, seed=0, on_step=lambda _, values: seen.append(values))
-    assert seen[-1]["text_reconstruction"] < 0.6 * seen[0]["text_reconstruction"]
-    assert seen[-1]["recommendation"] < 0.96 * seen[0]["recommendation"]
+    # A step's loss is its batch's, so epochs are compared.
+    first, last = ([step for step in seen if step["epoch"] == epoch] for epoch in (0, 14))
+    for name, share in {"text_reconstruction": 0.5, "item_reconstruction": 0.85, "total": 0.95}.items():
+        assert np.mean([step[name] for step in last]) < share * np.mean([step[name] for step in first])
 
 
 @pytest.mark.parametrize("step", [1, 9])

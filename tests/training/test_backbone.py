@@ -6,7 +6,7 @@ from torch.nn import functional
 
 from allrec.base import InputError
 from allrec.evaluation.metrics import ndcg_at
-from allrec.models.backbones import base
+from allrec.models import large_table
 from allrec.models.backbones.losses import binary_cross_entropy, sampled_softmax, softmax
 from allrec.models.backbones.sasrec import SASRecConfig
 from allrec.training.backbone import (
@@ -146,9 +146,9 @@ def test_validation_takes_a_fixed_sample_and_reads_no_test_target():
 
 @pytest.mark.parametrize("kind", ["sasrec", "ncf", "nextitnet", "gru4rec"])
 @pytest.mark.parametrize("loss", ["bce", "softmax", "sampled-softmax"])
-@pytest.mark.parametrize("large_table", [1, 1 << 20])
-def test_same_seed_same_bytes_killed_and_resumed_too(monkeypatch, tmp_path, kind, loss, large_table):
-    monkeypatch.setattr(base, "LARGE_TABLE", large_table)
+@pytest.mark.parametrize("large", [1, 1 << 20])
+def test_same_seed_same_bytes_killed_and_resumed_too(monkeypatch, tmp_path, kind, loss, large):
+    monkeypatch.setattr(large_table, "LARGE", large)
     dataset = dataset_of(HISTORIES, 9)
     config = config_of(loss, {"kind": kind, "dim": 8, "max_length": 3, "dropout": 0.2})
 
@@ -183,7 +183,7 @@ def test_a_large_table_learns_what_a_small_one_does(monkeypatch, kind, loss):
         return embedding(*given, sparse=sparse, **named)
 
     small = train_backbone(dataset, config, seed=0)
-    monkeypatch.setattr(base, "LARGE_TABLE", 1)
+    monkeypatch.setattr(large_table, "LARGE", 1)
     monkeypatch.setattr(functional, "embedding", embedded)
     large = train_backbone(dataset, config, seed=0)
     assert any(was_sparse)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from allrec.base import Config, InputError
+from allrec.models.dropout import Dropout
 from allrec.models.matching import Temperature, infonce_loss, matching_loss, recommendation_loss
 
 
@@ -111,7 +112,7 @@ class Autoencoder(nn.Module):
         widths = (dim, *config.hidden)
         self.hidden = nn.Sequential()
         for width, next_width in pairwise(widths):
-            self.hidden.extend([nn.Linear(width, next_width), nn.ReLU(), nn.Dropout(config.dropout)])
+            self.hidden.extend([nn.Linear(width, next_width), nn.ReLU(), Dropout(config.dropout)])
         self.encoder = nn.Linear(widths[-1], config.joint_dim)
         self.decoder = nn.Linear(config.joint_dim, dim) if config.has_decoders else None
 

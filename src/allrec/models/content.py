@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from allrec.base import Config
+from allrec.models.dropout import Dropout, dropout
 
 WORD = re.compile(r"[^\W_]+")
 
@@ -91,7 +92,7 @@ class ItemContent(nn.Module):
 
     def __init__(self, text_dim: int, vocabulary_size: int, config: ContentConfig, generator: torch.Generator) -> None:
         super().__init__()
-        self.dropout = nn.Dropout(config.text_dropout)
+        self.dropout = Dropout(config.text_dropout)
         scale = 1 / math.sqrt(text_dim)
         self.projection = nn.Parameter(torch.randn(text_dim, config.dim, generator=generator) * scale)
         self.words = nn.Parameter(torch.randn(vocabulary_size, config.dim, generator=generator) * scale)
@@ -124,7 +125,7 @@ class ContentTable(nn.Module):
 
     def forward(self, item_table: Float[Tensor, "items dim"]) -> Float[Tensor, "items dim"]:
         """The table that scores, from the items' own embeddings."""
-        is_kept = functional.dropout(self.is_seen, self.id_dropout, self.training)
+        is_kept = dropout(self.is_seen, self.id_dropout) if self.training else self.is_seen
         return self.content.embed(self.texts, self.words) + item_table * is_kept[:, None]
 
 
@@ -136,7 +137,7 @@ class ContentTower(nn.Module):
 
     def __init__(self, content: ItemContent, dropout: float) -> None:
         super().__init__()
-        self.content, self.dropout = content, nn.Dropout(dropout)
+        self.content, self.dropout = content, Dropout(dropout)
         self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
         self.raw_decay = nn.Parameter(torch.tensor(0.0))
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from allrec.artifacts import atomic_path, load_tensors
 from allrec.base import Config, InputError
+from allrec.models.large_table import DenseGradients
 
 Batch_co = TypeVar("Batch_co", covariant=True)
 Batch = TypeVar("Batch")
@@ -157,25 +158,7 @@ class _State:
             fused=True,
         )
         self.best: dict[str, Tensor] = {}
-        self.gradients: dict[str, Tensor] = {}
-        self.touched: dict[str, Tensor] = {}
-
-    def spread_gradients(self) -> None:
-        """Writes sparse gradients into dense ones, which Adam steps by, in memory that stays from step to step.
-
-        A dense gradient of a million items in new memory costs several times what a batch's own work does.
-        """
-        for name, value in self.parameters.items():
-            if value.grad is None or not value.grad.is_sparse:
-                continue
-            sparse = value.grad.coalesce()
-            if name in self.gradients:
-                self.gradients[name][self.touched[name]] = 0
-            else:
-                self.gradients[name] = torch.zeros_like(value)
-            self.touched[name] = sparse.indices()[0]
-            self.gradients[name][self.touched[name]] = sparse.values()
-            value.grad = self.gradients[name]
+        self.gradients = DenseGradients()
 
     def keep_best(self) -> None:
         self.best = {name: value.detach().clone() for name, value in self.parameters.items()}
@@ -261,7 +244,7 @@ def _step(state: _State, values: Loss, gradient_clip: float) -> dict[str, float]
         )
     state.optimizer.zero_grad()
     total.backward()  # type: ignore[no-untyped-call]
-    state.spread_gradients()
+    state.gradients.take_over(state.parameters)
     if gradient_clip > 0:
         nn.utils.clip_grad_norm_(state.parameters.values(), gradient_clip)
     state.optimizer.step()

@@ -80,6 +80,24 @@ def test_dropout_acts_in_training_alone():
     assert not torch.equal(model.encode(history), model.encode(history))
 
 
+@pytest.mark.parametrize(("norm", "padding", "heads"), SHAPES)
+def test_attention_while_training_is_that_of_use_where_nothing_is_dropped(norm, padding, heads):
+    # A share so small that no number is dropped: attention's weights are written out, where use has torch's own.
+    model = make_model(norm=norm, padding=padding, heads=heads, dropout=1e-7)
+    histories = torch.tensor([[3, -1, -1, -1], [0, 8, 8, -1], [1, 2, 3, 4]])
+    used, trained = model.states(histories), model.train().states(histories)
+    torch.testing.assert_close(trained[histories >= 0], used[histories >= 0])
+
+
+def test_dropped_attention_differs_from_step_to_step():
+    model = make_model(dropout=0.5).train()
+    for block in model.blocks:
+        block.network[1].share = block.network[4].share = 0.0
+    model.dropout.share = 0.0
+    first, second = (model.states(torch.tensor([[1, 2, 3]])) for _ in range(2))
+    assert not torch.equal(first, second)
+
+
 def test_heads_must_divide_the_width():
     with pytest.raises(InputError, match="dim must be a multiple of heads, got 50 and 3"):
         SASRecConfig(heads=3)

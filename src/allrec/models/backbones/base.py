@@ -6,13 +6,10 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional
 
 from allrec.base import Config
 
 Module = TypeVar("Module", bound=nn.Module)
-LARGE_TABLE = 1 << 20
-"""Numbers in a table from which its gradient holds the rows alone that were looked up."""
 
 
 @runtime_checkable
@@ -89,11 +86,6 @@ class StatesBackbone(nn.Module, ABC):
         if histories.shape[1] == 0:
             return self.item_table.new_zeros(len(histories), self.dim)
         return self.last_states(histories) * (histories[:, :1] >= 0)
-
-
-def look_up(ids: Int[Tensor, "*places"], table: Float[Tensor, "items dim"]) -> Float[Tensor, "*places dim"]:
-    """Rows of a table. The gradient of a large one is sparse, so that a batch costs what it looks up."""
-    return functional.embedding(ids, table, sparse=table.is_leaf and table.numel() >= LARGE_TABLE)
 
 
 def undrawn(kind: type[Module], *arguments: Any, **settings: Any) -> Module:

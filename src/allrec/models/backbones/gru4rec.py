@@ -9,7 +9,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from allrec.base import Config
-from allrec.models.backbones.base import StatesBackbone, draw_weights, look_up, undrawn
+from allrec.models.backbones.base import StatesBackbone, draw_weights, undrawn
+from allrec.models.dropout import Dropout
+from allrec.models.large_table import look_up
 
 
 class GRU4RecConfig(Config):
@@ -42,7 +44,7 @@ class GRU4Rec(StatesBackbone):
             nn.GRU, config.dim, config.hidden, num_layers=config.layers, dropout=between, batch_first=True
         )
         self.output = undrawn(nn.Linear, config.hidden, config.dim)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         draw_weights(self, generator)
 
     def states(self, histories: Int[Tensor, "batch length"]) -> Float[Tensor, "batch length dim"]:

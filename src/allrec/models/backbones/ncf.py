@@ -9,7 +9,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from allrec.base import Config
-from allrec.models.backbones.base import StatesBackbone, draw_weights, look_up, undrawn
+from allrec.models.backbones.base import StatesBackbone, draw_weights, undrawn
+from allrec.models.dropout import Dropout
+from allrec.models.large_table import look_up
 
 
 class NCFConfig(Config):
@@ -57,7 +59,7 @@ class NCF(StatesBackbone):
         self.history_table = nn.Parameter(torch.empty(num_items, self.product_dim + config.hidden[0]))
         self.product_weight = nn.Parameter(torch.ones(self.product_dim))
         self.network = nn.Sequential(*_layers((*config.hidden, config.dim - self.product_dim), config.dropout))
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         draw_weights(self, generator)
 
     def states(self, histories: Int[Tensor, "batch length"]) -> Float[Tensor, "batch length dim"]:
@@ -72,5 +74,5 @@ class NCF(StatesBackbone):
 def _layers(widths: tuple[int, ...], dropout: float) -> list[nn.Module]:
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(widths):
-        layers += [undrawn(nn.Linear, inputs, outputs), nn.ReLU(), nn.Dropout(dropout)]
+        layers += [undrawn(nn.Linear, inputs, outputs), nn.ReLU(), Dropout(dropout)]
     return layers[:-2]

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from allrec.base import Config
-from allrec.models.backbones.base import StatesBackbone, draw_weights, look_up, undrawn
+from allrec.models.backbones.base import StatesBackbone, draw_weights, undrawn
+from allrec.models.dropout import Dropout
+from allrec.models.large_table import look_up
 
 
 class NextItNetConfig(Config):
@@ -42,7 +44,7 @@ class NextItNet(StatesBackbone):
         self.config = config
         self.blocks = nn.ModuleList(Block(config, dilation) for dilation in config.dilations)
         self.output = undrawn(nn.Linear, config.dim, config.dim)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         draw_weights(self, generator)
 
     def states(self, histories: Int[Tensor, "batch length"]) -> Float[Tensor, "batch length dim"]:
@@ -64,7 +66,7 @@ class Block(nn.Module):
             for step in (dilation, 2 * dilation)
         )
         self.norms = nn.ModuleList(nn.LayerNorm(config.dim) for _ in self.reaches)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Float[Tensor, "batch length dim"]) -> Float[Tensor, "batch length dim"]:
         """One block. Zeros stand before the first item, so that no place sees a later one."""

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from allrec.base import Config
-from allrec.models.backbones.base import StatesBackbone, draw_weights, look_up, undrawn
+from allrec.models.backbones.base import StatesBackbone, draw_weights, undrawn
+from allrec.models.dropout import Dropout, attention_with_dropout
+from allrec.models.large_table import look_up
 
 # As in the original code; nn.LayerNorm's own 1e-5 would change what an imported checkpoint gives.
 NORM_EPSILON = 1e-8
@@ -63,7 +65,7 @@ class SASRec(StatesBackbone):
         self.position_table = nn.Parameter(torch.empty(config.max_length, config.dim))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
         self.last_norm = nn.LayerNorm(config.dim, eps=NORM_EPSILON)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         draw_weights(self, generator)
 
     def states(self, histories: Int[Tensor, "batch length"]) -> Float[Tensor, "batch length dim"]:
@@ -105,10 +107,10 @@ class Block(nn.Module):
         self.attention_norm = nn.LayerNorm(config.dim, eps=NORM_EPSILON)
         self.network = nn.Sequential(
             undrawn(nn.Linear, config.dim, config.dim),
-            nn.Dropout(config.dropout),
+            Dropout(config.dropout),
             nn.ReLU(),
             undrawn(nn.Linear, config.dim, config.dim),
-            nn.Dropout(config.dropout),
+            Dropout(config.dropout),
         )
         self.network_norm = nn.LayerNorm(config.dim, eps=NORM_EPSILON)
 
@@ -156,14 +158,11 @@ class Attention(nn.Module):
         bias: Float[Tensor, "batch 1 length length"] | None,
     ) -> Float[Tensor, "batch length dim"]:
         """Each place of ``query`` looks at the places of ``x`` up to its own."""
-        attended = functional.scaled_dot_product_attention(
-            self._split(self.query(query)),
-            self._split(self.key(x)),
-            self._split(self.value(x)),
-            attn_mask=bias,
-            dropout_p=self.dropout if self.training else 0.0,
-            is_causal=bias is None,
-        )
+        query, key, value = self._split(self.query(query)), self._split(self.key(x)), self._split(self.value(x))
+        if self.training and self.dropout > 0:
+            attended = attention_with_dropout(query, key, value, bias, self.dropout)
+        else:
+            attended = functional.scaled_dot_product_attention(query, key, value, bias, is_causal=bias is None)
         return self.output(attended.transpose(1, 2).flatten(2))
 
     def _split(self, x: Float[Tensor, "batch length dim"]) -> Float[Tensor, "batch heads length head_dim"]:

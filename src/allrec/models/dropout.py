@@ -1,0 +1,59 @@
+"""Dropout whose draws cost little on a processor."""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+SHARES = 1 << 16
+"""A share dropped is a multiple of one over this, to the nearest."""
+
+
+def dropout(x: Float[Tensor, "*shape"], share: float) -> Float[Tensor, "*shape"]:
+    """Sets a share of the numbers to zero and scales the rest, so that the mean stays.
+
+    On a CPU torch draws a number of its own for each, which costs more than a backbone's products of matrices. Here 16
+    bits of torch's global generator decide, four numbers a draw.
+
+    Args:
+        x: of any shape.
+        share: dropped, at least 0 and below 1.
+    """
+    if share == 0 or x.device.type != "cpu":
+        return functional.dropout(x, share)
+    dropped = min(round(share * SHARES), SHARES - 1)
+    bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(torch.iinfo(torch.int64).min, None)
+    drawn = bits.view(torch.int16)[: x.numel()].view(x.shape)
+    is_kept = drawn >= dropped - SHARES // 2
+    return x * is_kept.to(x.dtype).mul_(SHARES / (SHARES - dropped))
+
+
+def attention_with_dropout(
+    query: Float[Tensor, "batch heads length head_dim"],
+    key: Float[Tensor, "batch heads length head_dim"],
+    value: Float[Tensor, "batch heads length head_dim"],
+    bias: Float[Tensor, "batch 1 length length"] | None,
+    share: float,
+) -> Float[Tensor, "batch heads length head_dim"]:
+    """Attention, causal without ``bias``, of which a share of the weights is dropped after the softmax.
+
+    What torch's ``scaled_dot_product_attention`` gives with ``dropout_p``, which on a CPU writes the weights out too.
+    """
+    logits = (query / math.sqrt(query.shape[-1])) @ key.transpose(2, 3)
+    if bias is None:
+        bias = torch.full(logits.shape[2:], -torch.inf, dtype=logits.dtype, device=logits.device).triu(1)
+    return dropout((logits + bias).softmax(dim=3), share) @ value
+
+
+class Dropout(nn.Module):
+    """``dropout`` while training."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+
+    def forward(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """Any shape."""
+        return dropout(x, self.share) if self.training else x

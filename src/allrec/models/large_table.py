@@ -1,0 +1,41 @@
+"""Tables of which a batch looks up few rows: their gradients cost what was looked up, not what they hold.
+
+A dense gradient of a million items in new memory costs several times what the work of a batch does.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+LARGE = 1 << 20
+"""Numbers in a table from which its gradient is sparse."""
+
+
+def look_up(ids: Int[Tensor, "*places"], table: Float[Tensor, "items dim"]) -> Float[Tensor, "*places dim"]:
+    """Rows of a table; of a large one that is itself a parameter, the gradient is sparse."""
+    return functional.embedding(ids, table, sparse=table.is_leaf and table.numel() >= LARGE)
+
+
+class DenseGradients:
+    """Sparse gradients as dense ones, which Adam steps by, in memory that stays from step to step."""
+
+    def __init__(self) -> None:
+        self.gradients: dict[str, Tensor] = {}
+        self.touched: dict[str, Tensor] = {}
+
+    def take_over(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Puts a dense gradient in place of every sparse one; it is good until the next is taken over."""
+        for name, value in parameters.items():
+            if value.grad is None or not value.grad.is_sparse:
+                continue
+            sparse = value.grad.coalesce()
+            if name in self.gradients:
+                self.gradients[name][self.touched[name]] = 0
+            else:
+                self.gradients[name] = torch.zeros_like(value)
+            self.touched[name] = sparse.indices()[0]
+            self.gradients[name][self.touched[name]] = sparse.values()
+            value.grad = self.gradients[name]
