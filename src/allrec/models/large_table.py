@@ -31,11 +31,11 @@ class DenseGradients:
         for name, value in parameters.items():
             if value.grad is None or not value.grad.is_sparse:
                 continue
-            sparse = value.grad.coalesce()
+            # A processor adds rows one after the other. Elsewhere they are summed first, as no order is sure there.
+            sparse = value.grad if value.device.type == "cpu" else value.grad.coalesce()
             if name in self.gradients:
-                self.gradients[name][self.touched[name]] = 0
+                self.gradients[name].index_fill_(0, self.touched[name], 0)
             else:
                 self.gradients[name] = torch.zeros_like(value)
-            self.touched[name] = sparse.indices()[0]
-            self.gradients[name][self.touched[name]] = sparse.values()
-            value.grad = self.gradients[name]
+            self.touched[name] = sparse._indices()[0]
+            value.grad = self.gradients[name].index_add_(0, self.touched[name], sparse._values())
