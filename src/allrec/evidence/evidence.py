@@ -28,7 +28,7 @@ STEP_BACK = 0.7
 """Weight of an item in a mean over the history, relative to the item after it."""
 RECALLED = 50
 """Latest items of a history in which a candidate is looked up."""
-CELLS = 1 << 12
+CELLS = 1 << 13
 """Candidates whose evidence is computed at one time: so few that their embeddings stay in a core's cache."""
 
 POOLS = ("largest", "latest", "mean")

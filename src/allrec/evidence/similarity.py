@@ -8,7 +8,6 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 from torch import Tensor
 from torch.nn import functional
-from torch.nn.utils.rnn import pad_sequence
 
 from allrec.models.content import Words
 
@@ -55,39 +54,51 @@ class WordSpace(NamedTuple):
     """Cosine of weighed title words.
 
     Attributes:
-        ids: every item's words, padded with ``vocabulary_size``.
-        weights: 0 for padding.
+        ids: every item's words, one item after the other.
+        weights: of the words.
+        bounds: where every item's words begin, and the last one's end.
         vocabulary_size: how many words there are.
     """
 
-    ids: Int[Tensor, "items words"]
-    weights: Float[Tensor, "items words"]
+    ids: Int[Tensor, "words"]
+    weights: Float[Tensor, "words"]
+    bounds: Int[Tensor, "items_and_one"]
     vocabulary_size: int
 
     @classmethod
     def of(cls, words: Words, vocabulary_size: int) -> "WordSpace":
-        """From words one item after the other."""
-        lengths = torch.diff(words.offsets, append=torch.tensor([len(words.ids)])).tolist()
-        ids = pad_sequence(list(torch.split(words.ids, lengths)), True, vocabulary_size)
-        return cls(ids, pad_sequence(list(torch.split(words.weights, lengths)), True), vocabulary_size)
+        """From the words of all items."""
+        return cls(
+            words.ids, words.weights, functional.pad(words.offsets, (0, 1), value=len(words.ids)), vocabulary_size
+        )
 
     def similarity(
         self, items: Int[Tensor, "rows length"], candidates: Int[Tensor, "rows candidates"]
     ) -> Float[Tensor, "rows length candidates"]:
         """See ``Space``."""
-        words, asked = self.ids[items.clamp(min=0)], candidates.clamp(min=0)
-        known = torch.unique(words)
-        slots = torch.zeros(self.vocabulary_size + 1, dtype=torch.int64)
-        slots[known] = torch.arange(1, len(known) + 1)
+        (num_rows, length), num_candidates = items.shape, candidates.shape[1]
+        told, words, _ = self._words(items)
+        slots = torch.zeros(self.vocabulary_size, dtype=torch.int64)
+        slots[self.ids[words]] = 1
         # A row's table has a line for each word of any history here, and a column for each item of its own.
-        starts, length = torch.arange(len(items))[:, None, None] * (len(known) + 1), items.shape[1]
-        tables = torch.zeros(len(items) * (len(known) + 1), length)
-        columns = torch.arange(length)[:, None].expand_as(words)
-        tables[(starts + slots[words]).flatten(), columns.flatten()] = self.weights[items.clamp(min=0)].flatten()
-        wanted = (starts + slots[self.ids[asked]]).flatten(0, 1)
-        weights = self.weights[asked].flatten(0, 1)
-        found = functional.embedding_bag(wanted, tables, mode="sum", per_sample_weights=weights)
+        slots *= slots.cumsum(dim=0)
+        num_lines = int(slots.amax() if len(slots) else 0) + 1
+        tables = torch.zeros(num_rows * num_lines, length)
+        tables[told // length * num_lines + slots[self.ids[words]], told % length] = self.weights[words]
+        asked, words, begins = self._words(candidates)
+        wanted = asked // num_candidates * num_lines + slots[self.ids[words]]
+        found = functional.embedding_bag(wanted, tables, begins, mode="sum", per_sample_weights=self.weights[words])
         return found.view(*candidates.shape, length).transpose(1, 2)
+
+    def _words(
+        self, items: Int[Tensor, "rows items"]
+    ) -> tuple[Int[Tensor, "words"], Int[Tensor, "words"], Int[Tensor, "all_items"]]:
+        """The words of items, of padding the first one's: whose each is, where it stands, and where an item's begin."""
+        wanted = items.clamp(min=0).flatten()
+        starts, lengths = self.bounds[wanted], self.bounds[wanted + 1] - self.bounds[wanted]
+        begins = lengths.cumsum(dim=0) - lengths
+        whose = torch.repeat_interleave(lengths)
+        return whose, torch.arange(len(whose)) + (starts - begins)[whose], begins
 
 
 class Neighbours(NamedTuple):

@@ -12,7 +12,7 @@ from allrec.evidence.evidence import Evidence
 from allrec.evidence.histories import Histories, histories_before
 from allrec.side_by_side import side_by_side
 
-USERS_TOGETHER = 256
+USERS_TOGETHER = 512
 """Users whose retrieved candidates are scored at one time, by one thread."""
 
 Score = Callable[[Float[ndarray, "part candidates evidence"], slice], Float[ndarray, "part candidates"]]
