@@ -23,6 +23,7 @@ from allrec.evaluation.metrics import hit_rate_at
 from allrec.evaluation.ranking import candidate_ranks
 from allrec.models.backbones.base import StatesBackbone
 from allrec.models.backbones.registry import make_backbone
+from allrec.models.large_table import DenseGradients
 from allrec.training.backbone import BackboneConfig, TrainingBatches, backbone_ranks
 from measure import CLOCKS, compared, dataset_of, options, rates, show, start
 from public_sasrec import BATCH, PublicSASRec, sample_batches
@@ -70,6 +71,7 @@ class Package:
         self.source = TrainingBatches(dataset, self.config, seed, "cpu")
         loop = self.config.loop
         self.optimizer = torch.optim.Adam(self.model.parameters(), loop.learning_rate, loop.betas, fused=True)
+        self.gradients = DenseGradients()
         self.epoch = 0
 
     def train(self) -> None:
@@ -83,6 +85,7 @@ class Package:
             loss = self.source.loss(states, batch.next_items[is_target], self.model.item_embeddings(), batch.negatives)
             self.optimizer.zero_grad()
             loss.backward()
+            self.gradients.take_over(dict(self.model.named_parameters()))
             self.optimizer.step()
         self.epoch += 1
 

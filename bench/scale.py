@@ -75,6 +75,8 @@ def seconds_of_steps(train: Callable[[OnStep], object], clock: str) -> float:
     """Seconds of all steps of a training; what it does before the first and after the last does not count."""
     times: list[float] = []
     train(lambda step, values: times.append(CLOCKS[clock]()))
+    if len(times) < 2:
+        raise ValueError("an epoch is one step, expected two at least. Ask for more --interactions.")
     # The first step's beginning is not told, so it is taken to last as long as the others.
     return (times[-1] - times[0]) * len(times) / (len(times) - 1)
 

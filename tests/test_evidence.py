@@ -93,6 +93,30 @@ def test_words_are_compared_by_their_rarity():
     np.testing.assert_allclose(similarity, [1.0, share, 1.0, 0.0, 0.0], atol=1e-6)
 
 
+def test_words_of_many_rows_are_compared_as_by_whole_vectors():
+    # Items without words, twice the same item, padding, and rows whose candidates share no word with their history.
+    titles = ["red lamp", None, "red chair green", "blue sofa", "", "blue lamp red", "sofa chair", "green"]
+    vocabulary = Vocabulary.of(titles * 2)
+    words = vocabulary.weigh(titles)
+    whole = torch.zeros(len(titles), len(vocabulary))
+    whose = torch.repeat_interleave(torch.diff(words.offsets, append=torch.tensor([len(words.ids)])))
+    whole[whose, words.ids] = words.weights
+    rng = np.random.default_rng(0)
+    items, candidates = (torch.from_numpy(rng.integers(-1, len(titles), (30, width))) for width in (3, 5))
+    items[4], candidates[5] = 1, 1
+    items[6], candidates[6] = 3, 7
+    similarity = WordSpace.of(words, len(vocabulary)).similarity(items, candidates)
+    expected = whole[items.clamp(min=0)] @ whole[candidates.clamp(min=0)].transpose(1, 2)
+    torch.testing.assert_close(similarity, expected)
+    assert not expected[4:7].any()
+
+
+def test_no_word_at_all_is_similar_to_nothing():
+    vocabulary = Vocabulary.of([None, ""])
+    space = WordSpace.of(vocabulary.weigh([None, ""]), len(vocabulary))
+    assert space.similarity(torch.tensor([[0, 1]]), torch.tensor([[1, 0, -1]])).tolist() == [[[0.0] * 3] * 2]
+
+
 def test_a_vocabulary_is_frozen_for_new_titles():
     vocabulary = Vocabulary.of(["red lamp", "red chair", "lamp"])
     words = vocabulary.weigh(["unheard of", "red unheard"])

@@ -211,8 +211,9 @@ def test_what_always_follows_is_found_far_above_popularity(name):
     backbone = TRAINED[name](dataset).model
     hits = backbone_ranks(backbone, dataset, dataset.targets["test"], "full-repeat")[::2] == 0
     popularity = np.sort(dataset.train_counts())[-1] / dataset.train_counts().sum()
-    # Seeds give .6 to 1 with binary cross-entropy, and with all else .97 to 1.
-    assert hits.mean() > 0.6 > 8 * popularity
+    # Twenty seeds gave .61 to 1 with binary cross-entropy, and with all else .97 to 1.
+    least = 0.55 if name == "sasrec, bce" else 0.95
+    assert hits.mean() > least > 7 * popularity
 
 
 @pytest.mark.parametrize("name", ["ncf, bce", "nextitnet, softmax", "gru4rec, sampled softmax"])

@@ -68,7 +68,7 @@ def test_a_target_scored_otherwise_by_a_product_of_another_shape_is_counted_agai
     count, least = dot_products._count, []
 
     def counting(*given):
-        least.append(given[2])
+        least.append(given[3])
         return count(*given)
 
     monkeypatch.setattr(dot_products, "_count", counting)
@@ -79,20 +79,16 @@ def test_a_target_scored_otherwise_by_a_product_of_another_shape_is_counted_agai
     assert torch.equal(least[1], (users * items[targets]).sum(dim=1))
 
 
-@pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e30])
-def test_a_score_that_is_no_number_is_refused_with_its_place(monkeypatch, value):
+@pytest.mark.parametrize(("value", "row"), [(torch.nan, 0), (torch.inf, 4), (1e30, 4)])
+def test_a_score_that_is_no_number_is_refused_with_its_place(monkeypatch, value, row):
     monkeypatch.setattr(dot_products, "ROWS", 2)
     monkeypatch.setattr(dot_products, "ITEMS", 3)
-    users, items = torch.ones(5, 2), torch.ones(8, 2)
+    # Of the last item the last user has infinity less infinity, and all others a number or infinity.
+    users, items = torch.tensor([[1.0, -1.0]]).repeat(5, 1), torch.ones(8, 2)
     items[7] = torch.tensor([value, -value])
     users[4] = 1e30
-    users[:4, 1] = 0
-    if value == torch.inf:
-        users[:4] = torch.tensor([1.0, 0.5])
-        users[:4, 1] = -1
-    targets = np.zeros(5, np.int64)
-    with pytest.raises(ValueError, match=r"row \d scores item 7 with nan"):
-        ranks_among_all(users, items, targets)
+    with pytest.raises(ValueError, match=f"row {row} scores item 7 with nan"):
+        ranks_among_all(users, items, np.zeros(5, np.int64))
 
 
 def test_infinite_scores_are_ranked():
@@ -101,3 +97,6 @@ def test_infinite_scores_are_ranked():
     assert ranks_among_all(users, items, np.array([3])).tolist() == [3]
     excluded = Excluded(np.array([0]), np.array([2]), np.array([0, 1]))
     assert ranks_among_all(users, items, np.array([3]), excluded).tolist() == [1]
+    # Rows that fill up a product score nothing, and nothing times infinity is no number.
+    items = torch.tensor([[torch.inf], [1.0], [-torch.inf]])
+    assert ranks_among_all(torch.ones(1, 1), items, np.array([1])).tolist() == [1]

@@ -1,5 +1,6 @@
 """Ranks by a dot product of users and items, under any protocol."""
 
+from itertools import pairwise
 from math import prod
 from typing import NamedTuple
 
@@ -78,9 +79,9 @@ def ranks_among_all(
     if len(users) == 0:
         return np.zeros(0, np.int64)
     is_cpu = users.device.type == "cpu"
-    num_blocks = max(1, -(-len(items) // (ITEMS if is_cpu else ITEMS_ON_DEVICE)))
     # Of even sizes, as products with a few rows or columns round otherwise than larger ones: see ``FEW``.
-    width = -(-len(items) // num_blocks)
+    num_blocks = max(1, -(-len(items) // (ITEMS if is_cpu else ITEMS_ON_DEVICE)))
+    bounds = np.arange(num_blocks + 1) * len(items) // num_blocks
     # Finite numbers whose products cannot overflow have no NaN among their sums, which then are not looked through.
     largest = [float(torch.stack(one.aminmax()).abs().amax()) for one in (users, items)]
     is_bounded = prod(largest) * items.shape[1] < torch.finfo(items.dtype).max
@@ -89,61 +90,64 @@ def ranks_among_all(
         rows = slice(start, min(start + ROWS, len(users)))
         own = targets[rows].astype(np.int64)
         left_out = np.zeros((2, 0), np.int64) if excluded is None else excluded.others(rows, own)
-        wanted = _Cells.of(np.stack([np.arange(len(own)), own]), len(items), width, items.device)
-        unwanted = _Cells.of(left_out, len(items), width, items.device)
+        wanted = _Cells.of(np.stack([np.arange(len(own)), own]), bounds, items.device)
+        unwanted = _Cells.of(left_out, bounds, items.device)
         part = functional.pad(users[rows], (0, 0, 0, max(0, FEW - len(own))))
         least = torch.zeros(len(part), dtype=users.dtype, device=users.device)
         scores = part[: len(own)] @ items[torch.from_numpy(own).to(items.device)].T
         least[: len(own)] = scores.diagonal()
-        while True:
-            counts, seen = _count(part, items, least, wanted, unwanted, None if is_bounded else start)
-            # The target's own score is its block's. Where a product of another shape rounds otherwise, count again.
-            if torch.equal(seen, least):
-                return (counts[: len(own)] - 1).cpu().numpy()
-            least = seen
+        first_row = None if is_bounded else start
+        counts, seen = _count(part, items, bounds, least, wanted, unwanted, first_row)
+        # The target's own score is its block's. Where a product of another shape rounds otherwise, count again.
+        if not torch.equal(seen, least):
+            counts, _ = _count(part, items, bounds, seen, wanted, unwanted, first_row)
+        return (counts[: len(own)] - 1).cpu().numpy()
 
     parts = side_by_side(ranks, range(0, len(users), ROWS), None if is_cpu else 1)
     return np.concatenate(list(parts))
 
 
 class _Cells(NamedTuple):
-    """Cells of a matrix of scores by the block of items that they stand in, whose ``bounds`` tell which they are."""
+    """Cells of a matrix of scores by the block of items that they stand in: from one of ``starts`` to the next."""
 
     rows: Int[Tensor, "cells"]
     places: Int[Tensor, "cells"]
-    bounds: list[int]
-    width: int
+    starts: list[int]
 
     @classmethod
-    def of(cls, cells: Int[ndarray, "2 cells"], num_items: int, width: int, device: torch.device) -> "_Cells":
+    def of(
+        cls, cells: Int[ndarray, "2 cells"], bounds: Int[ndarray, "blocks_and_one"], device: torch.device
+    ) -> "_Cells":
         rows, items = cells[:, np.argsort(cells[1], kind="stable")]
-        bounds = np.searchsorted(items, np.arange(0, num_items + width, width)).tolist()
-        return cls(torch.from_numpy(rows).to(device), torch.from_numpy(items % width).to(device), bounds, width)
+        starts = np.searchsorted(items, bounds)
+        places = items - np.repeat(bounds[:-1], np.diff(starts))
+        return cls(torch.from_numpy(rows).to(device), torch.from_numpy(places).to(device), starts.tolist())
 
     def of_block(self, number: int) -> tuple[Tensor, Tensor]:
-        here = slice(self.bounds[number], self.bounds[number + 1])
+        here = slice(self.starts[number], self.starts[number + 1])
         return self.rows[here], self.places[here]
 
 
 def _count(
     users: Float[Tensor, "rows dim"],
     items: Float[Tensor, "items dim"],
+    bounds: Int[ndarray, "blocks_and_one"],
     least: Float[Tensor, "rows"],
     wanted: _Cells,
     unwanted: _Cells,
-    looked_through: int | None,
+    first_row: int | None,
 ) -> tuple[Int[Tensor, "rows"], Float[Tensor, "rows"]]:
     """How many items score ``least`` or more, the unwanted left out; and the scores of the wanted, one a row.
 
-    Whether scores are numbers is looked through where the first row's number is given, which errors count from.
+    Whether scores are numbers is looked through where ``first_row`` is given, which errors count from; rows after the
+    wanted ones are padding.
     """
     counts, seen = torch.zeros(len(users), dtype=torch.int64, device=users.device), torch.zeros_like(least)
-    memory = users.new_empty(len(users), min(wanted.width, len(items)))
-    for number, first in enumerate(range(0, len(items), wanted.width)):
-        block = items[first : first + wanted.width]
-        scores = torch.mm(users, block.T, out=memory[:, : len(block)])
-        if looked_through is not None:
-            refuse_nan(scores, looked_through, first)
+    memory = users.new_empty(len(users), int(np.diff(bounds).max()))
+    for number, (start, end) in enumerate(pairwise(bounds.tolist())):
+        scores = torch.mm(users, items[start:end].T, out=memory[:, : end - start])
+        if first_row is not None:
+            refuse_nan(scores[: len(wanted.rows)], first_row, start)
         rows, places = wanted.of_block(number)
         seen[rows] = scores[rows, places]
         scores[unwanted.of_block(number)] = torch.nan

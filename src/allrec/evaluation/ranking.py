@@ -108,7 +108,12 @@ def _num_excluded(
 
 
 def refuse_nan(scores: Float[Tensor, "chunk items"], first_row: int, first_item: int = 0) -> None:
-    """Some of the scores of all rows and items, and where they begin.
+    """Refuses scores that are not numbers.
+
+    Args:
+        scores: some of all rows and items.
+        first_row: where they begin.
+        first_item: the same.
 
     Raises:
         ValueError: one is not a number.

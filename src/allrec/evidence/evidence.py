@@ -29,7 +29,7 @@ STEP_BACK = 0.7
 RECALLED = 50
 """Latest items of a history in which a candidate is looked up."""
 CELLS = 1 << 13
-"""Candidates whose evidence is computed at one time: so few that their embeddings stay in a core's cache."""
+"""Candidates whose evidence is computed at one time: with fewer, threads hand over more often than that saves."""
 
 POOLS = ("largest", "latest", "mean")
 HISTORY = ("in_history", "times_in_history", "recency_in_history", "log_count", "history_length")

@@ -81,8 +81,8 @@ class WordSpace(NamedTuple):
         slots = torch.zeros(self.vocabulary_size, dtype=torch.int64)
         slots[self.ids[words]] = 1
         # A row's table has a line for each word of any history here, and a column for each item of its own.
+        num_lines = int(slots.sum()) + 1
         slots *= slots.cumsum(dim=0)
-        num_lines = int(slots.amax() if len(slots) else 0) + 1
         tables = torch.zeros(num_rows * num_lines, length)
         tables[told // length * num_lines + slots[self.ids[words]], told % length] = self.weights[words]
         asked, words, begins = self._words(candidates)

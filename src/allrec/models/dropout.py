@@ -31,16 +31,19 @@ def dropout(x: Float[Tensor, "*shape"], share: float) -> Float[Tensor, "*shape"]
 
 
 def attention_with_dropout(
-    query: Float[Tensor, "batch heads length head_dim"],
+    query: Float[Tensor, "batch heads places head_dim"],
     key: Float[Tensor, "batch heads length head_dim"],
     value: Float[Tensor, "batch heads length head_dim"],
-    bias: Float[Tensor, "batch 1 length length"] | None,
+    bias: Float[Tensor, "batch 1 places length"] | None,
     share: float,
-) -> Float[Tensor, "batch heads length head_dim"]:
+) -> Float[Tensor, "batch heads places head_dim"]:
     """Attention, causal without ``bias``, of which a share of the weights is dropped after the softmax.
 
-    What torch's ``scaled_dot_product_attention`` gives with ``dropout_p``, which on a CPU writes the weights out too.
+    On a CPU torch's own writes the weights out too, but draws a number for each.
     """
+    if query.device.type != "cpu":
+        attend = functional.scaled_dot_product_attention
+        return attend(query, key, value, bias, dropout_p=share, is_causal=bias is None)
     logits = (query / math.sqrt(query.shape[-1])) @ key.transpose(2, 3)
     if bias is None:
         bias = torch.full(logits.shape[2:], -torch.inf, dtype=logits.dtype, device=logits.device).triu(1)

@@ -15,7 +15,10 @@ LARGE = 1 << 20
 
 
 def look_up(ids: Int[Tensor, "*places"], table: Float[Tensor, "items dim"]) -> Float[Tensor, "*places dim"]:
-    """Rows of a table; of a large one that is itself a parameter, the gradient is sparse."""
+    """Rows of a table; of a large one that is itself a parameter, the gradient is sparse.
+
+    Optimizers that know dense gradients alone need ``DenseGradients`` before each step, as ``training.loop`` has.
+    """
     return functional.embedding(ids, table, sparse=table.is_leaf and table.numel() >= LARGE)
 
 

@@ -226,7 +226,7 @@ def _header(path: Path) -> dict[str, Any]:
 def seeded_dropout(module: nn.Module, seed: int, stage: int, step: int) -> Iterator[None]:
     """Inside, dropout draws from a seed of this step alone; outside, torch's generators are as they were.
 
-    Dropout takes no generator as an argument, hence the global one, lent for the length of a step.
+    Torch's dropout takes no generator as an argument, hence the global one, lent for the length of a step.
     """
     devices = sorted({value.device.index for value in module.parameters() if value.device.type == "cuda"})
     with torch.random.fork_rng(devices=devices):
