@@ -78,13 +78,14 @@ class WordSpace(NamedTuple):
         """See ``Space``."""
         (num_rows, length), num_candidates = items.shape, candidates.shape[1]
         told, words, _ = self._words(items)
+        known = self.ids[words]
         slots = torch.zeros(self.vocabulary_size, dtype=torch.int64)
-        slots[self.ids[words]] = 1
+        slots[known] = 1
         # A row's table has a line for each word of any history here, and a column for each item of its own.
         num_lines = int(slots.sum()) + 1
         slots *= slots.cumsum(dim=0)
         tables = torch.zeros(num_rows * num_lines, length)
-        tables[told // length * num_lines + slots[self.ids[words]], told % length] = self.weights[words]
+        tables[told // length * num_lines + slots[known], told % length] = self.weights[words]
         asked, words, begins = self._words(candidates)
         wanted = asked // num_candidates * num_lines + slots[self.ids[words]]
         found = functional.embedding_bag(wanted, tables, begins, mode="sum", per_sample_weights=self.weights[words])
@@ -95,7 +96,8 @@ class WordSpace(NamedTuple):
     ) -> tuple[Int[Tensor, "words"], Int[Tensor, "words"], Int[Tensor, "all_items"]]:
         """The words of items, of padding the first one's: whose each is, where it stands, and where an item's begin."""
         wanted = items.clamp(min=0).flatten()
-        starts, lengths = self.bounds[wanted], self.bounds[wanted + 1] - self.bounds[wanted]
+        starts = self.bounds[wanted]
+        lengths = self.bounds[wanted + 1] - starts
         begins = lengths.cumsum(dim=0) - lengths
         whose = torch.repeat_interleave(lengths)
         return whose, torch.arange(len(whose)) + (starts - begins)[whose], begins
