@@ -17,14 +17,14 @@ from itertools import islice
 import numpy as np
 import torch
 
+from allrec.backbones.base import StatesBackbone
+from allrec.backbones.registry import make_backbone
+from allrec.backbones.training import BackboneConfig, TrainingBatches, backbone_ranks
 from allrec.config import load_recipe
 from allrec.data import Dataset
 from allrec.evaluation.metrics import hit_rate_at
-from allrec.evaluation.ranking import candidate_ranks
-from allrec.models.backbones.base import StatesBackbone
-from allrec.models.backbones.registry import make_backbone
-from allrec.models.large_table import DenseGradients
-from allrec.training.backbone import BackboneConfig, TrainingBatches, backbone_ranks
+from allrec.evaluation.ranks import candidate_ranks
+from allrec.training.large_table import DenseGradients
 from measure import CLOCKS, compared, dataset_of, options, rates, show, start
 from public_sasrec import BATCH, PublicSASRec, sample_batches
 

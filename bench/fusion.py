@@ -15,18 +15,18 @@ from typing import Any
 
 import numpy as np
 import torch
-
-from allrec.data import Dataset
 from allrec.evidence import CONTEXT, FREE, DenseSpace, Evidence, Neighbours, Scorer, WordSpace
-from allrec.evidence.collect import RETRIEVING
-from allrec.evidence.fused import Fused
-from allrec.evidence.histories import Histories, histories_before
-from allrec.models.backbones.base import Backbone, freeze
-from allrec.models.backbones.ensemble import together
-from allrec.models.backbones.sasrec import SASRec, SASRecConfig
-from allrec.models.content import Vocabulary
-from allrec.models.fusion import Fusion, FusionConfig, evidence_scale
-from allrec.training.fusion import fused_scores
+
+from allrec.backbones.base import Backbone, freeze
+from allrec.backbones.ensemble import together
+from allrec.backbones.sasrec import SASRec, SASRecConfig
+from allrec.data import Dataset
+from allrec.hybrid.collect import RETRIEVING
+from allrec.hybrid.content import Vocabulary
+from allrec.hybrid.features import Histories, histories_before
+from allrec.hybrid.fused import Fused
+from allrec.hybrid.fusion import Fusion, FusionConfig, evidence_scale
+from allrec.hybrid.fusion_training import fused_scores
 from measure import dataset_of, options, rates, show, start
 
 TEXT_DIM, TOWER_DIM, CF_DIM = 384, 128, 50

@@ -17,7 +17,7 @@ from numpy import ndarray
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from allrec.models.prompt import wording_pieces
+from allrec.llm.prompt import wording_pieces
 from scene import Scene
 
 BATCH = 2

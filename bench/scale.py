@@ -15,14 +15,14 @@ from typing import TypeVar
 
 import torch
 
+from allrec.alignment.model import AlignmentConfig
+from allrec.alignment.training import AlignmentStageConfig, train_alignment
+from allrec.backbones.base import freeze
+from allrec.backbones.registry import make_backbone
+from allrec.backbones.training import BackboneConfig, backbone_ranks, train_backbone
 from allrec.config import EvaluationConfig, load_recipe
 from allrec.data import load_dataset, prepare
-from allrec.evaluation.protocols import sample_rows
-from allrec.models.alignment import AlignmentConfig
-from allrec.models.backbones.base import freeze
-from allrec.models.backbones.registry import make_backbone
-from allrec.training.alignment import AlignmentStageConfig, train_alignment
-from allrec.training.backbone import BackboneConfig, backbone_ranks, train_backbone
+from allrec.evaluation.segments import sample_rows
 from measure import CLOCKS, OnStep, in_own_process, options, show, start
 from simulated import write_interactions
 

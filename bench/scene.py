@@ -10,15 +10,15 @@ from torch import Tensor
 
 from allrec.config import load_recipe
 from allrec.data import Dataset
-from allrec.data.candidates import Touched, draw_candidates
-from allrec.models.candidate_scoring import answer_loss, score_candidates
-from allrec.models.language_model import LanguageModel
-from allrec.models.prompt import PromptBuilder
-from allrec.models.readout import ReadOut, ReadOutConfig, read_out
-from allrec.models.soft_tokens import SoftTokens
-from allrec.training.batching import length_batches
+from allrec.data.negatives import Touched, draw_candidates
+from allrec.llm.language_model import LanguageModel
+from allrec.llm.likelihood import answer_loss, score_candidates
+from allrec.llm.prompt import PromptBuilder
+from allrec.llm.readout import ReadOut, ReadOutConfig, read_out
+from allrec.llm.soft_token_training import SoftTokensStageConfig, new_soft_tokens, project, prompt_lengths
+from allrec.llm.soft_tokens import SoftTokens
+from allrec.training.batches import length_batches
 from allrec.training.examples import Examples, training_examples
-from allrec.training.soft_tokens import SoftTokensStageConfig, new_soft_tokens, project, prompt_lengths
 
 USER_DIM, JOINT_DIM = 50, 128
 PROMPT = load_recipe("a-llmrec").prompt

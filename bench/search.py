@@ -15,8 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from allrec.evidence.nearest import FaissSearch
-from allrec.evidence.search import scan
+from allrec.hybrid.retrieval import FaissSearch, scan
 from measure import CLOCKS, options, rates, ratio, show, start
 
 DIM, DIRECTIONS, CLUSTERS = 128, 32, 1000

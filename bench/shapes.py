@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, OPTConfig, OPTForCausalLM, PreTrainedModel
 
-from allrec.models.language_model import LanguageModel
-from allrec.models.loading import LanguageModelConfig, embedded_folder, spared
+from allrec.llm.language_model import LanguageModel
+from allrec.llm.loading import LanguageModelConfig, embedded_folder, spared
 
 VOCABULARY, TINY_VOCABULARY, POSITIONS = 50272, 4096, 2048
 SIZES = {"tiny": (64, 2, 2), "opt-125m": (768, 12, 12), "opt-6.7b": (4096, 32, 32), "opt-13b": (5120, 40, 40)}

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 
 import torch
 
+from allrec.alignment.text_encoder import TextEncoder, TextEncoderConfig
+from allrec.alignment.training import AlignmentStageConfig, train_alignment
+from allrec.backbones.base import freeze
+from allrec.backbones.sasrec import SASRec, SASRecConfig
 from allrec.data import Dataset
-from allrec.models.backbones.base import freeze
-from allrec.models.backbones.sasrec import SASRec, SASRecConfig
-from allrec.models.text_encoder import TextEncoder, TextEncoderConfig
-from allrec.training.alignment import AlignmentStageConfig, train_alignment
 from allrec.training.examples import training_examples
 from measure import CLOCKS, OnStep, dataset_of, options, seconds_a_step, show, start
 

@@ -13,8 +13,8 @@ from numpy import ndarray
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from allrec.base import Wording
-from allrec.models.prompt import PromptConfig, wording_pieces
+from allrec.errors import Wording
+from allrec.llm.prompt import PromptConfig, wording_pieces
 from embedded_text import titles
 
 BEGIN, END = 0, 1

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from numpy import ndarray
 
-from allrec.base import Wording
 from allrec.data import load_dataset
-from allrec.models.candidate_scoring import embed_prompts, score_candidates
-from allrec.models.language_model import LanguageModel
-from allrec.models.loading import LanguageModelConfig
-from allrec.models.prompt import USER, PromptBuilder, PromptConfig, Prompts
+from allrec.errors import Wording
+from allrec.llm.language_model import LanguageModel
+from allrec.llm.likelihood import embed_prompts, score_candidates
+from allrec.llm.loading import LanguageModelConfig
+from allrec.llm.prompt import USER, PromptBuilder, PromptConfig, Prompts
 from embedded_tasks import noisy, vectors
 from embedded_text import titles
 

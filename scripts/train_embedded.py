@@ -21,8 +21,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from allrec.models.prompt import PromptConfig, wording_pieces
-from allrec.training.batching import LazyBatches
+from allrec.llm.prompt import PromptConfig, wording_pieces
+from allrec.training.batches import LazyBatches
 from allrec.training.loop import LoopConfig, fit
 from embedded_tasks import ANSWER, BEGIN, END, SOFT, TEXT, WORDINGS, Batch, Catalogues, Task, batch
 from embedded_text import titles

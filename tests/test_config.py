@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from allrec.base import InputError
+from allrec.alignment.text_encoder import TextEncoderConfig
 from allrec.config import EvaluationConfig, LanguageModelChoice, Recipe, dump_recipe, load_recipe, recipe_names
-from allrec.models.loading import LanguageModelConfig
-from allrec.models.text_encoder import TextEncoderConfig
-from allrec.training.soft_tokens import SoftTokensStageConfig
+from allrec.errors import InputError
+from allrec.llm.loading import LanguageModelConfig
+from allrec.llm.soft_token_training import SoftTokensStageConfig
 
 
 def write(folder, text):

@@ -73,8 +73,8 @@ def test_every_difference_has_its_reason():
 
 
 def test_a_name_that_nobody_wrote_is_found():
-    text = "`models/matching.py::no_such_loss` `models/nowhere.py::x` `tests/test_docs.py::rows` `docs/none.md`"
-    assert missing(text) == ["models/matching.py::no_such_loss", "models/nowhere.py::x", "docs/none.md"]
-    assert missing("`models/alignment.py::Alignment.losses` `models/alignment.py::Alignment.lost`") == [
-        "models/alignment.py::Alignment.lost"
+    text = "`alignment/losses.py::no_such_loss` `models/nowhere.py::x` `tests/test_docs.py::rows` `docs/none.md`"
+    assert missing(text) == ["alignment/losses.py::no_such_loss", "models/nowhere.py::x", "docs/none.md"]
+    assert missing("`alignment/model.py::Alignment.losses` `alignment/model.py::Alignment.lost`") == [
+        "alignment/model.py::Alignment.lost"
     ]

@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from allrec.side_by_side import side_by_side
+from allrec.parallel import side_by_side
 
 
 @pytest.fixture(params=[1, 2, 3])

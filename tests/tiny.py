@@ -16,8 +16,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from allrec.models.language_model import LanguageModel
-from allrec.models.loading import LanguageModelConfig
+from allrec.llm.language_model import LanguageModel
+from allrec.llm.loading import LanguageModelConfig
 
 KINDS = ("opt", "llama", "qwen3")
 BEGIN, END = "<|begin|>", "<|end|>"

@@ -6,7 +6,7 @@ from typing import Any
 _WHERE = {
     "AllRec": "allrec.recommender",
     "Recommendation": "allrec.recommender",
-    "InputError": "allrec.base",
+    "InputError": "allrec.errors",
     "Dataset": "allrec.data",
     "PrepareConfig": "allrec.data",
     "SimulationConfig": "allrec.data",

@@ -8,15 +8,15 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from allrec.base import Config, InputError, nearest
-from allrec.evidence.fitting import FusionStageConfig
-from allrec.models.loading import LanguageModelConfig
-from allrec.models.prompt import PromptConfig
-from allrec.models.text_encoder import TextEncoderConfig
-from allrec.training.alignment import AlignmentStageConfig
-from allrec.training.backbone import BackboneConfig
-from allrec.training.readout import ReadOutStageConfig
-from allrec.training.soft_tokens import SoftTokensStageConfig
+from allrec.alignment.text_encoder import TextEncoderConfig
+from allrec.alignment.training import AlignmentStageConfig
+from allrec.backbones.training import BackboneConfig
+from allrec.errors import Config, InputError, nearest
+from allrec.hybrid.fitting import FusionStageConfig
+from allrec.llm.loading import LanguageModelConfig
+from allrec.llm.prompt import PromptConfig
+from allrec.llm.readout_training import ReadOutStageConfig
+from allrec.llm.soft_token_training import SoftTokensStageConfig
 
 
 class EvaluationConfig(Config):

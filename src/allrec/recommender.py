@@ -11,23 +11,22 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 from torch import Tensor
 
-from allrec.adding import add_items
-from allrec.artifacts import write_json
-from allrec.base import InputError, nearest
+from allrec.alignment.measures import measure_alignment
 from allrec.config import Recipe, load_recipe
-from allrec.data import Dataset, load_dataset
-from allrec.evaluation.alignment_measures import measure_alignment
+from allrec.data.dataset import Dataset, load_dataset
+from allrec.errors import InputError, nearest
 from allrec.evaluation.evaluate import Plan, evaluate
-from allrec.evaluation.stored_ranks import save_ranks, with_earlier
-from allrec.events import recording
-from allrec.evidence.evidence import Users
-from allrec.evidence.fused import Fused
-from allrec.generating import TASKS, Task, WrittenGenres, WrittenTitle, write_genres, write_titles
-from allrec.pipeline import Observer, ignore, load_scoring, train_stages
-from allrec.recommending import order_fused, retrieved_items
-from allrec.run_folder import MANIFEST, METRICS, RunFolder
-from allrec.scoring import Scoring
-from allrec.setup import (
+from allrec.evaluation.results import save_ranks, with_earlier
+from allrec.files import write_json
+from allrec.hybrid.features import Users
+from allrec.hybrid.fused import Fused
+from allrec.hybrid.recommending import order_fused, retrieved_items
+from allrec.llm.generating import TASKS, Task, WrittenGenres, WrittenTitle, write_genres, write_titles
+from allrec.runs.add_items import add_items
+from allrec.runs.pipeline import Observer, ignore, load_scoring, train_stages
+from allrec.runs.run_folder import MANIFEST, METRICS, RunFolder
+from allrec.runs.scoring import Scoring
+from allrec.runs.setup import (
     choose_language_model,
     default_cache,
     describe,
@@ -36,6 +35,7 @@ from allrec.setup import (
     plan_of,
     refuse_in_vain,
 )
+from allrec.runs.tensorboard import recording
 
 NUM_RANKED = 20
 """So many candidates the language model reads, unless told otherwise: as in training."""

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from allrec.base import InputError
 from allrec.data import PrepareConfig, load_dataset, prepare
+from allrec.errors import InputError
 
 GOOD = "user_id,item_id\na,x\na,y\na,z\n"
 

@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.training.histories import dataset_of
 
-from allrec.base import InputError, Wording
 from allrec.data.catalogue import Catalogue
+from allrec.errors import InputError, Wording
 
 HISTORIES = [[0, 1, 2, 1], [], [3], []]
 

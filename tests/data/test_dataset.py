@@ -16,11 +16,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from allrec.artifacts import sha256_file
-from allrec.base import InputError
 from allrec.data import PrepareConfig, load_dataset, prepare
 from allrec.data.dataset import FILES, Dataset
-from allrec.data.staging import staging
+from allrec.errors import InputError
+from allrec.files import sha256_file, staging
 
 
 def test_arrays_of_a_small_data_set(tmp_path: Path, make_source: Callable[..., Path]) -> None:

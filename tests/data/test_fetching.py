@@ -14,12 +14,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from allrec import terminal
-from allrec.base import InputError
-from allrec.cli import app
-from allrec.data import fetching, prepare
-from allrec.data.fetching import Fetched, check_address, fetch, record_of
+from allrec.cli import terminal
+from allrec.cli.commands import app
+from allrec.data import download as fetching
+from allrec.data import prepare
+from allrec.data.download import Fetched, check_address, fetch, record_of
 from allrec.data.published import PublishedFile, PublishedSet
+from allrec.errors import InputError
 from data.file_server import FileServer, serving
 
 CONTENT = b"\x1f\x8b" + bytes(range(256)) * 40
@@ -85,7 +86,7 @@ def test_a_broken_fetch_goes_on_where_it_broke(server: FileServer, tmp_path: Pat
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from allrec.data import fetching
+from allrec.data import download as fetching
 from allrec.data.published import PublishedFile, PublishedSet
 
 fetching.CHUNK_BYTES = 1000

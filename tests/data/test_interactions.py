@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from allrec.data import PrepareConfig, load_dataset, prepare
 from allrec.data.config import PrepareConfig as Config
-from allrec.data.filters import ITEM_BELOW, USER_BELOW, count_filter
-from allrec.data.preparation import number_anew
+from allrec.data.preparation import ITEM_BELOW, USER_BELOW, count_filter, number_anew
 
 GOOD = [f"a,{item},{time},5,{time}" for time, item in enumerate("xyz")]
 HEADER = "user_id,item_id,timestamp,rating,position"

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from allrec.data import PrepareConfig
-from allrec.data.fetching import MAGIC, check_address
+from allrec.data.download import MAGIC, check_address
 from allrec.data.published import PUBLISHED, PublishedFile, PublishedSet, find_published
 from allrec.data.sources.registry import FORMATS
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from allrec.artifacts import sha256_file
-from allrec.base import InputError
 from allrec.data import Dataset, SimulationConfig, prepare, simulate, true_probabilities
-from allrec.data.simulate import LAST_WEEKS_FROM, make_market, make_users
-from allrec.data.simulated_choice import NONE, Users, WeightedGroups
-from allrec.data.simulated_items import brand_name
+from allrec.data.simulator.choice import NONE, Users, WeightedGroups
+from allrec.data.simulator.items import brand_name
+from allrec.data.simulator.simulate import LAST_WEEKS_FROM, make_market, make_users
+from allrec.errors import InputError
+from allrec.files import sha256_file
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from allrec.base import InputError, Wording
 from allrec.data import Dataset, PrepareConfig, prepare
 from allrec.data.sources.registry import FORMATS, guess_format
+from allrec.errors import InputError, Wording
 
 PAIRS = [("7", "11"), ("7", "12"), ("7", "13"), ("8", "12"), ("8", "11"), ("8", "13")]
 TITLES = {"11": "Kettle", "12": "Skillet", "13": "Pot"}

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from allrec.data.candidates import PAD, Touched, draw_candidates, is_repeated, shuffle
+from allrec.data.negatives import PAD, Touched, draw_candidates, is_repeated, shuffle
 from allrec.data.split import leave_last_out, split_at_times
 
 

@@ -2,9 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from allrec.evaluation import dot_products
-from allrec.evaluation.dot_products import ranks_among_all
-from allrec.evaluation.ranking import Excluded, catalogue_ranks
+from allrec.evaluation import ranks as dot_products
+from allrec.evaluation.ranks import Excluded, catalogue_ranks, ranks_among_all
 
 
 def drawn(num_rows, num_items, dim=5, seed=0):
@@ -21,7 +20,7 @@ def drawn(num_rows, num_items, dim=5, seed=0):
 @pytest.mark.parametrize("is_excluding", [False, True])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_blocks_count_what_whole_rows_of_scores_do(monkeypatch, rows, width, is_excluding, threads):
-    monkeypatch.setattr(dot_products, "ROWS", rows)
+    monkeypatch.setattr(dot_products, "USERS_TOGETHER", rows)
     monkeypatch.setattr(dot_products, "ITEMS", width)
     users, items, targets, excluded = drawn(25, 12)
     excluded = excluded if is_excluding else None
@@ -81,7 +80,7 @@ def test_a_target_scored_otherwise_by_a_product_of_another_shape_is_counted_agai
 
 @pytest.mark.parametrize(("value", "row"), [(torch.nan, 0), (torch.inf, 4), (1e30, 4)])
 def test_a_score_that_is_no_number_is_refused_with_its_place(monkeypatch, value, row):
-    monkeypatch.setattr(dot_products, "ROWS", 2)
+    monkeypatch.setattr(dot_products, "USERS_TOGETHER", 2)
     monkeypatch.setattr(dot_products, "ITEMS", 3)
     # Of the last item the last user has infinity less infinity, and all others a number or infinity.
     users, items = torch.tensor([[1.0, -1.0]]).repeat(5, 1), torch.ones(8, 2)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tests.training.histories import dataset_of
 
-from allrec.base import InputError
+from allrec.errors import InputError
 from allrec.evaluation import llm_scores as module
 from allrec.evaluation.evaluate import Plan, Task, evaluate
 from allrec.evaluation.llm_scores import histories_before

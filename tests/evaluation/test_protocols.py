@@ -8,14 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.training.histories import dataset_of
 
-from allrec.evaluation.protocols import (
-    Ranking,
-    comparison_rows,
-    corrected,
-    excluded_history,
-    result_rows,
-    sample_rows,
-)
+from allrec.evaluation.ranks import excluded_history
+from allrec.evaluation.results import Ranking, comparison_rows, corrected, result_rows
+from allrec.evaluation.segments import sample_rows
 
 
 def ranking(scorer, ranks, rows=None, split="test", protocol="paper"):

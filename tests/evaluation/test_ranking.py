@@ -4,9 +4,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from allrec.evaluation import ranking
+from allrec.evaluation import ranks as ranking
 from allrec.evaluation.metrics import chance, hit_rate_at
-from allrec.evaluation.ranking import Excluded, candidate_ranks, catalogue_ranks
+from allrec.evaluation.ranks import Excluded, candidate_ranks, catalogue_ranks
 
 
 def test_rank_counts_the_better_candidates():

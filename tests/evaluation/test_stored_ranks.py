@@ -5,9 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from allrec.base import InputError
-from allrec.evaluation.protocols import Ranking
-from allrec.evaluation.stored_ranks import load_ranks, save_ranks, with_earlier
+from allrec.errors import InputError
+from allrec.evaluation.results import Ranking, load_ranks, save_ranks, with_earlier
 
 
 def test_ranks_rows_and_targets_come_back(tmp_path):

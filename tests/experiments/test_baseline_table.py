@@ -9,10 +9,10 @@ import torch
 from tests.training.histories import dataset_of
 from typer.testing import CliRunner
 
-from allrec import terminal_experiments
-from allrec.base import InputError
-from allrec.cli import app
+from allrec.cli import terminal_experiments
+from allrec.cli.commands import app
 from allrec.data import load_dataset
+from allrec.errors import InputError
 from allrec.experiments import baseline_table as module
 from allrec.experiments import baselines
 from allrec.experiments.baseline_table import Measured, run_baselines, summarise_baselines

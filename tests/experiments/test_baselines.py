@@ -5,12 +5,12 @@ import pytest
 import torch
 from tests.training.histories import checkerboard, dataset_of
 
+from allrec.backbones.base import freeze
+from allrec.backbones.sasrec import SASRec, SASRecConfig
 from allrec.evaluation.metrics import hit_rate_at
-from allrec.evidence.histories import histories_of
-from allrec.evidence.similarity import DenseSpace
 from allrec.experiments import baselines
-from allrec.models.backbones.base import freeze
-from allrec.models.backbones.sasrec import SASRec, SASRecConfig
+from allrec.hybrid.features import histories_of
+from allrec.hybrid.similarity import DenseSpace
 
 
 def small():

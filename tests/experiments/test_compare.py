@@ -8,14 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from allrec.artifacts import read_json, sha256_file
-from allrec.base import InputError
 from allrec.config import dump_recipe
+from allrec.errors import InputError
 from allrec.experiments import compare as module
-from allrec.experiments.compare import COMPARISON, compare
+from allrec.experiments.compare import COMPARISON, compare, stage_inputs
 from allrec.experiments.rows import rows_of
-from allrec.experiments.sharing import stage_inputs
-from allrec.run_folder import RunFolder
+from allrec.files import read_json, sha256_file
+from allrec.runs.run_folder import RunFolder
 from worlds import make_world
 
 OTHER = ("alignment.network.alpha=0.25",)
@@ -51,13 +50,13 @@ def compared(world):
     trained = Counter()
     with pytest.MonkeyPatch.context() as patch:
         for name in ("train_backbone", "train_alignment", "train_soft_tokens", "text_embeddings"):
-            patch.setattr(f"allrec.pipeline.{name}", counting(trained, name, getattr(module_of_stages(), name)))
+            patch.setattr(f"allrec.runs.pipeline.{name}", counting(trained, name, getattr(module_of_stages(), name)))
         result = world.compare(world.folder / "out")
     return world.folder / "out", result, trained
 
 
 def module_of_stages():
-    from allrec import pipeline
+    from allrec.runs import pipeline
 
     return pipeline
 
@@ -180,7 +179,7 @@ def without_seconds(table):
 
 def test_more_seeds_join_a_comparison_and_nothing_is_trained_again(world, compared, tmp_path, monkeypatch):
     shutil.copytree(compared[0], tmp_path / "out", copy_function=os.link)
-    monkeypatch.setattr("allrec.pipeline.train_backbone", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr("allrec.runs.pipeline.train_backbone", lambda *_, **__: pytest.fail("trained again"))
     again = world.compare(tmp_path / "out", resume=True)
     assert without_seconds(again["table"]) == without_seconds(compared[1]["table"])
     assert world.compare(tmp_path / "out", seeds=(1,), resume=True)["table"]["seeds"] == [1]

@@ -7,8 +7,8 @@ import pytest
 import torch
 from tests.training.histories import dataset_of
 
-from allrec.base import InputError
-from allrec.evaluation.protocols import sample_rows
+from allrec.errors import InputError
+from allrec.evaluation.segments import sample_rows
 from allrec.experiments.diagnostics import (
     Asked,
     asked_of,

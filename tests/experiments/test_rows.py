@@ -2,8 +2,8 @@
 
 import pytest
 
-from allrec.base import InputError
 from allrec.config import dump_recipe, load_recipe
+from allrec.errors import InputError
 from allrec.experiments.ablations import STAGE_ONE, STAGE_TWO
 from allrec.experiments.rows import rows_of, run_name
 

@@ -7,8 +7,8 @@ import polars as pl
 import pytest
 from tests.training.histories import dataset_of
 
-from allrec.base import InputError
 from allrec.data.split import leave_last_out
+from allrec.errors import InputError
 from allrec.experiments.scenarios import (
     COLD_LENGTH,
     NAMES,

@@ -4,11 +4,11 @@ import pytest
 import torch
 from tests.worlds import QUICK, make_world
 
-from allrec.artifacts import load_tensors, read_json
+from allrec.alignment.model import AlignmentConfig
 from allrec.config import load_recipe
 from allrec.data import load_dataset
 from allrec.experiments.ablations import STAGE_ONE
-from allrec.models.alignment import AlignmentConfig
+from allrec.files import load_tensors, read_json
 from allrec.recommender import AllRec
 
 SHORT = ('evaluation.protocols=["paper"]', 'evaluation.splits=["test"]', "evaluation.llm_users=4")

@@ -6,8 +6,18 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from allrec.experiments.summary import STUDENT, cell, correct, is_above, seed_interval
-from allrec.experiments.tables import cells, notes, p_text, to_csv, to_markdown
+from allrec.experiments.summary import (
+    STUDENT,
+    cell,
+    cells,
+    correct,
+    is_above,
+    notes,
+    p_text,
+    seed_interval,
+    to_csv,
+    to_markdown,
+)
 
 
 @pytest.mark.parametrize("number", [2, 3, 10, 31, 32, 60])

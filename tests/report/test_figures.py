@@ -6,18 +6,26 @@ import numpy as np
 import pytest
 
 from allrec.report.figures import (
+    COLOURS,
+    HATCHES,
+    LINES,
+    MARKERS,
     Seen,
     Series,
+    bar_style,
     by_popularity,
     calibration,
+    data_uri,
     fusion_losses,
+    house_style,
+    item_map,
+    line_style,
     losses,
+    principal_plane,
     reliability,
     segment_bars,
     stage_times,
 )
-from allrec.report.item_map import item_map, principal_plane
-from allrec.report.style import COLOURS, HATCHES, LINES, MARKERS, bar_style, data_uri, house_style, line_style
 from allrec.report.view import Confidence, Joint, RunView, kept_scores
 
 
@@ -169,7 +177,7 @@ def test_equal_figures_have_equal_bytes():
 def test_kept_scores_are_joined_in_the_order_of_their_rows(tmp_path, monkeypatch):
     import torch
 
-    from allrec.artifacts import save_tensors
+    from allrec.files import save_tensors
 
     monkeypatch.setattr("allrec.report.view.USERS_A_CHUNK", 2)
     for place, rows, sha in ((2, 1, "a" * 12), (0, 2, "b" * 12), (0, 1, "c" * 12), (10, 2, "d" * 12)):

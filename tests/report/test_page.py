@@ -6,14 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from allrec.base import InputError
 from allrec.config import dump_recipe
+from allrec.errors import InputError
 from allrec.experiments.compare import compare
 from allrec.experiments.rows import rows_of
 from allrec.recommender import AllRec
 from allrec.report import html
-from allrec.report.page import write_report
-from allrec.report.sections import flatten, paired_tests
+from allrec.report.page import flatten, paired_tests, write_report
 from allrec.report.view import load_view
 from worlds import make_world
 
@@ -136,7 +135,7 @@ def test_the_same_run_gives_the_same_page(world, page):
 
 
 def test_without_matplotlib_the_page_has_its_tables_and_says_what_is_missing(world, monkeypatch):
-    for module in ("page", "style"):
+    for module in ("page", "figures"):
         monkeypatch.setattr(f"allrec.report.{module}.has_matplotlib", lambda: False)
     reader = read(write_report(world / "run", out=world / "bare.html"))
     assert "img" not in reader.seen

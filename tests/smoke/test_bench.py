@@ -10,7 +10,7 @@ from polars.testing import assert_frame_equal
 
 import plain
 from allrec.data import prepare
-from allrec.data.candidates import NUM_NEGATIVES
+from allrec.data.negatives import NUM_NEGATIVES
 from measure import CLOCKS, dataset_of, rates, ratio
 from preparation import sorted_tables
 from public_sasrec import sample_batches

@@ -8,10 +8,10 @@ import polars as pl
 import pytest
 from typer.testing import CliRunner
 
-from allrec.artifacts import read_json, sha256_file, write_json
-from allrec.base import InputError
-from allrec.cli import app
+from allrec.cli.commands import app
 from allrec.data import load_dataset
+from allrec.errors import InputError
+from allrec.files import read_json, sha256_file, write_json
 from allrec.recommender import AllRec
 from worlds import make_world
 

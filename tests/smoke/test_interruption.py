@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from allrec.artifacts import read_json, sha256_file
 from allrec.config import dump_recipe
+from allrec.files import read_json, sha256_file
 from allrec.recommender import AllRec
 from worlds import FUSED, READ_OUT, make_world
 

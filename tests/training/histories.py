@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from allrec.base import Wording
+from allrec.backbones.base import freeze
+from allrec.backbones.sasrec import SASRec, SASRecConfig
 from allrec.data.dataset import Dataset, Targets
-from allrec.models.backbones.base import freeze
-from allrec.models.backbones.sasrec import SASRec, SASRecConfig
+from allrec.errors import Wording
 
 
 def dataset_of(histories, num_items, num_candidates=4):

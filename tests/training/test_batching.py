@@ -3,9 +3,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from allrec.base import InputError
-from allrec.training import batching
-from allrec.training.batching import LazyBatches, NegativeSampler, length_batches, pad_histories, windows
+from allrec.errors import InputError
+from allrec.training import batches as batching
+from allrec.training.batches import LazyBatches, NegativeSampler, length_batches, pad_histories, windows
 
 lengths_arrays = st.lists(st.integers(0, 30), max_size=60).map(lambda values: np.array(values, dtype=np.int64))
 

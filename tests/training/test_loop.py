@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from tests.killing import Killed, killed_at
 from torch import nn
 
-from allrec.base import InputError
+from allrec.errors import InputError
 from allrec.training.loop import LoopConfig, fit
 
 INPUTS = torch.randn(12, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

@@ -3,8 +3,8 @@
 from allrec.data.config import PrepareConfig
 from allrec.data.dataset import Dataset, Targets, load_dataset
 from allrec.data.preparation import prepare
-from allrec.data.simulate import simulate, true_probabilities
-from allrec.data.simulation_config import SimulationConfig
+from allrec.data.simulator.config import SimulationConfig
+from allrec.data.simulator.simulate import simulate, true_probabilities
 
 __all__ = [
     "Dataset",

@@ -8,10 +8,10 @@ import polars as pl
 from jaxtyping import Int
 from numpy import ndarray
 
-from allrec.artifacts import atomic_path
-from allrec.base import InputError, Wording, nearest
 from allrec.data.dataset import Dataset
-from allrec.data.new_items import NewItems
+from allrec.data.items import NewItems
+from allrec.errors import InputError, Wording, nearest
+from allrec.files import atomic_path
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from allrec.base import Config, Wording
+from allrec.errors import Config, Wording
 
 
 class PrepareConfig(Config):

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 
-from allrec.artifacts import check_sha256, read_json, sha256_text
-from allrec.base import InputError, Wording
-from allrec.data.candidates import NUM_NEGATIVES
+from allrec.data.negatives import NUM_NEGATIVES
+from allrec.errors import InputError, Wording
+from allrec.files import check_sha256, read_json, sha256_text
 
 FORMAT_VERSION = 1
 MANIFEST = "dataset.json"

@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import polars as pl
 
-from allrec.base import InputError
 from allrec.data.sources.files import ROW
+from allrec.errors import InputError
 
 MAX_ID_CHARS = 1_000
 VALUE_TYPES = {"rating": pl.Float32, "position": pl.Int64}

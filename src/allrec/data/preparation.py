@@ -1,4 +1,4 @@
-"""``prepare``: a source becomes a data set folder, whole or not at all."""
+"""From a source to a data set: clean, index, split, draw candidates, store."""
 
 import time
 from collections.abc import Callable
@@ -10,9 +10,6 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
-from allrec.artifacts import read_json, sha256_file, write_json
-from allrec.base import InputError
-from allrec.data.candidates import NUM_NEGATIVES, Touched, draw_candidates
 from allrec.data.config import PrepareConfig
 from allrec.data.dataset import (
     FILES,
@@ -26,7 +23,6 @@ from allrec.data.dataset import (
     is_dataset,
     read_manifest,
 )
-from allrec.data.filters import REASONS, count_filter, refuse_unused_minimum
 from allrec.data.interactions import (
     Coded,
     code,
@@ -37,12 +33,64 @@ from allrec.data.interactions import (
     refuse_nothing_left,
 )
 from allrec.data.items import Catalogue, build_catalogue, read_items
+from allrec.data.negatives import NUM_NEGATIVES, Touched, draw_candidates
 from allrec.data.sources.diagnosis import diagnosing
 from allrec.data.sources.files import ROW
 from allrec.data.sources.registry import open_source
 from allrec.data.sources.source import Source, SourceOptions
 from allrec.data.split import Split, leave_last_out, split_at_times
-from allrec.data.staging import staging
+from allrec.errors import InputError
+from allrec.files import read_json, sha256_file, staging, write_json
+
+REASONS = ("", "user below minimum count", "item below minimum count")
+USER_BELOW, ITEM_BELOW = 1, 2
+
+
+def count_filter(
+    users: np.ndarray, items: np.ndarray, config: PrepareConfig, is_counted: np.ndarray | None = None
+) -> np.ndarray:
+    """Which interactions the count filter rejects.
+
+    Args:
+        users: int [interactions].
+        items: int [interactions].
+        config: ``count_filter`` and the two minimum counts.
+        is_counted: bool [interactions], which ones count towards the minimums; all when not given.
+
+    Returns:
+        uint8 [interactions], an index into ``REASONS``; 0 is kept.
+
+    Source:
+        one-pass: the preprocessing of A-LLMRec's public code, which leaves low ratings out of the counts alone: its
+        second walk keeps them wherever user and item have their minimum.
+    """
+    reasons = np.zeros(len(users), np.uint8)
+    if config.count_filter == "none":
+        return reasons
+    while True:
+        kept = np.flatnonzero(reasons == 0)
+        weights = None if is_counted is None else is_counted[kept].astype(np.float64)
+        user_counts, item_counts = np.bincount(users[kept], weights), np.bincount(items[kept], weights)
+        is_item_below = item_counts[items[kept]] < config.min_item_count
+        is_user_below = user_counts[users[kept]] < config.min_user_count
+        reasons[kept[is_item_below]] = ITEM_BELOW
+        reasons[kept[is_user_below]] = USER_BELOW
+        if config.count_filter == "one-pass" or not (is_item_below | is_user_below).any():
+            return reasons
+
+
+def refuse_unused_minimum(config: PrepareConfig) -> None:
+    """Refuses minimum counts without a filter that would use them.
+
+    Raises:
+        InputError: how to set one.
+    """
+    given = config.model_fields_set & {"min_user_count", "min_item_count"}
+    if config.count_filter == "none" and given:
+        raise InputError(
+            f"{', '.join(sorted(given))} is given, but count_filter is 'none'. Set it to k-core or one-pass."
+        )
+
 
 OnStep = Callable[[str, float], None]
 """Called with what begins and the share of the whole that is done, as measured with 1 to 10 million rows: lazy frames

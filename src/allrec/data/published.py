@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from allrec.base import InputError, nearest
+from allrec.errors import InputError, nearest
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 from torch import Tensor
 
-from allrec.base import InputError
-from allrec.data import Dataset, Targets
-from allrec.evaluation.dot_products import dot_product_ranks
+from allrec.data.dataset import Dataset, Targets
+from allrec.errors import InputError
 from allrec.evaluation.llm_scores import Asked, LlmScorers, Report, histories_before, stored_llm_scores
-from allrec.evaluation.protocols import Ranking, sample_rows
-from allrec.evaluation.ranking import candidate_ranks
+from allrec.evaluation.ranks import candidate_ranks, dot_product_ranks
+from allrec.evaluation.results import Ranking
+from allrec.evaluation.segments import sample_rows
 
 LLM_SCORERS = ("llm", "llm-random-items", "llm-no-soft")
 READ_BY_LLM = (*LLM_SCORERS, "readout", "allround")

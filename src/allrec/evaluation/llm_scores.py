@@ -11,8 +11,8 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 from torch import Tensor
 
-from allrec.artifacts import load_tensors, save_tensors
-from allrec.data import Dataset, Targets
+from allrec.data.dataset import Dataset, Targets
+from allrec.files import load_tensors, save_tensors
 
 USERS_A_CHUNK = 512
 """Users scored by the language model between two writes: at most so many are scored again after a kill."""

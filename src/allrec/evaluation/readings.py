@@ -11,10 +11,10 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 from torch import Tensor
 
-from allrec.data import Dataset
-from allrec.evaluation.dot_products import dot_product_ranks
+from allrec.data.dataset import Dataset
 from allrec.evaluation.evaluate import Plan, Ranked, Ranker, Task
 from allrec.evaluation.llm_scores import Report, histories_before, stored
+from allrec.evaluation.ranks import dot_product_ranks
 
 READ_A_CHUNK = 2048
 """Users read between two writes: at most so many are read again after a kill."""

@@ -4,8 +4,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 from numpy import ndarray
 
-from allrec.data import Dataset, Targets
-from allrec.data.dataset import flat
+from allrec.data.dataset import Dataset, Targets, flat
 
 EXTREME_SHARE = 0.35
 """Share of items that the paper calls warm (the most seen) and cold (the least seen)."""
@@ -63,3 +62,13 @@ def _thirds(counts: Int[ndarray, "items"]) -> Int[ndarray, "items"]:
     thirds = np.empty(len(counts), np.int64)
     thirds[order] = np.minimum(3 * before // max(1, counts.sum()), 2)
     return thirds
+
+
+def sample_rows(num_rows: int, size: int | None, seed: int) -> Int[ndarray, "scored"]:
+    """A fixed random sample of a split's rows, ascending; all of them where ``size`` is None or not smaller.
+
+    A smaller sample is part of every larger one, so that two scorers share as many users as they can.
+    """
+    if size is None or size >= num_rows:
+        return np.arange(num_rows)
+    return np.sort(np.random.default_rng([seed, num_rows]).permutation(num_rows)[:size])

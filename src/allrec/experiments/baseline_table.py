@@ -13,26 +13,25 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 from torch import Tensor
 
-from allrec.artifacts import load_tensors, read_json, save_tensors, write_json
-from allrec.base import InputError
+from allrec.backbones.base import Backbone, freeze
+from allrec.backbones.registry import make_backbone
+from allrec.backbones.training import BackboneConfig, train_backbone
 from allrec.config import Recipe, load_recipe
-from allrec.data import Dataset, load_dataset
-from allrec.data.dataset import flat
+from allrec.data.dataset import Dataset, flat, load_dataset
+from allrec.errors import InputError
 from allrec.evaluation.beyond_accuracy import beyond_accuracy
 from allrec.evaluation.evaluate import Plan, evaluate
-from allrec.evaluation.protocols import Ranking, corrected, result_rows
+from allrec.evaluation.results import Ranking, corrected, result_rows
 from allrec.evaluation.segments import segments
 from allrec.evaluation.significance import compare as compare_users
-from allrec.evidence.histories import histories_before
 from allrec.experiments.baselines import Choice, baseline_ranks, chosen_baselines, top_items
 from allrec.experiments.summary import METRICS, cell
-from allrec.models.backbones.base import Backbone, freeze
-from allrec.models.backbones.registry import make_backbone
-from allrec.pipeline import Observer, ignore, train_stages
-from allrec.run_folder import CHECKPOINT, MANIFEST, RunFolder
-from allrec.scoring import Scoring
-from allrec.setup import chances, choose_language_model, default_cache, describe, load_language_model
-from allrec.training.backbone import BackboneConfig, train_backbone
+from allrec.files import load_tensors, read_json, save_tensors, write_json
+from allrec.hybrid.features import histories_before
+from allrec.runs.pipeline import Observer, ignore, train_stages
+from allrec.runs.run_folder import CHECKPOINT, MANIFEST, RunFolder
+from allrec.runs.scoring import Scoring
+from allrec.runs.setup import chances, choose_language_model, default_cache, describe, load_language_model
 
 FORMAT_VERSION = 1
 BASELINES = "baselines.json"

@@ -9,16 +9,13 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 from torch import Tensor
 
+from allrec.backbones.base import Backbone, encode_histories
 from allrec.data.dataset import Dataset, Targets, flat
 from allrec.evaluation.metrics import ndcg_at
-from allrec.evaluation.protocols import excluded_history
-from allrec.evaluation.ranking import candidate_ranks, catalogue_ranks
-from allrec.evidence.evidence import RECALLED, largest_similarity
-from allrec.evidence.histories import Histories, histories_before
-from allrec.evidence.similarity import DenseSpace, Neighbours
-from allrec.models.backbones.base import Backbone
-from allrec.training.backbone import encode_histories
-from allrec.training.batching import NegativeSampler
+from allrec.evaluation.ranks import candidate_ranks, catalogue_ranks, excluded_history
+from allrec.hybrid.features import RECALLED, Histories, histories_before, largest_similarity
+from allrec.hybrid.similarity import DenseSpace, Neighbours
+from allrec.training.batches import NegativeSampler
 
 STAGE = 7
 MAX_DENSE = 20_000

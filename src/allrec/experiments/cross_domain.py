@@ -11,23 +11,23 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from allrec.adding import encode_texts
-from allrec.artifacts import read_json, write_json
-from allrec.base import InputError
-from allrec.data import Dataset
+from allrec.alignment.model import Alignment
+from allrec.backbones.base import Backbone, StatesBackbone, freeze
 from allrec.data.catalogue import Catalogue
+from allrec.data.dataset import Dataset
+from allrec.errors import InputError
 from allrec.evaluation.evaluate import LLM_SCORERS, Plan, evaluate
-from allrec.evaluation.protocols import Ranking, result_rows
+from allrec.evaluation.results import Ranking, result_rows
 from allrec.evaluation.segments import repeats
-from allrec.evidence.similarity import DenseSpace
 from allrec.experiments.baselines import TextSimilarity, baseline_ranks
 from allrec.experiments.scenarios import CROSS_DOMAIN
-from allrec.models.alignment import Alignment
-from allrec.models.backbones.base import Backbone, StatesBackbone, freeze
+from allrec.files import read_json, write_json
+from allrec.hybrid.similarity import DenseSpace
 from allrec.recommender import AllRec
-from allrec.run_folder import METRICS
-from allrec.scoring import Scoring
-from allrec.setup import chances, default_cache, describe, plan_of
+from allrec.runs.add_items import encode_texts
+from allrec.runs.run_folder import METRICS
+from allrec.runs.scoring import Scoring
+from allrec.runs.setup import chances, default_cache, describe, plan_of
 
 SCORERS = ("joint", *LLM_SCORERS)
 """Beside text similarity: what reads an item by its text. There is no E_i of a foreign item, hence no cf."""

@@ -1,6 +1,8 @@
-"""Diagnostics of a trained system: what the order of the history and of the candidates does, and what is written."""
+"""What a run reacts to: the order of its history, a place in the prompt; and what it writes that is no candidate."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,13 +11,20 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 from torch import Tensor
 
-from allrec.base import InputError
-from allrec.data import Dataset
+from allrec.data.dataset import Dataset, load_dataset
+from allrec.errors import InputError
 from allrec.evaluation.metrics import hits_at
-from allrec.evaluation.protocols import METRIC_VALUES, sample_rows
-from allrec.evaluation.ranking import candidate_ranks
+from allrec.evaluation.ranks import candidate_ranks
+from allrec.evaluation.results import METRIC_VALUES
+from allrec.evaluation.segments import sample_rows
 from allrec.evaluation.significance import bootstrap_interval, compare, holm
-from allrec.generating import WrittenTitle
+from allrec.experiments.scenarios import make_scenario
+from allrec.files import write_json
+from allrec.hybrid.features import histories_of
+from allrec.llm.generating import WrittenTitle, write_titles
+from allrec.recommender import AllRec
+from allrec.runs.pipeline import Observer, ignore
+from allrec.runs.scoring import LlmScorer, Scoring
 
 STREAM = 12
 """Apart from every other draw of the same seed."""
@@ -212,3 +221,89 @@ def mean_correlation(
 def _tested(kept: Float[ndarray, "users"], shuffled: Float[ndarray, "users"], seed: int) -> dict[str, Any]:
     result = compare(kept, shuffled, np.random.default_rng([seed, STREAM, len(kept)]))
     return {"difference": result.difference, "ci95": list(result.interval), "p": result.p}
+
+
+FORMAT_VERSION = 1
+DIAGNOSTICS = "diagnostics.json"
+WRITTEN_TOGETHER = 16
+"""Users whose answers are written at one time."""
+
+
+def diagnose(
+    system: AllRec,
+    dataset: Dataset | Path | str,
+    *,
+    num_users: int = 500,
+    num_orders: int = 5,
+    observer: Observer = ignore,
+) -> dict[str, Any]:
+    """Diagnoses a run on a fixed sample of its test users, and writes ``diagnostics.json`` into its folder.
+
+    Args:
+        system: the run.
+        dataset: its data set, as it was prepared.
+        num_users: at most so many users, those whom an evaluation takes first.
+        num_orders: orders of every prompt's candidates.
+        observer: told of progress.
+
+    Returns:
+        ``history``: see ``order_of_history``. ``places`` and ``answers``: see ``place_in_prompt`` and
+        ``written_answers``; None where the run has no language model, or its prompt no room for the lists.
+
+    Raises:
+        InputError: another data set than the run's, or one without test lists.
+    """
+    dataset = dataset if isinstance(dataset, Dataset) else load_dataset(dataset)
+    scoring, run = system.scoring, system.run
+    dataset = make_scenario(dataset, run.manifest["dataset"].get("scenario", "standard"), scoring.recipe.seed).asked
+    run.check_dataset(dataset.sha256, dataset.name)
+    seed, protocol = scoring.recipe.evaluation.bootstrap_seed, "paper"
+    asked = asked_of(dataset, protocol, num_users, seed)
+    scorers = list_scorers(scoring, asked)
+    observer("diagnose", 0.0, {})
+    history = order_of_history(scorers, asked, seed)
+    observer("diagnose", 0.3, {})
+    places = place_in_prompt(scorers["llm"], asked, num_orders, seed) if "llm" in scorers else None
+    observer("diagnose", 0.7, {})
+    answers = written_answers(written(scoring, asked), scoring.catalogue.item_ids, asked) if places else None
+    observer("diagnose", 1.0, {})
+    result = {
+        "format": FORMAT_VERSION, "dataset": dataset.name, "scenario": dataset.scenario, "protocol": protocol,
+        "llm": run.manifest["llm"]["name"], "seed": seed, "history": history, "places": places, "answers": answers,
+    }  # fmt: skip
+    write_json(run.path / DIAGNOSTICS, result)
+    return result
+
+
+def list_scorers(scoring: Scoring, asked: Asked) -> dict[str, Score]:
+    """What a run scores given lists with, by name."""
+    scorers = {
+        "cf": dot_product(scoring.represent, scoring.item_embeddings),
+        "joint": dot_product(scoring.represent, scoring.joint_embeddings),
+    }
+    fused = scoring.fused
+    if fused is not None:
+        score = fused.score("lists")
+        scorers["fusion"] = lambda histories, candidates: fused.score_lists(histories_of(histories), candidates, score)
+    if scoring.readout is not None:
+        scorers["readout"] = partial(with_llm, scoring, "readout")
+    if scoring.soft_tokens is not None and scoring.can_list(asked.candidates):
+        scorers["llm"] = partial(with_llm, scoring, "llm")
+    return scorers
+
+
+def with_llm(
+    scoring: Scoring, scorer: LlmScorer, histories: Histories, candidates: Int[ndarray, "users candidates"]
+) -> Float[ndarray, "users candidates"]:
+    """What the language model makes of every candidate: log P(title | prompt), or the read-out head's score."""
+    return scoring.score_with_llm(scoring.represent(histories), histories, candidates, scorer)
+
+
+def written(scoring: Scoring, asked: Asked) -> list[WrittenTitle]:
+    """The likeliest title for each user, in greedy steps."""
+    answers = []
+    for start in range(0, len(asked.targets), WRITTEN_TOGETHER):
+        part = asked.rows(np.arange(start, min(start + WRITTEN_TOGETHER, len(asked.targets))))
+        users = scoring.represent(part.histories)
+        answers += [row[0] for row in write_titles(scoring, users, part.histories, part.candidates)]
+    return answers

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from allrec.base import InputError, nearest
+from allrec.backbones.registry import KINDS
 from allrec.config import Recipe, load_recipe
+from allrec.errors import InputError, nearest
 from allrec.experiments.ablations import STAGE_ONE, STAGE_TWO
-from allrec.models.backbones.registry import KINDS
 
 ABLATIONS = {"stage1": STAGE_ONE, "stage2": STAGE_TWO}
 DEFAULT = "a-llmrec"

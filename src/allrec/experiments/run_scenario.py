@@ -2,17 +2,17 @@
 
 from pathlib import Path
 
-from allrec.adding import store_items
-from allrec.base import InputError
+from allrec.backbones.training import BackboneConfig
 from allrec.config import Recipe
-from allrec.data import Dataset, load_dataset
-from allrec.data.new_items import NewItems
+from allrec.data.dataset import Dataset, load_dataset
+from allrec.data.items import NewItems
+from allrec.errors import InputError
 from allrec.evaluation.evaluate import Plan
 from allrec.experiments.scenarios import CROSS_DOMAIN, Scenario, make_scenario
-from allrec.pipeline import Observer, ignore, load_scoring
 from allrec.recommender import AllRec
-from allrec.setup import default_cache
-from allrec.training.backbone import BackboneConfig
+from allrec.runs.add_items import store_items
+from allrec.runs.pipeline import Observer, ignore, load_scoring
+from allrec.runs.setup import default_cache
 
 FEW_SHOT = "few-shot-"
 STEPS, SMALLEST = 10, 32

@@ -12,12 +12,11 @@ import numpy as np
 from jaxtyping import Bool, Int
 from numpy import ndarray
 
-from allrec.artifacts import sha256_text
-from allrec.base import InputError, nearest
-from allrec.data import Dataset, Targets
-from allrec.data.candidates import Touched, draw_candidates
-from allrec.data.dataset import load_timestamps
+from allrec.data.dataset import Dataset, Targets, load_timestamps
+from allrec.data.negatives import Touched, draw_candidates
 from allrec.data.split import split_at_times
+from allrec.errors import InputError, nearest
+from allrec.files import sha256_text
 
 STREAM = 11
 """Apart from every other draw of the same seed."""

@@ -1,6 +1,12 @@
-"""The figures of the page: each takes what was measured and gives a figure, or None where there is nothing."""
+"""Figures: their look, what each shows, and the map of items."""
 
-from collections.abc import Sequence
+import base64
+import io
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -10,8 +16,84 @@ from numpy import ndarray
 
 from allrec.evaluation.metrics import hits_at
 from allrec.evaluation.significance import bootstrap_interval
-from allrec.report.style import COLOURS, LINES, bar_style, legend_above, line_style, new_figure
-from allrec.report.view import Confidence, RunView
+from allrec.report.view import Confidence, Joint, RunView
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS = ("#1b1b1b", "#0072b2", "#d55e00", "#009e73", "#b0589a", "#8a6d00", "#56a3d9", "#777777")
+"""After Okabe and Ito, with black first and yellow darkened, so that all of them are seen on white."""
+LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 3)), (0, (1, 3)), (0, (3, 1)))
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+HATCHES = ("", "////", "||||", "xxxx", "\\\\\\\\", "----", "++++", "//--")
+"""Of lines alone: dots make a picture twenty times as large."""
+FILLS = ("#4d4d4d", "#cfe3f2", "#fbe1cf", "#cdeae0", "#f0dcea", "#efe6c4", "#e2eef8", "#ffffff")
+SHORT_LABEL = 18
+"""Four labels of so many characters stand beside each other over a figure."""
+SETTINGS: Any = {
+    "font.size": 9.5, "font.family": "DejaVu Sans", "axes.spines.top": False, "axes.spines.right": False,
+    "axes.edgecolor": "#333333", "text.color": "#111111", "axes.labelcolor": "#111111", "xtick.color": "#111111",
+    "text.parse_math": False,
+    "ytick.color": "#111111", "axes.grid": True, "grid.color": "#dddddd", "grid.linewidth": 0.6, "axes.axisbelow": True,
+    "legend.frameon": False, "svg.hashsalt": "allrec", "hatch.linewidth": 0.6, "figure.facecolor": "white",
+}  # fmt: skip
+
+
+def has_matplotlib() -> bool:
+    """Whether figures can be drawn."""
+    return find_spec("matplotlib") is not None
+
+
+@contextmanager
+def house_style() -> Iterator[None]:
+    """Figures that are made and written inside look alike."""
+    from matplotlib import rc_context
+
+    # A title in a script that the font lacks is drawn as boxes, which needs no line on the terminal.
+    with rc_context(SETTINGS), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*missing from font", category=UserWarning)
+        yield
+
+
+def new_figure(width: float, height: float) -> "Figure":
+    """An empty figure, in inches, that no window knows of."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def line_style(place: int) -> dict[str, Any]:
+    """Colour, dashes and marker of the curve at this place; no two of the first eight share any."""
+    turn = place % len(COLOURS)
+    return {
+        "color": COLOURS[turn],
+        "linestyle": LINES[turn],
+        "marker": MARKERS[turn],
+        "markersize": 4,
+        "linewidth": 1.4,
+    }
+
+
+def bar_style(place: int) -> dict[str, Any]:
+    """Fill and hatch of the bar at this place."""
+    turn = place % len(FILLS)
+    return {"facecolor": FILLS[turn], "hatch": HATCHES[turn], "edgecolor": "#111111", "linewidth": 0.6}
+
+
+def legend_above(axes: "Axes", columns: int | None = None) -> None:
+    """A legend over the plot, where it hides nothing; four columns, or three where names are long."""
+    longest = max((len(label) for label in axes.get_legend_handles_labels()[1]), default=0)
+    columns = columns or (4 if longest <= SHORT_LABEL else 3)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=columns, borderaxespad=0.2, handlelength=3.2)
+
+
+def data_uri(figure: "Figure") -> str:
+    """The figure as an SVG picture inside a URI; equal figures have equal ones."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None}, dpi=150)
+    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -246,3 +328,82 @@ def stage_times(rows: Sequence[tuple[str, dict[str, float]]]) -> "Figure | None"
 def _draw_chance(axes: "Axes", chance: float | None) -> None:
     if chance is not None:
         axes.axhline(chance, color="#111111", linewidth=0.8, linestyle=(0, (1, 2)), label="chance")
+
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MAX_ITEMS, MAX_LINES = 600, 30
+MAX_CATEGORIES = 7
+OTHERS = "others"
+
+
+class Plane(NamedTuple):
+    """Two principal components of e and q together.
+
+    Attributes:
+        items: e_i on the plane.
+        texts: q_i on the plane.
+        shares: of the variance, by component.
+    """
+
+    items: Float[ndarray, "items 2"]
+    texts: Float[ndarray, "items 2"]
+    shares: Float[ndarray, "2"]
+
+
+def principal_plane(items: Float[ndarray, "items joint"], texts: Float[ndarray, "items joint"]) -> Plane:
+    """The plane that keeps most of the variance of e and q, each around its own mean.
+
+    How far the means lie apart is a measure of its own, and would be all that a plane of both shows. The larger loading
+    of each axis is positive.
+    """
+    both = np.concatenate([items - items.mean(0), texts - texts.mean(0)]).astype(np.float64)
+    _, sizes, directions = np.linalg.svd(both, full_matrices=False)
+    axes = directions[:2]
+    axes = axes * np.sign(axes[np.arange(len(axes)), np.abs(axes).argmax(1)])[:, None]
+    places = np.zeros((len(both), 2))
+    places[:, : len(axes)] = both @ axes.T
+    shares = np.zeros(2)
+    shares[: len(sizes[:2])] = (sizes**2 / max((sizes**2).sum(), 1e-12))[:2]
+    return Plane(places[: len(items)], places[len(items) :], shares)
+
+
+def item_map(joint: Joint, categories: list[str | None] | None) -> "Figure | None":
+    """e_i filled and q_i hollow, a colour and a shape a category, and a line between an item's two for some items."""
+    known = np.flatnonzero(joint.has_text & (joint.seen > 0))
+    if len(known) < 3:
+        return None
+    rng = np.random.default_rng(0)
+    chosen = np.sort(rng.permutation(known)[:MAX_ITEMS])
+    plane = principal_plane(joint.items[chosen], joint.texts[chosen])
+    groups = _groups(chosen, categories)
+    figure = new_figure(9.2, 6.2)
+    axes = figure.subplots()
+    names = [name for name, _ in Counter(groups).most_common() if name != OTHERS]
+    for place, name in enumerate([*names, OTHERS] if OTHERS in groups else names, 1):
+        members = np.array([group == name for group in groups])
+        _draw_group(axes, plane, members, place, name if len(set(groups)) > 1 else "item")
+    lines = rng.permutation(len(chosen))[:MAX_LINES]
+    ends = np.stack([plane.items[lines], plane.texts[lines]])
+    axes.plot(ends[..., 0], ends[..., 1], color="#333333", linewidth=0.7, zorder=0.5)
+    axes.set_xlabel(f"first principal component ({plane.shares[0]:.0%} of the variance)")
+    axes.set_ylabel(f"second principal component ({plane.shares[1]:.0%} of the variance)")
+    axes.grid(False)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8.5)
+    return figure
+
+
+def _groups(chosen: Int[ndarray, "sample"], categories: list[str | None] | None) -> list[str]:
+    found = [None if categories is None else categories[item] for item in chosen]
+    common = {name for name, _ in Counter(name for name in found if name).most_common(MAX_CATEGORIES)}
+    return [name if name is not None and name in common else OTHERS for name in found]
+
+
+def _draw_group(axes: "Axes", plane: Plane, members: ndarray, place: int, name: str) -> None:
+    turn = place % len(COLOURS)
+    look: dict[str, Any] = {"s": 20, "marker": MARKERS[turn], "rasterized": True, "alpha": 0.8}
+    full, hollow = {"color": COLOURS[turn], "linewidths": 0}, {"facecolors": "none", "edgecolors": COLOURS[turn]}
+    axes.scatter(*plane.items[members].T, label=f"{name}: e", **(look | full))
+    axes.scatter(*plane.texts[members].T, label=f"{name}: q", **(look | hollow | {"linewidths": 0.7}))

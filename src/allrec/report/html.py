@@ -27,6 +27,8 @@ figcaption, .note { color: #333; font-size: .88rem; max-width: 52rem }
 details { border: 1px solid #bbb; padding: .3rem .8rem; margin: .6rem 0 } summary { cursor: pointer; font-weight: 600 }
 @media print { details { border: 0 } figure, tr { break-inside: avoid } }
 """
+
+
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 

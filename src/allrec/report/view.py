@@ -9,17 +9,16 @@ import torch
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
-from allrec.aligned import load_aligned
-from allrec.artifacts import load_tensors, read_json
-from allrec.base import InputError
+from allrec.alignment.model import Alignment
 from allrec.config import Recipe
 from allrec.data.catalogue import Catalogue
+from allrec.errors import InputError
 from allrec.evaluation.llm_scores import USERS_A_CHUNK
-from allrec.evaluation.protocols import own_results
-from allrec.evaluation.stored_ranks import RANKS, StoredRanks, load_ranks
-from allrec.events import read_curves
-from allrec.models.alignment import Alignment
-from allrec.run_folder import METRICS, RunFolder
+from allrec.evaluation.results import RANKS, StoredRanks, load_ranks, own_results
+from allrec.files import load_tensors, read_json
+from allrec.runs.aligned import load_aligned
+from allrec.runs.run_folder import METRICS, RunFolder
+from allrec.runs.tensorboard import read_curves
 
 FUSION = "fusion"
 TRAINED = ("backbone", "alignment", "warm_up", "language_model")

@@ -6,14 +6,11 @@ from typing import Literal, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from numpy import ndarray
-from torch import Tensor
 
-from allrec.base import InputError
-from allrec.data import Dataset
-from allrec.models.backbones.base import Backbone
-from allrec.training.backbone import encode_histories
+from allrec.data.dataset import Dataset
+from allrec.errors import InputError
 
 ALIGNMENT, LANGUAGE_MODEL, READOUT = 1, 2, 3
 """Stage numbers, so that two stages of a run draw differently; the backbone is 0."""
@@ -60,14 +57,6 @@ def sampled(examples: Examples, sample: int | None, rng: np.random.Generator) ->
         return examples
     rows = np.sort(rng.choice(len(examples), sample, replace=False))
     return Examples(examples.users[rows], examples.positions[rows], examples.items[rows])
-
-
-def represent_users(
-    backbone: Backbone, dataset: Dataset, users: Int[ndarray, "rows"], positions: Int[ndarray, "rows"]
-) -> Float[Tensor, "rows dim"]:
-    """x_u for each row: the user's history before that place, through the frozen backbone."""
-    starts = dataset.offsets[users]
-    return encode_histories(backbone, dataset.items, starts, starts + positions)
 
 
 def initialized(make: Callable[[], Module], seed: int, stage: int) -> Module:

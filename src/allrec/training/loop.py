@@ -15,9 +15,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from allrec.artifacts import atomic_path, load_tensors
-from allrec.base import Config, InputError
-from allrec.models.large_table import DenseGradients
+from allrec.errors import Config, InputError
+from allrec.files import atomic_path, load_tensors
+from allrec.training.large_table import DenseGradients
 
 Batch_co = TypeVar("Batch_co", covariant=True)
 Batch = TypeVar("Batch")

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import polars as pl
 
-from allrec.base import InputError
 from allrec.data.sources.files import (
     JSON_SUFFIXES,
     ROW,
@@ -16,6 +15,7 @@ from allrec.data.sources.files import (
     table_suffix,
 )
 from allrec.data.sources.source import Source, SourceOptions, as_interactions, as_items
+from allrec.errors import InputError
 
 FORMATS = ("amazon-2018", "amazon-2023")
 REVIEW_KEYS = {

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import polars as pl
 
-from allrec.base import InputError
 from allrec.data.sources.files import JSON_SUFFIXES, SEPARATORS, not_utf8, open_binary, table_suffix
+from allrec.errors import InputError
 
 TEXT_SUFFIXES = (*SEPARATORS, *JSON_SUFFIXES, ".inter", ".item", ".data")
 

@@ -7,7 +7,7 @@ from typing import IO, Any, cast
 
 import polars as pl
 
-from allrec.base import InputError
+from allrec.errors import InputError
 
 ROW = "source_row"
 SAMPLE_BYTES = 1 << 16

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import polars as pl
 
-from allrec.base import InputError
 from allrec.data.sources.files import ROW, read_sample, scan_delimited, scan_lines, scan_table
 from allrec.data.sources.source import MOVIE, Source, SourceOptions, as_interactions, as_items
+from allrec.errors import InputError
 
 FORMATS = ("movielens",)
 RATING_COLUMNS = ["user_id", "item_id", "rating", "timestamp"]

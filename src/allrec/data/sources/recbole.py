@@ -4,10 +4,10 @@ from pathlib import Path
 
 import polars as pl
 
-from allrec.base import InputError
 from allrec.data.sources.files import ROW, scan_delimited
 from allrec.data.sources.source import Source, SourceOptions, as_interactions, as_items
 from allrec.data.sources.tables import guess_wording
+from allrec.errors import InputError
 
 FORMATS = ("recbole",)
 TYPES = ("token", "token_seq", "float", "float_seq")

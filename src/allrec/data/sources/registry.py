@@ -3,10 +3,10 @@
 from pathlib import Path
 from types import ModuleType
 
-from allrec.base import InputError, nearest
 from allrec.data.sources import amazon, movielens, recbole, sasrec_text, tables
 from allrec.data.sources.diagnosis import diagnosing
 from allrec.data.sources.source import Source, SourceOptions
+from allrec.errors import InputError, nearest
 
 # Published formats before own tables, which would take almost anything.
 READERS: tuple[ModuleType, ...] = (movielens, recbole, amazon, sasrec_text, tables)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import polars as pl
 
-from allrec.base import InputError, Wording, nearest
 from allrec.data.sources.files import ROW
+from allrec.errors import InputError, Wording, nearest
 
 INTERACTION_COLUMNS = {
     "user_id": ("user_id", "user", "uid", "reviewer_id", "customer_id", "customer", "visitor_id", "member_id",

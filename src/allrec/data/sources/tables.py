@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from allrec.base import InputError, Wording
 from allrec.data.sources.files import NUM_SAMPLE_ROWS, TABLE_SUFFIXES, find_table, scan_table, table_suffix
 from allrec.data.sources.source import BOUGHT, MOVIE, Source, SourceOptions, as_interactions, as_items
+from allrec.errors import InputError, Wording
 
 FORMATS = ("tables",)
 

@@ -1,0 +1,72 @@
+"""Text embeddings on disk, by content: a text is encoded once for a model, whatever data set it stands in."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from allrec.alignment.text_encoder import TextEncoder, TextEncoderConfig, fingerprint
+from allrec.errors import InputError
+from allrec.files import load_tensors, save_tensors, sha256_text
+
+CHUNK = 256
+"""Texts encoded between two writes: at most so many are encoded again after a kill."""
+
+
+def text_embeddings(
+    texts: Sequence[str | None],
+    config: TextEncoderConfig,
+    cache: Path,
+    *,
+    device: torch.device | str = "cpu",
+    on_chunk: Callable[[int, int], None] | None = None,
+) -> Float[Tensor, "texts text_dim"]:
+    """Embeddings of item texts, read from the cache where it has them, else encoded, chunk after chunk.
+
+    Args:
+        texts: an item's text each; None and "" have the embedding of no text at all, a vector of zeros.
+        config: the text encoder.
+        cache: folder of the caches of all text encoders.
+        device: where the encoder runs.
+        on_chunk: called with (texts done, texts to do) after each chunk.
+
+    Returns:
+        float32, in the order of ``texts``.
+    """
+    folder = Path(cache) / sha256_text(fingerprint(config))[:16]
+    hashes = [sha256_text(text) if text else None for text in texts]
+    stored = dict(_read(folder))
+    wanted = {key: text for key, text in zip(hashes, texts, strict=True) if key is not None and text is not None}
+    missing = sorted((key for key in wanted if key not in stored), key=lambda key: (len(wanted[key]), key))
+    if missing:
+        encoder = TextEncoder(config, device)
+        for start in range(0, len(missing), CHUNK):
+            keys = missing[start : start + CHUNK]
+            embeddings = encoder.encode([wanted[key] for key in keys])
+            _write(folder, keys, embeddings)
+            stored.update(zip(keys, embeddings, strict=True))
+            if on_chunk is not None:
+                on_chunk(start + len(keys), len(missing))
+    if not wanted:
+        raise InputError("no item has a text, expected titles or descriptions. Give an items file with a title column.")
+    nothing = torch.zeros_like(stored[next(iter(wanted))])
+    return torch.stack([nothing if key is None else stored[key] for key in hashes])
+
+
+def _write(folder: Path, keys: list[str], embeddings: Float[Tensor, "chunk text_dim"]) -> None:
+    hashes = torch.from_numpy(np.frombuffer(bytes.fromhex("".join(keys)), np.uint8).reshape(len(keys), 32).copy())
+    save_tensors(folder / f"{keys[0]}.safetensors", {"hashes": hashes, "embeddings": embeddings})
+
+
+def _read(folder: Path) -> Iterator[tuple[str, Float[Tensor, "text_dim"]]]:
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            chunk = load_tensors(path)
+            keys = [row.numpy().tobytes().hex() for row in chunk["hashes"]]
+        except (InputError, KeyError):
+            path.unlink()  # a damaged chunk is encoded again
+            continue
+        yield from zip(keys, chunk["embeddings"], strict=True)

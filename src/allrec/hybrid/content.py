@@ -1,0 +1,351 @@
+"""What reads items by their content: a tower for similarity, and a backbone whose items are content first."""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils import parametrize
+
+from allrec.backbones.base import freeze
+from allrec.backbones.dropout import Dropout, dropout
+from allrec.backbones.sasrec import SASRec, SASRecConfig
+from allrec.backbones.training import BackboneConfig, Batch, TrainingBatches, validation
+from allrec.data.dataset import Dataset
+from allrec.errors import Config, InputError
+from allrec.training.batches import LazyBatches, pad_histories
+from allrec.training.examples import OnStep
+from allrec.training.loop import FitReport, LoopConfig, fit
+
+WORD = re.compile(r"[^\W_]+")
+
+
+class ContentConfig(Config):
+    """Shape of what reads an item's content."""
+
+    dim: int = Field(128, ge=1, description="Width of a content embedding.")
+    text_dropout: float = Field(0.2, ge=0, lt=1, description="Share of the text embedding dropped while training.")
+    id_dropout: float = Field(
+        0.5, ge=0, lt=1, description="How often an item goes by its content alone in a training step of the backbone."
+    )
+
+
+class Words(NamedTuple):
+    """Words of items, weighed, one item after the other.
+
+    Attributes:
+        ids: positions in the vocabulary.
+        weights: a row's weights have norm 1.
+        offsets: where every item's words begin.
+    """
+
+    ids: Int[Tensor, "words"]
+    weights: Float[Tensor, "words"]
+    offsets: Int[Tensor, "items"]
+
+
+class Vocabulary:
+    """The words of a catalogue's titles that two items share at least, and how rare they are; frozen once made.
+
+    A word's weight is log((1 + items) / (1 + items with it)) + 1.
+
+    Source: Salton and Buckley 1988; smoothed as in scikit-learn's TfidfTransformer, terms counted once.
+    """
+
+    def __init__(self, words: Sequence[str], rarity: Float[Tensor, "vocabulary"]) -> None:
+        self.words, self.rarity = list(words), rarity
+        self._places = {word: place for place, word in enumerate(self.words)}
+
+    @classmethod
+    def of(cls, titles: Sequence[str | None]) -> "Vocabulary":
+        """Reads the titles of the training catalogue."""
+        counts = Counter(word for title in titles for word in words_of(title))
+        words = sorted(word for word, count in counts.items() if count > 1)
+        rarity = [math.log((1 + len(titles)) / (1 + counts[word])) + 1 for word in words]
+        return cls(words, torch.tensor(rarity, dtype=torch.float32))
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    def weigh(self, titles: Sequence[str | None]) -> Words:
+        """The known words of titles; a title without any has none."""
+        places = [[self._places[word] for word in words_of(title) if word in self._places] for title in titles]
+        lengths = torch.tensor([len(row) for row in places])
+        ids = torch.tensor([place for row in places for place in row], dtype=torch.int64)
+        rows = torch.repeat_interleave(torch.arange(len(places)), lengths)
+        squares = torch.zeros(len(places)).index_add_(0, rows, self.rarity[ids].square())
+        return Words(ids, self.rarity[ids] / squares[rows].sqrt(), lengths.cumsum(0) - lengths)
+
+
+def words_of(title: str | None) -> list[str]:
+    """The distinct words of a title in lower case, sorted."""
+    return sorted(set(WORD.findall((title or "").lower())))
+
+
+class ItemContent(nn.Module):
+    """Content embeddings: a projection of the text embedding plus an embedding of every title word.
+
+    Args:
+        text_dim: width of text embeddings.
+        vocabulary_size: how many words there are.
+        config: widths and dropout.
+        generator: draws all weights.
+    """
+
+    def __init__(self, text_dim: int, vocabulary_size: int, config: ContentConfig, generator: torch.Generator) -> None:
+        super().__init__()
+        self.dropout = Dropout(config.text_dropout)
+        scale = 1 / math.sqrt(text_dim)
+        self.projection = nn.Parameter(torch.randn(text_dim, config.dim, generator=generator) * scale)
+        self.words = nn.Parameter(torch.randn(vocabulary_size, config.dim, generator=generator) * scale)
+
+    def embed(self, texts: Float[Tensor, "items text_dim"], words: Words) -> Float[Tensor, "items dim"]:
+        """Content embeddings, not normalised."""
+        text = self.dropout(functional.normalize(texts, dim=1)) @ self.projection
+        if len(words.ids) == 0:
+            return text
+        bags = functional.embedding_bag(
+            words.ids, self.words, words.offsets, mode="sum", per_sample_weights=words.weights
+        )
+        return text + bags
+
+
+class ContentTable(nn.Module):
+    """A backbone's item table while it trains: content plus an embedding of the item itself where it was ever seen.
+
+    The latter is left out of random items in every step, so that content alone learns to stand for them.
+
+    Source: the dropout of ids is DropoutNet's (Volkovs et al., NeurIPS 2017), on the input of SASRec.
+    """
+
+    def __init__(
+        self, content: ItemContent, texts: Tensor, words: Words, is_seen: Float[Tensor, "items"], id_dropout: float
+    ) -> None:
+        super().__init__()
+        self.content, self.texts, self.words, self.is_seen = content, texts, words, is_seen
+        self.id_dropout = id_dropout
+
+    def forward(self, item_table: Float[Tensor, "items dim"]) -> Float[Tensor, "items dim"]:
+        """The table that scores, from the items' own embeddings."""
+        is_kept = dropout(self.is_seen, self.id_dropout) if self.training else self.is_seen
+        return self.content.embed(self.texts, self.words) + item_table * is_kept[:, None]
+
+
+class ContentTower(nn.Module):
+    """Content embeddings on the unit sphere, in which an item lies near what is bought along with it.
+
+    A history is the mean of its items, the latest weighing most: exp(-decay · steps back).
+    """
+
+    def __init__(self, content: ItemContent, dropout: float) -> None:
+        super().__init__()
+        self.content, self.dropout = content, Dropout(dropout)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
+        self.raw_decay = nn.Parameter(torch.tensor(0.0))
+
+    def items(self, texts: Float[Tensor, "items text_dim"], words: Words) -> Float[Tensor, "items dim"]:
+        """Unit vectors of items."""
+        return functional.normalize(self.dropout(self.content.embed(texts, words)), dim=1)
+
+    def users(
+        self, items: Float[Tensor, "items dim"], histories: Int[Tensor, "batch length"]
+    ) -> Float[Tensor, "batch dim"]:
+        """Histories, the latest item first, -1 pads; scaled, so that a dot product with an item is a logit."""
+        steps = torch.arange(histories.shape[1], device=histories.device)
+        weights = (histories >= 0) * torch.exp(-functional.softplus(self.raw_decay) * steps)
+        weights = weights / weights.sum(dim=1, keepdim=True).clamp(min=1e-9)
+        return self.log_scale.exp() * torch.einsum("bl,bld->bd", weights, items[histories.clamp(min=0)])
+
+
+BACKBONE_STAGE = 4
+TOWER_STAGE = 5
+NEVER = -1e9
+"""Added to a logit that must not count; finite, so that no gradient becomes nan."""
+
+
+class ContentBackboneConfig(Config):
+    """A SASRec whose items are content first, and how it is trained: softmax over the items seen in training."""
+
+    content: ContentConfig = Field(ContentConfig(), description="What reads an item's content.")
+    backbone: BackboneConfig = Field(
+        BackboneConfig(
+            model=SASRecConfig(dim=128),
+            loss="softmax",
+            tokens_per_batch=1024,
+            loop=LoopConfig(epochs=30, learning_rate=2e-3, betas=(0.9, 0.98), patience=3),
+        ),
+        description="Shape and training of the SASRec.",
+    )
+
+
+class TowerConfig(Config):
+    """The content tower and how it is trained."""
+
+    content: ContentConfig = Field(ContentConfig(), description="What reads an item's content.")
+    dropout: float = Field(0.2, ge=0, lt=1, description="Share of a content embedding dropped while training.")
+    max_history: int = Field(10, ge=1, description="Latest items of a history that count.")
+    batch_size: int = Field(512, ge=1, description="Histories of a batch.")
+    loop: LoopConfig = Field(
+        LoopConfig(epochs=5, optimizer="adamw", learning_rate=2e-3), description="Optimizer and epochs."
+    )
+
+
+class CatalogueContent(NamedTuple):
+    """What is known of the items beside who bought them, frozen with a run.
+
+    Attributes:
+        texts: text embeddings.
+        vocabulary: of the titles.
+        words: the titles' words.
+    """
+
+    texts: Float[Tensor, "items text_dim"]
+    vocabulary: Vocabulary
+    words: Words
+
+
+class ContentBackbone(NamedTuple):
+    """A frozen SASRec with a plain item table, and the content part that gives a new item its row in it."""
+
+    model: SASRec
+    content: ItemContent
+    report: FitReport
+
+
+def catalogue_content(dataset: Dataset, text_embeddings: Float[Tensor, "items text_dim"]) -> CatalogueContent:
+    """Text embeddings and title words of a data set's items."""
+    vocabulary = Vocabulary.of(dataset.titles)
+    return CatalogueContent(text_embeddings, vocabulary, vocabulary.weigh(dataset.titles))
+
+
+def train_content_backbone(
+    dataset: Dataset,
+    catalogue: CatalogueContent,
+    config: ContentBackboneConfig,
+    *,
+    seed: int,
+    checkpoint: Path | None = None,
+    on_step: OnStep | None = None,
+) -> ContentBackbone:
+    """Trains a SASRec on item content; an item never seen in training is no negative either.
+
+    Args:
+        dataset: training interactions and validation targets are read.
+        catalogue: texts and words of its items.
+        config: shape, loss and optimizer; ``backbone.loss`` is of no account.
+        seed: fixes weights, batches and dropout.
+        checkpoint: see ``fit``.
+        on_step: see ``fit``.
+
+    Raises:
+        InputError: the backbone is no SASRec.
+    """
+    shape = config.backbone.model
+    if not isinstance(shape, SASRecConfig):
+        raise InputError(f"content.backbone.model is {type(shape).__name__}, expected SASRecConfig: leave kind out.")
+    generator = _generator(seed, BACKBONE_STAGE)
+    content_config = config.content.model_copy(update={"dim": shape.dim})
+    content = ItemContent(catalogue.texts.shape[1], len(catalogue.vocabulary), content_config, generator)
+    model = SASRec(dataset.num_items, shape, generator)
+    is_seen = torch.from_numpy((dataset.train_counts() > 0).astype(np.float32))
+    table = ContentTable(content, catalogue.texts, catalogue.words, is_seen, config.content.id_dropout)
+    parametrize.register_parametrization(model, "item_table", table)
+    only_seen = (1 - is_seen) * NEVER
+
+    def loss(batch: Batch) -> Tensor:
+        is_target = batch.next_items >= 0
+        with parametrize.cached():
+            logits = model.states(batch.histories)[is_target] @ model.item_embeddings().T
+        return functional.cross_entropy(logits + only_seen, batch.next_items[is_target])
+
+    source = TrainingBatches(dataset, config.backbone.model_copy(update={"loss": "softmax"}), seed, "cpu")
+    validate = validation(model, dataset, config.backbone, seed)
+    report = fit(
+        model, source, loss, config.backbone.loop,
+        seed=seed, stage=BACKBONE_STAGE, checkpoint=checkpoint, validate=validate, on_step=on_step,
+    )  # fmt: skip
+    with torch.no_grad():
+        parametrize.remove_parametrizations(model, "item_table", leave_parametrized=True)
+    return ContentBackbone(freeze(model), freeze(content), report)
+
+
+def train_tower(
+    dataset: Dataset,
+    catalogue: CatalogueContent,
+    config: TowerConfig,
+    *,
+    seed: int,
+    checkpoint: Path | None = None,
+    on_step: OnStep | None = None,
+) -> ContentTower:
+    """Draws items together that follow each other, by a softmax over all items seen in training.
+
+    The logarithm of an item's count is added to its logit, so that popularity need not be read from its content. Items
+    of the history are no negatives, and what the user had before teaches nothing. ``checkpoint`` and ``on_step`` are
+    those of ``fit``.
+
+    Raises:
+        InputError: no user has two different training items.
+
+    Source: sampled-softmax correction as in Yi et al., RecSys 2019, here over the whole catalogue.
+    """
+    content = ItemContent(
+        catalogue.texts.shape[1], len(catalogue.vocabulary), config.content, _generator(seed, TOWER_STAGE)
+    )
+    tower = ContentTower(content, config.dropout)
+    batches = NextItems(dataset, config, seed)
+    counts = torch.from_numpy(dataset.train_counts()).float()
+    log_counts = torch.where(counts > 0, counts.clamp(min=1).log(), torch.tensor(NEVER))
+
+    def loss(batch: tuple[Tensor, Tensor]) -> Tensor:
+        histories, targets = batch
+        items = tower.items(catalogue.texts, catalogue.words)
+        logits = tower.users(items, histories) @ items.T + log_counts
+        own = torch.zeros_like(logits).scatter_add_(1, histories.clamp(min=0), (histories >= 0) * NEVER)
+        return functional.cross_entropy(logits + own, targets)
+
+    fit(tower, batches, loss, config.loop, seed=seed, stage=TOWER_STAGE, checkpoint=checkpoint, on_step=on_step)
+    return freeze(tower)
+
+
+class NextItems:
+    """Training histories with the item that came next, where the user had not had it; the latest item first."""
+
+    def __init__(self, dataset: Dataset, config: TowerConfig, seed: int) -> None:
+        self.config, self.seed = config, seed
+        offsets, self.items = dataset.train_csr()
+        users = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+        ends = np.flatnonzero(np.arange(len(users)) > offsets[users])
+        starts = offsets[users[ends]]
+        histories = latest_first(pad_histories(self.items, starts, ends, config.max_history))
+        is_new = (histories.numpy() != self.items[ends][:, None]).all(axis=1)
+        self.histories, self.targets = histories[torch.from_numpy(is_new)], self.items[ends[is_new]].astype(np.int64)
+        if len(self.targets) == 0:
+            raise InputError("no user has two different training items, expected some. Give longer histories.")
+
+    def __call__(self, epoch: int) -> LazyBatches[tuple[Tensor, Tensor]]:
+        order = np.random.default_rng([self.seed, TOWER_STAGE, epoch]).permutation(len(self.targets))
+        size = self.config.batch_size
+        rows = [order[start : start + size] for start in range(0, len(order), size)]
+        return LazyBatches(rows, self._build)
+
+    def _build(self, index: int, rows: Int[np.ndarray, "batch"]) -> tuple[Tensor, Tensor]:
+        return self.histories[torch.from_numpy(rows)], torch.from_numpy(self.targets[rows])
+
+
+def latest_first(histories: Int[Tensor, "rows length"]) -> Int[Tensor, "rows length"]:
+    """Histories turned round: the latest item first, padding still on the right."""
+    places = (histories >= 0).sum(dim=1, keepdim=True) - 1 - torch.arange(histories.shape[1])
+    return histories.gather(1, places.clamp(min=0)).masked_fill(places < 0, -1)
+
+
+def _generator(seed: int, stage: int) -> torch.Generator:
+    return torch.Generator().manual_seed(int(np.random.SeedSequence([seed, stage]).generate_state(1)[0]))

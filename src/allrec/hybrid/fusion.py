@@ -1,0 +1,251 @@
+"""Fusion: one small listwise model over named evidence, whose score is a sum of what each evidence contributed.
+
+    score(u, i) = sum over evidence f of gate_f(context) · shape_f(evidence_f) + interplay
+
+A shape is piecewise linear and, where more must not count less, never falls; a gate is positive and reads the context
+alone (how often the item was seen, how long the history is, whether the item stands in it). The interplay is a small
+network that never falls in the same evidence.
+
+Source: neural additive models, Agarwal et al., arXiv:2004.13912; positive weights for monotone networks, Sill 1998.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple, cast
+
+import torch
+from jaxtyping import Bool, Float, Int
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from allrec.errors import Config
+
+INTERPLAY = "interplay"
+BLOCK = 64
+"""Candidates are scored in blocks of so many."""
+# softplus of it is 1, so that gates begin open.
+ONE = math.log(math.e - 1)
+# softplus of it is 0.13: a slope that is neither nothing nor all.
+SMALL = -2.0
+
+
+class FusionConfig(Config):
+    """Shape of the fusion model."""
+
+    knots: int = Field(8, ge=2, description="Ends of the pieces of a shape, at quantiles of the evidence.")
+    gate_width: int = Field(16, ge=1, description="Hidden width of what computes the gates.")
+    interplay_width: int = Field(16, ge=0, description="Hidden width of the interplay; 0 leaves it out.")
+    members: int = Field(1, ge=1, description="Models whose scores are averaged; fitting leaves out a fold for each.")
+
+
+class EvidenceScale(NamedTuple):
+    """How evidence spreads where fusion is fitted: frozen, so that a list cannot change what a value means."""
+
+    mean: Float[Tensor, "evidence"]
+    spread: Float[Tensor, "evidence"]
+    knots: Float[Tensor, "evidence knots"]
+
+
+def evidence_scale(features: Float[Tensor, "values evidence"], num_knots: int) -> EvidenceScale:
+    """Mean, standard deviation (1 for a constant) and standardised quantiles, strictly ascending."""
+    mean, spread = features.mean(dim=0), features.std(dim=0, correction=0)
+    spread = torch.where(spread > 1e-6, spread, torch.ones_like(spread))
+    values = ((features - mean) / spread).sort(dim=0).values
+    places = torch.linspace(0.02, 0.98, num_knots) * (len(values) - 1)
+    knots = values[places.round().long()].T
+    # Equal quantiles are pulled apart, so that no piece has length 0.
+    return EvidenceScale(mean, spread, knots + torch.arange(num_knots) * 1e-3)
+
+
+class Fusion(nn.Module):
+    """Scores candidates by their evidence; a mean over members.
+
+    Args:
+        names: of the evidence, in the order of the features.
+        free: names of evidence that may count either way.
+        context: names of evidence that the gates read.
+        config: widths.
+        scale: of the evidence where fusion is fitted.
+        generator: draws all weights.
+    """
+
+    mean: Tensor
+    spread: Tensor
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        free: Sequence[str],
+        context: Sequence[str],
+        config: FusionConfig,
+        scale: EvidenceScale,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        self.names, self.free, self.context, self.config = list(names), list(free), list(context), config
+        is_monotone = torch.tensor([name not in free for name in names])
+        places = torch.tensor([self.names.index(name) for name in context])
+        self.register_buffer("mean", scale.mean)
+        self.register_buffer("spread", scale.spread)
+        self.members = nn.ModuleList(
+            Member(is_monotone, places, config, scale.knots, generator) for _ in range(config.members)
+        )
+
+    def contributions(
+        self, features: Float[Tensor, "rows candidates evidence"], member: int | None = None
+    ) -> Float[Tensor, "rows candidates evidence_and_interplay"]:
+        """What each evidence, and last the interplay, adds to the score; they sum to it.
+
+        Args:
+            features: evidence.
+            member: ask this one alone; None is the mean over all.
+        """
+        added = self._added(features, member).transpose(1, 2).flatten(0, 1)
+        return added[: features.shape[0] * features.shape[1]].view(*features.shape[:2], -1)
+
+    def score(
+        self, features: Float[Tensor, "rows candidates evidence"], member: int | None = None
+    ) -> Float[Tensor, "rows candidates"]:
+        """Logits of a softmax over the candidates of a row; larger is better."""
+        added = self._added(features, member).sum(dim=1).flatten()
+        return added[: features.shape[0] * features.shape[1]].view(features.shape[:2])
+
+    def _added(
+        self, features: Float[Tensor, "rows candidates evidence"], member: int | None
+    ) -> Float[Tensor, "blocks evidence_and_interplay values"]:
+        """Contributions by all members at once, with candidates in the last dimension, where memory is contiguous.
+
+        Candidates go in blocks of one size: where products of matrices end raggedly, processors round otherwise, and
+        equal evidence must tie.
+        """
+        asked = [cast(Member, one) for one in (self.members if member is None else [self.members[member]])]
+        values = ((features - self.mean) / self.spread).flatten(0, 1)
+        values = functional.pad(values, (0, 0, 0, -len(values) % BLOCK))
+        values = values.view(-1, BLOCK, values.shape[1]).transpose(1, 2).contiguous()
+        hidden = _products([one.gate_input for one in asked], values[:, asked[0].context])
+        hidden = torch.tanh(hidden + _columns("gate_bias", asked))
+        gates = torch.stack([one.gate_output.T for one in asked]) @ hidden
+        gates = functional.softplus(gates + _columns("gate_offset", asked))
+        hidden = _products([one.rising(one.interplay_input) for one in asked], values)
+        hidden = torch.tanh(hidden + _columns("interplay_bias", asked))
+        interplay = (functional.softplus(_columns("interplay_output", asked)) * hidden).sum(dim=2).mean(dim=1)
+        shaped = (gates * shapes_together(asked, values)).mean(dim=1)
+        return torch.cat([shaped, interplay[:, None]], dim=1)
+
+    def loss(
+        self,
+        features: Float[Tensor, "rows candidates evidence"],
+        is_candidate: Bool[Tensor, "rows candidates"],
+        targets: Int[Tensor, "rows"],
+        offsets: Float[Tensor, "rows candidates"] | None = None,
+        weights: Float[Tensor, "rows"] | None = None,
+    ) -> Float[Tensor, ""]:
+        """Cross-entropy of each member's softmax over a row's candidates, a mean over rows and members, in nats.
+
+        Args:
+            features: evidence.
+            is_candidate: False for padding.
+            targets: each row's target, as its place among the candidates.
+            offsets: added to the scores: what is known already, and what this model adds to.
+            weights: of the rows in the mean; None is all the same.
+        """
+        standard = (features - self.mean) / self.spread
+        known = 0.0 if offsets is None else offsets
+        weights = torch.ones(len(targets)) if weights is None else weights
+        losses = [
+            functional.cross_entropy(
+                (member(standard).sum(dim=2) + known).masked_fill(~is_candidate, -torch.inf), targets, reduction="none"
+            )
+            for member in self.members
+        ]
+        return (torch.stack(losses) @ weights).mean() / weights.sum()
+
+
+class Member(nn.Module):
+    """One model of the fusion, over standardised evidence."""
+
+    is_monotone: Tensor
+    context: Tensor
+    knots: Tensor
+
+    def __init__(
+        self,
+        is_monotone: Bool[Tensor, "evidence"],
+        context: Int[Tensor, "context"],
+        config: FusionConfig,
+        knots: Float[Tensor, "evidence knots"],
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        num_evidence, num_context = len(is_monotone), len(context)
+        self.register_buffer("is_monotone", is_monotone)
+        self.register_buffer("context", context)
+        self.register_buffer("knots", knots)
+        start = torch.where(is_monotone, SMALL, 0.0)
+        self.rises = nn.Parameter(start[:, None].repeat(1, knots.shape[1] - 1))
+        self.slopes = nn.Parameter(start.clone())
+        self.gate_input = drawn(num_context, config.gate_width, generator)
+        self.gate_bias = nn.Parameter(torch.zeros(config.gate_width))
+        self.gate_output = nn.Parameter(torch.zeros(config.gate_width, num_evidence))
+        self.gate_offset = nn.Parameter(torch.full((num_evidence,), ONE))
+        self.interplay_input = drawn(num_evidence, config.interplay_width, generator)
+        self.interplay_bias = nn.Parameter(torch.randn(config.interplay_width, generator=generator))
+        self.interplay_output = nn.Parameter(torch.full((config.interplay_width,), SMALL))
+
+    def forward(
+        self, evidence: Float[Tensor, "rows candidates evidence"]
+    ) -> Float[Tensor, "rows candidates evidence_and_interplay"]:
+        """Contributions of standardised evidence."""
+        context = evidence[:, :, self.context]
+        hidden = torch.tanh(context @ self.gate_input + self.gate_bias)
+        gates = functional.softplus(hidden @ self.gate_output + self.gate_offset)
+        return torch.cat([gates * self.shapes(evidence), self.interplay(evidence, context)[:, :, None]], dim=2)
+
+    def shapes(self, evidence: Float[Tensor, "rows candidates evidence"]) -> Float[Tensor, "rows candidates evidence"]:
+        """Piecewise linear functions, one an evidence; linear beyond the outer knots."""
+        lower, lengths = self.knots[:, :-1], self.knots.diff(dim=1)
+        covered = ((evidence[..., None] - lower) / lengths).clamp(0, 1)
+        rises, slopes = self.rising(self.rises), self.rising(self.slopes)
+        return torch.einsum("rcek,ek->rce", covered, rises) + slopes * evidence
+
+    def interplay(
+        self,
+        evidence: Float[Tensor, "rows candidates evidence"],
+        context: Float[Tensor, "rows candidates context"],
+    ) -> Float[Tensor, "rows candidates"]:
+        """A network of one hidden layer."""
+        hidden = torch.tanh(evidence @ self.rising(self.interplay_input) + self.interplay_bias)
+        return hidden @ functional.softplus(self.interplay_output)
+
+    def rising(self, parameter: Float[Tensor, "evidence *more"]) -> Float[Tensor, "evidence *more"]:
+        """The parameter itself where evidence may count either way, else made positive."""
+        is_monotone = self.is_monotone.view(-1, *[1] * (parameter.dim() - 1))
+        return torch.where(is_monotone, functional.softplus(parameter), parameter)
+
+
+def shapes_together(
+    members: Sequence[Member], values: Float[Tensor, "blocks evidence values"]
+) -> Float[Tensor, "blocks members evidence values"]:
+    """What ``Member.shapes`` gives of each member: pieces that are steep where their ends are near."""
+    lower, upper = members[0].knots[:, :-1, None], members[0].knots[:, 1:, None]
+    covered = torch.minimum(torch.maximum(values[:, :, None], lower), upper) - lower
+    rises = torch.stack([one.rising(one.rises) for one in members], dim=1)
+    slopes = torch.stack([one.rising(one.slopes) for one in members])
+    steepness = rises / (upper - lower)[:, None, :, 0]
+    return (steepness @ covered).transpose(1, 2) + slopes[:, :, None] * values[:, None]
+
+
+def _products(
+    weights: Sequence[Float[Tensor, "inputs outputs"]], values: Float[Tensor, "blocks inputs values"]
+) -> Float[Tensor, "blocks members outputs values"]:
+    return torch.stack([one.T for one in weights]) @ values[:, None]
+
+
+def _columns(name: str, members: Sequence[Member]) -> Float[Tensor, "members width 1"]:
+    return torch.stack([getattr(one, name) for one in members])[:, :, None]
+
+
+def drawn(inputs: int, outputs: int, generator: torch.Generator) -> nn.Parameter:
+    """A weight, normal with variance 1 / inputs."""
+    return nn.Parameter(torch.randn(inputs, outputs, generator=generator) / math.sqrt(inputs))

@@ -1,0 +1,284 @@
+"""The items nearest to a query, by a pass over all of them or by an index of FAISS; and what several lists agree on."""
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from math import log
+from threading import Lock
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, Int64
+from numpy import ndarray
+from pydantic import Field
+from torch import Tensor
+
+from allrec.errors import Config, InputError
+
+AGREED = 1 << 20
+"""Weight of an item in a list: this over (SMOOTHING + its place). A whole number, so that sums are exact."""
+SMOOTHING = 20
+OWN = 1 << 22
+"""Weight of an item that must stand before all that lists agree on."""
+EMPTY = np.iinfo(np.int64).max
+"""A key that sorts behind all others."""
+LOW = (np.int64(1) << 32) - 1
+CELLS = 3 << 18
+"""Queries times items that are scored at one time, so few that they stay in a core's cache."""
+QUERIES = 32
+"""Queries at least that are scored at one time: a large catalogue is read from memory once for all of them."""
+LOG2_E = 1 / log(2)
+CROWDED = 8
+"""Rows in which more than so many times k values may be among the best k are sorted apart."""
+
+
+def best(scores: Float[Tensor, "rows items"], k: int) -> Int64[ndarray, "rows k"]:
+    """The k items of the largest scores of each row, best first; equal ones by position.
+
+    Dealt out into blocks, the k-th largest of the blocks' largest values is a lower bound of the k-th largest value.
+    Few values reach it, and those alone are sorted.
+
+    Args:
+        scores: float32, no NaN.
+        k: at most the number of items counts.
+    """
+    values, k = scores.numpy(), min(k, scores.shape[1])
+    if k == 0:
+        return np.zeros((len(values), 0), np.int64)
+    width = max(1, scores.shape[1] // (2 * k))
+    num_blocks = scores.shape[1] // width
+    # A block is every num_blocks-th item, so that the largest values of many blocks are found at once.
+    largest = scores[:, : num_blocks * width].view(len(scores), width, num_blocks).amax(dim=1).numpy()
+    least = np.partition(largest, num_blocks - k, axis=1)[:, num_blocks - k]
+    reached = np.flatnonzero(values >= least[:, None])
+    rows = reached // scores.shape[1]
+    counts = np.bincount(rows, minlength=len(values))
+    crowded = np.flatnonzero(counts > CROWDED * k)
+    is_sparse = (counts <= CROWDED * k)[rows]
+    found = np.empty((len(values), k), np.int64)
+    keys = _descending(values.reshape(-1)[reached[is_sparse]]) << 32 | reached[is_sparse] % scores.shape[1]
+    ordered = _sorted_rows(rows[is_sparse], keys, len(values))[:, :k] & LOW
+    found[:, : ordered.shape[1]] = ordered
+    found[crowded] = np.argsort(-values[crowded], axis=1, kind="stable")[:, :k]
+    return found
+
+
+def agreed(
+    lists: Sequence[Int[ndarray, "rows places"]], own: Int[ndarray, "rows length"]
+) -> Int64[ndarray, "rows union"]:
+    """The union of lists, each item once: own items first, then those that stand far in front in many lists.
+
+    An item's weight is the sum of 1 / (20 + place) over the lists; equal ones stand by position.
+
+    Args:
+        lists: items of each row, best first; -1 pads.
+        own: items that stand before all others; -1 pads.
+
+    Returns:
+        Item positions; -1 at the end of rows that have fewer.
+
+    Source: reciprocal rank fusion, Cormack et al., SIGIR 2009, with 20 in place of 60.
+    """
+    weights = [AGREED // (SMOOTHING + np.arange(one.shape[1], dtype=np.int64)) for one in lists]
+    items = np.concatenate([own, *lists], axis=1)
+    told = np.concatenate([np.full(own.shape[1], OWN), *weights])
+    keys = np.where(items < 0, EMPTY, items << 32 | told)
+    keys.sort(axis=1)
+    flat = keys.reshape(-1)
+    found, is_item = flat >> 32, flat != EMPTY
+    ends = np.flatnonzero((np.append(found[1:] != found[:-1], True) | _ends_row(keys.shape)) & is_item)
+    sums = np.diff(np.cumsum((flat & LOW) * is_item)[ends], prepend=0)
+    ordered = _sorted_rows(ends // keys.shape[1], (EMPTY >> 32) - sums << 32 | found[ends], len(items))
+    return np.where(ordered == EMPTY, -1, ordered & LOW)
+
+
+def scan(
+    queries: Float[Tensor, "rows dim"], items: Float[Tensor, "items dim"], depth: int, num_trained: int
+) -> tuple[Int64[ndarray, "rows depth"], Float[Tensor, "rows"]]:
+    """One pass over the catalogue, some queries at a time.
+
+    Args:
+        queries: one a row.
+        items: their dot products score.
+        depth: how many of the best items are wanted; 0 is none.
+        num_trained: the first so many items count in the normaliser; 0 leaves it out.
+
+    Returns:
+        The best items of each row, -1 where the query is zeros and tells nothing; and the log of the sum of
+        exponentials over items.
+    """
+    found, normalisers = [np.zeros((0, min(depth, len(items))), np.int64)], [queries.new_zeros(0)]
+    num_rows = max(QUERIES, CELLS // max(1, len(items)))
+    # Memory that is asked for anew has to be paged in each time, a tenth of a scan.
+    memory = queries.new_empty(min(num_rows, len(queries)), len(items))
+    # In powers of two, which are faster than those of e.
+    for part in torch.split(queries * LOG2_E, num_rows):
+        scores = torch.mm(part, items.T, out=memory[: len(part)])
+        found.append(best(scores, depth))
+        normalisers.append(_log_sum_in_place(scores[:, :num_trained]) / LOG2_E)
+    nearest = np.concatenate(found)
+    nearest[~queries.any(dim=1).numpy()] = -1
+    return nearest, torch.cat(normalisers)
+
+
+def _log_sum_in_place(scores: Float[Tensor, "rows items"]) -> Float[Tensor, "rows"]:
+    """log2 of the sum of powers of two; of no items minus infinity. The scores are lost."""
+    if scores.shape[1] == 0:
+        return scores.new_full((len(scores),), -torch.inf)
+    largest = scores.amax(dim=1, keepdim=True)
+    return scores.sub_(largest).exp2_().sum(dim=1).log2_() + largest[:, 0]
+
+
+def _ends_row(shape: tuple[int, int]) -> ndarray:
+    """True at the last place of every row, rows one behind the other."""
+    is_end = np.zeros(shape, bool)
+    is_end[:, -1:] = True
+    return is_end.reshape(-1)
+
+
+def _descending(values: Float[ndarray, "values"]) -> Int64[ndarray, "values"]:
+    """Whole numbers of 32 bits in the opposite order of float32 values; both zeros are one."""
+    bits = (values + np.float32(0)).view(np.int32)
+    return (~np.where(bits < 0, bits ^ np.int32(0x7FFFFFFF), bits)).astype(np.int64)
+
+
+def _sorted_rows(
+    rows: Int64[ndarray, "values"], keys: Int64[ndarray, "values"], num_rows: int
+) -> Int64[ndarray, "rows widest"]:
+    """Keys of each row, ascending, ``EMPTY`` where a row has fewer; ``rows`` ascends."""
+    counts = np.bincount(rows, minlength=num_rows)
+    padded = np.full((num_rows, counts.max(initial=0)), EMPTY)
+    padded[rows, np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)] = keys
+    padded.sort(axis=1)
+    return padded
+
+
+SAMPLED = 1 << 14
+"""Items at least that an index estimates normalisers from, evenly spread over the catalogue."""
+SURE = 100
+"""Nearest items that count in an estimated normaliser as they are."""
+LISTS = 4
+"""An index parts its items into so many times the root of their number."""
+TRAINED_ON, ROUNDS = 40, 8
+"""Items of each part, and rounds, that the parts are found by."""
+
+Nearest = tuple[Int64[ndarray, "rows depth"], Float[Tensor, "rows"]]
+"""The nearest items of each row, best first, -1 where there are none; and the normaliser of a softmax over items."""
+
+
+class SearchConfig(Config):
+    """How the nearest items are found."""
+
+    kind: Literal["auto", "exact", "faiss"] = Field(
+        "auto", description="All items, an index of FAISS, or that index where it pays and is installed."
+    )
+    faiss_from: int = Field(100_000, ge=1, description="Items from which auto takes the index, for many queries.")
+    faiss_queries: int = Field(8_192, ge=1, description="Queries of a task from which auto builds it.")
+    probes: int = Field(64, ge=1, description="Parts of the index that a query looks into.")
+
+
+class FaissSearch:
+    """An inverted file: items are parted by k-means, and a query looks into the parts nearest to it.
+
+    The normaliser is the sum over the nearest items and an estimate for all others from a sample. The same items give
+    the same index, whose training is seeded.
+
+    Args:
+        items: embeddings.
+        probes: parts that a query looks into.
+
+    Source: Jégou et al., TPAMI 2011, without compression.
+    """
+
+    def __init__(self, items: Float[Tensor, "items dim"], probes: int) -> None:
+        import faiss
+
+        vectors = np.ascontiguousarray(items.numpy(), dtype=np.float32)
+        num_lists = max(1, min(int(LISTS * len(items) ** 0.5), len(items) // TRAINED_ON))
+        self.items = items
+        self.index: Any = faiss.IndexIVFFlat(
+            faiss.IndexFlatIP(vectors.shape[1]), vectors.shape[1], num_lists, faiss.METRIC_INNER_PRODUCT
+        )
+        self.index.cp.max_points_per_centroid, self.index.cp.niter = TRAINED_ON, ROUNDS
+        self.index.train(vectors)
+        self.index.add(vectors)
+        self.index.nprobe = min(probes, num_lists)
+
+    def nearest(self, queries: Float[Tensor, "rows dim"], depth: int, num_trained: int) -> Nearest:
+        """See ``scan``."""
+        import faiss
+
+        # Its own threads are as many as torch's, which are few where parts of a task go side by side.
+        faiss.omp_set_num_threads(torch.get_num_threads())
+        wanted = min(max(depth, SURE), len(self.items))
+        scores, items = self.index.search(np.ascontiguousarray(queries.numpy(), dtype=np.float32), wanted)
+        sure = torch.from_numpy(items[:, :SURE])
+        normalisers = self._normalisers(queries, sure, torch.from_numpy(scores[:, :SURE]), num_trained)
+        items[~queries.any(dim=1).numpy()] = -1
+        return items[:, :depth].astype(np.int64), normalisers
+
+    def _normalisers(
+        self,
+        queries: Float[Tensor, "rows dim"],
+        sure: Int64[Tensor, "rows sure"],
+        scores: Float[Tensor, "rows sure"],
+        num_trained: int,
+    ) -> Float[Tensor, "rows"]:
+        if num_trained == 0:
+            return torch.full((len(queries),), -torch.inf)
+        stride = max(1, num_trained // SAMPLED)
+        sample = self.items[:num_trained:stride]
+        counts = (sure >= 0) & (sure < num_trained)
+        total = scores.masked_fill(~counts, -torch.inf).logsumexp(dim=1)
+        for rows in torch.split(torch.arange(len(queries)), max(1, CELLS // len(sample))):
+            others = queries[rows] @ sample.T
+            drawn_rows, places = (counts[rows] & (sure[rows] % stride == 0)).nonzero(as_tuple=True)
+            others[drawn_rows, sure[rows][drawn_rows, places] // stride] = -torch.inf
+            num_drawn = len(sample) - torch.bincount(drawn_rows, minlength=len(rows))
+            share = (num_trained - counts[rows].sum(dim=1)).clamp(min=1) / num_drawn.clamp(min=1)
+            total[rows] = torch.logaddexp(total[rows], others.logsumexp(dim=1) + share.log())
+        return total
+
+
+class Search:
+    """Finds the items whose dot product with a query is largest.
+
+    Which way depends on the recipe, on the catalogue and on how much a task asks, never on what was asked before.
+
+    Args:
+        items: embeddings.
+        config: which way.
+
+    Raises:
+        InputError: FAISS is asked for and not installed.
+    """
+
+    def __init__(self, items: Float[Tensor, "items dim"], config: SearchConfig) -> None:
+        is_installed = find_spec("faiss") is not None
+        if config.kind == "faiss" and not is_installed:
+            raise InputError(
+                "fusion.evidence.search.kind is faiss, which is not installed. Install it: pip install "
+                "'allrec[faiss]'; or search without it: --set fusion.evidence.search.kind=exact"
+            )
+        self.items, self.config, self.is_installed = items, config, is_installed
+        self.index: FaissSearch | None = None
+        self.lock = Lock()
+
+    def uses_index(self, num_queries: int) -> bool:
+        """Whether a task of so many queries looks into the index."""
+        pays = len(self.items) >= self.config.faiss_from and num_queries >= self.config.faiss_queries
+        return self.config.kind == "faiss" or (self.config.kind == "auto" and self.is_installed and pays)
+
+    def nearest(
+        self, queries: Float[Tensor, "rows dim"], depth: int, num_trained: int, num_queries: int | None = None
+    ) -> Nearest:
+        """See ``scan``; ``num_queries`` is how many the task has in all, those given where None."""
+        if not self.uses_index(len(queries) if num_queries is None else num_queries):
+            return scan(queries, self.items, depth, num_trained)
+        return self._built().nearest(queries, depth, num_trained)
+
+    def _built(self) -> FaissSearch:
+        with self.lock:
+            if self.index is None:
+                self.index = FaissSearch(self.items, self.config.probes)
+        return self.index

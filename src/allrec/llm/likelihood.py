@@ -1,0 +1,304 @@
+"""log P(answer | prompt): the loss that soft tokens learn from, and the scores of a user's candidates.
+
+A user's candidates are scored together: the prompt is read once, then all answers behind it in one pass, each at the
+positions right after the prompt and blind to the others.
+"""
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from numpy import ndarray
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+from allrec.llm.answer_tree import answer_trees, tree_mask
+from allrec.llm.language_model import LanguageModel
+from allrec.llm.prompt import Packed, Prompts
+from allrec.llm.soft_tokens import insert
+from allrec.parallel import side_by_side
+
+LOGITS_PER_CHUNK = 1 << 24
+"""So many logits (64 MiB) are held at once when candidates are scored."""
+CACHED_TOKENS = 2048
+"""So many tokens are read at once on a CPU."""
+
+
+def answer_loss(
+    llm: LanguageModel, prompts: Prompts, answers: Packed, soft: Float[Tensor, "soft dim"]
+) -> Float[Tensor, ""]:
+    """Cross-entropy, in nats, of the answers' tokens: the mean over all answer tokens of the batch.
+
+    Args:
+        llm: the frozen language model.
+        prompts: a prompt a row.
+        answers: each prompt's answer.
+        soft: soft tokens in the order of ``prompts.soft_items``; the only thing that gets a gradient.
+
+    Source: arXiv:2404.11343, section 4.2; a long title weighs more than a short one, as in the public code.
+    """
+    one_each = np.ones(len(answers), np.int64)
+    parts = _parts(prompts, answers, one_each, tokens_at_once(llm, len(prompts.tokens.values)))
+    loss: Tensor = _LossByParts.apply(soft, llm, list(parts), len(answers.values))  # type: ignore[no-untyped-call]
+    return loss
+
+
+@torch.no_grad()
+def score_candidates(
+    llm: LanguageModel,
+    prompts: Prompts,
+    answers: Packed,
+    is_candidate: Bool[ndarray, "users candidates"],
+    soft: Float[Tensor, "soft dim"],
+    *,
+    normalize: Literal["sum", "mean"] = "sum",
+    tokens_per_batch: int = 4096,
+) -> Float[Tensor, "users candidates"]:
+    """Scores every user's candidates by their answers' likelihood.
+
+    Args:
+        llm: the frozen language model.
+        prompts: a prompt a user.
+        answers: an answer for each True of ``is_candidate``, users one after the other, candidates in their order.
+        is_candidate: False where a row of candidates is padded.
+        soft: soft tokens in the order of ``prompts.soft_items``.
+        normalize: "sum" is log P(answer | prompt) in nats, which favours short titles; "mean" is that over the number
+            of tokens, which favours titles whose ends can be guessed from their beginnings.
+        tokens_per_batch: users are read together up to so many tokens, padding included.
+
+    Returns:
+        Scores in float32 on the CPU, minus infinity where there is no candidate.
+
+    Raises:
+        ValueError: there are not as many answers as candidates, or soft tokens as places for them.
+    """
+    users, _ = np.nonzero(is_candidate)
+    if len(users) != len(answers):
+        raise ValueError(f"{len(answers)} answers for {len(users)} candidates; padding has no answer.")
+    num_answers = is_candidate.sum(1)
+    sums = torch.zeros(len(answers))
+
+    def fill(part: _Part) -> None:
+        log_probs = _log_probs(llm, part, soft[torch.from_numpy(part.soft_rows).to(soft.device)])
+        sums[torch.from_numpy(part.answer_rows)] = _sums(log_probs, part.answers)
+
+    parts = _parts(prompts, answers, num_answers, tokens_at_once(llm, tokens_per_batch))
+    for _ in side_by_side(fill, parts, llm.threads):
+        pass
+    if normalize == "mean":
+        sums /= torch.from_numpy(answers.lengths).clamp(min=1)
+    scores = torch.full(is_candidate.shape, -torch.inf)
+    scores[torch.from_numpy(is_candidate)] = sums
+    return scores
+
+
+def take_prompts(prompts: Prompts, rows: Int[ndarray, "chosen"]) -> tuple[Prompts, Int[ndarray, "chosen_soft"]]:
+    """The chosen prompts, in their order, repeats allowed, and the rows of their soft tokens among all."""
+    offsets = prompts.tokens.offsets
+    soft_rows = Packed(np.arange(len(prompts.soft_items)), prompts.soft_offsets).take(rows).values
+    is_soft = Packed(prompts.is_soft, offsets).take(rows).values
+    return Prompts(prompts.tokens.take(rows), is_soft, prompts.soft_items[soft_rows]), soft_rows
+
+
+def embed_prompts(
+    llm: LanguageModel, prompts: Prompts, soft: Float[Tensor, "soft dim"]
+) -> Float[Tensor, "batch length dim"]:
+    """Embeddings of prompts with their soft tokens in place, padded on the right."""
+    embeddings = llm.embed(torch.from_numpy(_padded(prompts.tokens)))
+    return insert(embeddings, soft_places(llm, prompts), soft.to(llm.device))
+
+
+def soft_places(llm: LanguageModel, prompts: Prompts) -> Bool[Tensor, "batch length"]:
+    """Where ``embed_prompts`` puts soft tokens."""
+    return torch.from_numpy(_padded(Packed(prompts.is_soft, prompts.tokens.offsets))).to(llm.device)
+
+
+class _Part(NamedTuple):
+    """Users that are read together.
+
+    Attributes:
+        prompts: theirs.
+        answers: theirs, users one after the other.
+        num_answers: how many of them each user has.
+        answer_rows: which answers these are among all.
+        soft_rows: which soft tokens their prompts have, among all.
+    """
+
+    prompts: Prompts
+    answers: Packed
+    num_answers: Int[ndarray, "users"]
+    answer_rows: Int[ndarray, "answers"]
+    soft_rows: Int[ndarray, "soft"]
+
+
+class _LossByParts(torch.autograd.Function):
+    """The mean loss of all answer tokens. A part's gradient is worked out with it, so that no more is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, soft: Tensor, llm: LanguageModel, parts: list[_Part], num_tokens: int) -> Tensor:
+        needs_gradient = ctx.needs_input_grad[0]
+        gradient = torch.zeros_like(soft)
+
+        def loss_of(part: _Part) -> Tensor:
+            rows = torch.from_numpy(part.soft_rows).to(soft.device)
+            own = soft[rows].requires_grad_(needs_gradient)
+            with torch.set_grad_enabled(needs_gradient):
+                loss = -_log_probs(llm, part, own).sum() / num_tokens
+            if loss.requires_grad:
+                (gradient[rows],) = torch.autograd.grad(loss, own)
+            return loss.detach()
+
+        losses = list(side_by_side(loss_of, parts, llm.threads))
+        ctx.save_for_backward(gradient)
+        return torch.stack(losses).sum().to(soft.device)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, factor: Tensor) -> tuple[Tensor, None, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * factor, None, None, None
+
+
+def tokens_at_once(llm: LanguageModel, most: int) -> int:
+    """How many tokens to read at one time: on a CPU few, for what a layer makes of them should stay in its caches."""
+    return min(most, CACHED_TOKENS) if llm.device.type == "cpu" else most
+
+
+def _parts(
+    prompts: Prompts, answers: Packed, num_answers: Int[ndarray, "users"], tokens_per_batch: int
+) -> Iterator[_Part]:
+    """Batches of users who have answers."""
+    ends = np.cumsum(num_answers)
+    answer_rows = Packed(np.arange(len(answers)), np.concatenate([[0], ends]))
+    answer_tokens = np.diff(answers.offsets[answer_rows.offsets])
+    asked = np.flatnonzero(num_answers)
+    for batch in _batches(prompts.tokens.lengths[asked], answer_tokens[asked], tokens_per_batch):
+        chosen, soft_rows = take_prompts(prompts, asked[batch])
+        rows = answer_rows.take(asked[batch])
+        yield _Part(chosen, answers.take(rows.values), rows.lengths, rows.values, soft_rows)
+
+
+def _sums(log_probs: Float[Tensor, "answer_tokens"], answers: Packed) -> Float[Tensor, "answers"]:
+    table = torch.zeros(len(answers), int(answers.lengths.max(initial=0)))
+    table[torch.from_numpy(_is_real(answers))] = log_probs.cpu()
+    return table.sum(1)
+
+
+def _log_probs(llm: LanguageModel, part: _Part, soft: Float[Tensor, "soft dim"]) -> Float[Tensor, "answer_tokens"]:
+    """Log-probability of each answer token, all users in one batch; ``soft`` are theirs."""
+    prompts, answers, num_answers = part.prompts, part.answers, part.num_answers
+    longest = prompts.tokens.lengths.max(initial=0) + answers.lengths.max(initial=0)
+    if llm.can_pack and longest < llm.window:
+        return _packed_log_probs(llm, prompts, answers, num_answers, soft)
+    if (num_answers == 1).all():
+        return _answer_log_probs(llm, prompts, answers, soft)
+    return _separate_log_probs(llm, prompts, answers, num_answers, soft)
+
+
+def _packed_log_probs(
+    llm: LanguageModel, prompts: Prompts, answers: Packed, num_answers: Int[ndarray, "users"], soft: Tensor
+) -> Float[Tensor, "answer_tokens"]:
+    """Prompts without their last token become keys and values; last tokens and answers are read behind them."""
+    trees = answer_trees(answers, num_answers)
+    last = torch.from_numpy(prompts.tokens.lengths - 1).to(llm.device)
+    embeddings = embed_prompts(llm, prompts, soft)
+    roots = embeddings[torch.arange(len(last), device=llm.device), last]
+    nodes = llm.embed(torch.from_numpy(trees.tokens[:, 1:]))
+    is_prompt = torch.arange(embeddings.shape[1] - 1, device=llm.device) < last[:, None]
+    seen_tree = tree_mask(trees, llm.device)
+    is_seen = torch.cat([is_prompt[:, None].expand(-1, seen_tree.shape[1], -1), seen_tree], 2)
+    hidden = llm.hidden(
+        torch.cat([roots[:, None], nodes], 1),
+        llm.mask(is_seen),
+        last[:, None] + torch.from_numpy(trees.depths).to(llm.device),
+        llm.read(embeddings[:, :-1], soft_places(llm, prompts)[:, :-1]),
+    )
+    return _token_log_probs(llm, hidden.flatten(0, 1)[torch.from_numpy(trees.sources).to(llm.device)], answers)
+
+
+def _separate_log_probs(
+    llm: LanguageModel, prompts: Prompts, answers: Packed, num_answers: Int[ndarray, "users"], soft: Tensor
+) -> Float[Tensor, "answer_tokens"]:
+    """Every answer behind a copy of its prompt, a user at a time: slower, and right for every causal model."""
+    parts = []
+    offsets = np.concatenate([[0], np.cumsum(num_answers)])
+    for user, (start, stop) in enumerate(pairwise(offsets)):
+        if stop > start:
+            repeated, soft_rows = take_prompts(prompts, np.full(stop - start, user))
+            own_soft = soft[torch.from_numpy(soft_rows).to(soft.device)]
+            parts.append(_answer_log_probs(llm, repeated, answers.take(np.arange(start, stop)), own_soft))
+    return torch.cat(parts) if parts else torch.zeros(0)
+
+
+def _answer_log_probs(
+    llm: LanguageModel, prompts: Prompts, answers: Packed, soft: Tensor
+) -> Float[Tensor, "answer_tokens"]:
+    """Log-probability of each token of each prompt's one answer."""
+    both = _join(prompts.tokens, answers)
+    is_soft = _join(
+        Packed(prompts.is_soft, prompts.tokens.offsets), Packed(np.zeros(len(answers.values), bool), answers.offsets)
+    )
+    rows = Prompts(both, is_soft.values, prompts.soft_items)
+    # The last token of the longest row predicts nothing.
+    hidden = llm.hidden(embed_prompts(llm, rows, soft)[:, :-1])
+    users = np.repeat(np.arange(len(answers)), answers.lengths)
+    places = prompts.tokens.lengths[users] - 1 + np.arange(len(users)) - answers.offsets[users]
+    return _token_log_probs(llm, hidden[torch.from_numpy(users), torch.from_numpy(places)], answers)
+
+
+def _token_log_probs(
+    llm: LanguageModel, hidden: Float[Tensor, "answer_tokens hidden_dim"], answers: Packed
+) -> Float[Tensor, "answer_tokens"]:
+    """Log-probability of each answer token, from the hidden state before it."""
+    targets = torch.from_numpy(answers.values).to(llm.device)
+    chunk = max(1, LOGITS_PER_CHUNK // llm.vocabulary)
+    pairs = zip(torch.split(hidden, chunk), torch.split(targets, chunk), strict=True)
+    return torch.cat([-functional.cross_entropy(llm.logits(states), ids, reduction="none") for states, ids in pairs])
+
+
+def _join(left: Packed, right: Packed) -> Packed:
+    """Row i of both, one behind the other."""
+    stacked = Packed(
+        np.concatenate([left.values, right.values]),
+        np.concatenate([left.offsets, left.offsets[-1] + right.offsets[1:]]),
+    )
+    taken = stacked.take(np.arange(2 * len(left)).reshape(2, -1).T.ravel())
+    return Packed(taken.values, taken.offsets[::2])
+
+
+def _is_real(rows: Packed) -> Bool[ndarray, "rows width"]:
+    is_real: Bool[ndarray, "rows width"] = np.arange(rows.lengths.max(initial=0)) < rows.lengths[:, None]
+    return is_real
+
+
+def _padded(rows: Packed, fill: int = 0) -> ndarray:
+    is_real = _is_real(rows)
+    table = np.full(is_real.shape, fill, rows.values.dtype)
+    table[is_real] = rows.values
+    return table
+
+
+def _batches(
+    prompt_tokens: Int[ndarray, "users"], answer_tokens: Int[ndarray, "users"], budget: int
+) -> list[Int[ndarray, "batch"]]:
+    """Users of like length together, so that little is padding; longest first, so that memory runs out at once.
+
+    Several batches are of one size, and even in number, where the budget allows it: two threads have as much to do.
+    """
+    tokens = prompt_tokens + answer_tokens
+    order = np.argsort(-tokens, kind="stable")
+    starts = [0]
+    for place in range(1, len(order)):
+        # Sorted, so that a batch's first is its widest.
+        if tokens[order[starts[-1]]] * (place + 1 - starts[-1]) > budget:
+            starts.append(place)
+    greedy = [batch for batch in np.split(order, starts[1:]) if len(batch)]
+    num_even = len(greedy) + len(greedy) % 2
+    shares = np.cumsum(tokens[order]) / max(1, tokens.sum()) * num_even
+    even = [batch for batch in np.split(order, np.searchsorted(shares, np.arange(1, num_even))) if len(batch)]
+    fit = all(len(batch) == 1 or tokens[batch[0]] * len(batch) <= budget for batch in even)
+    return even if len(greedy) > 1 and fit else greedy

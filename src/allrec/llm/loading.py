@@ -1,0 +1,165 @@
+"""Causal models of transformers, or those that ship with the package: found by name, loaded in the asked precision."""
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+)
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from allrec.errors import Config, InputError
+from allrec.files import is_hub_reachable
+from allrec.llm.attention import causal_attention, taken_places
+from allrec.llm.block_mask import block_attention
+from allrec.llm.fingerprint import TOKENIZER_FILES
+from allrec.llm.savings import checkpoint_layer, quantize, quicken_norms
+
+EMBEDDED = ("embedded-small", "embedded-large")
+ATTENTION, BLOCKS = "allrec", "allrec-blocks"
+"""What transformers knows our attention by, on a CPU and on a GPU."""
+
+
+class LanguageModelConfig(Config):
+    """Which language model, and in what precision."""
+
+    name: str = Field(
+        "embedded-small",
+        min_length=1,
+        description="A folder, a name on the Hugging Face hub, or one that ships with us: " + ", ".join(EMBEDDED),
+    )
+    revision: str | None = Field(None, description="Branch, tag or commit on the hub; none means its main branch.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Precision of the weights; auto is bfloat16 on an accelerator and float32 on a CPU."
+    )
+    weights: Literal["whole", "8bit", "4bit"] = Field(
+        "whole", description="Bits a weight of the layers, the head aside; fewer take less memory."
+    )
+    is_compiled: bool = Field(False, description="Layers are compiled by torch; wants a C++ compiler on a CPU.")
+    is_checkpointed: bool = Field(
+        False, description="Layers keep only their inputs for the gradient, and are run twice: less memory."
+    )
+
+
+def embedded_folder(name: str) -> Path:
+    """The folder of a model that ships with the package."""
+    return Path(str(files("allrec.embedded") / name))
+
+
+def local_folder(name: str) -> Path | None:
+    """The folder that a name means, None for a name on the hub.
+
+    Raises:
+        InputError: the folder lacks what a model needs.
+    """
+    folder = embedded_folder(name) if name in EMBEDDED else Path(name).expanduser()
+    if not folder.is_dir():
+        if name in EMBEDDED or folder.exists() or folder.is_absolute() or name.startswith((".", "~")):
+            raise InputError(f"no folder {folder}: a language model is a folder with config.json. Correct the path.")
+        return None
+    has = {path.name for path in folder.iterdir()}
+    needed = {
+        "a config.json": "config.json" in has,
+        "a tokenizer": bool(has.intersection(TOKENIZER_FILES)),
+        "weights as *.safetensors": any(file.endswith(".safetensors") for file in has),
+    }
+    lacking = " and ".join(thing for thing, is_there in needed.items() if not is_there)
+    if lacking:
+        is_pickled = any(file.endswith(".bin") for file in has)
+        hint = " Pickled weights are never read: convert them to safetensors." if is_pickled else ""
+        raise InputError(f"{folder} lacks {lacking}: expected what save_pretrained writes, tokenizer included.{hint}")
+    return folder
+
+
+def load_model(
+    folder: Path | None, config: LanguageModelConfig, device: torch.device
+) -> tuple[Any, PreTrainedTokenizerBase]:
+    """A model with its head, on its device, and its tokenizer.
+
+    Args:
+        folder: where it lies; None means the hub, or what was once taken from there.
+        config: name, revision and precision.
+        device: where it goes.
+
+    Raises:
+        InputError: the weights are not whole.
+    """
+    automatic = torch.float32 if device.type == "cpu" else torch.bfloat16
+    dtype = automatic if config.dtype == "auto" else getattr(torch, config.dtype)
+    source = str(folder or config.name)
+    is_local = folder is not None or not is_hub_reachable()
+    given = {"revision": config.revision or "main", "trust_remote_code": False, "local_files_only": is_local}
+    tokenizer = AutoTokenizer.from_pretrained(source, **given)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        source, **given, use_safetensors=True, dtype=dtype, output_loading_info=True
+    )
+    model, report = loaded
+    if report["missing_keys"]:
+        raise InputError(
+            f"{config.name} is no whole causal language model: its weights lack {sorted(report['missing_keys'])[0]}. "
+            "Choose one that was saved with its head."
+        )
+    return spared(model, config, device), tokenizer
+
+
+def spared(model: Any, config: LanguageModelConfig, device: torch.device) -> Any:
+    """The model on its device, with the savings that were asked for, our attention, and on a CPU our norms."""
+    if config.weights != "whole":
+        quantize(model.base_model, config.weights)
+    model = model.to(device)
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if config.is_compiled:
+        for layer in layers:
+            layer.compile(dynamic=True)
+    elif device.type == "cpu" and model.config._attn_implementation == "sdpa":
+        model.set_attn_implementation(ATTENTION)
+        quicken_norms(model)
+    elif device.type == "cuda" and model.config._attn_implementation == "sdpa":
+        model.set_attn_implementation(BLOCKS)
+    if config.is_checkpointed:
+        # Of the last layer a prompt's keys and values alone are kept anyway.
+        for layer in layers[:-1]:
+            checkpoint_layer(layer)
+    return model
+
+
+def _attention(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **given: Any) -> Any:
+    """Attention as transformers asks for it: ours where a gradient is wanted of causal attention, else the built-in."""
+    known = {"dropout", "scaling", "is_causal", "position_ids", "use_cache", "past_key_values"}
+    is_plain = mask is None and getattr(module, "is_causal", False) and given.get("is_causal") is not False
+    is_plain = is_plain and not given.get("dropout") and all(given[name] is None for name in given.keys() - known)
+    if not (is_plain and query.requires_grad and query.shape[2] == key.shape[2] and query.dtype == torch.float32):
+        taken_places()
+        return sdpa_attention_forward(module, query, key, value, mask, **given)
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = (part.repeat_interleave(groups, 1) for part in (key, value))
+    scale = given.get("scaling") or query.shape[3] ** -0.5
+    attended = causal_attention(query, key, value, scale, is_first=getattr(module, "layer_idx", None) == 0)
+    return attended.transpose(1, 2).contiguous(), None
+
+
+def _blocks(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **given: Any) -> Any:
+    """Attention as transformers asks for it: by FlexAttention under a mask of blocks, else the built-in."""
+    taken_places()
+    if not isinstance(mask, BlockMask):
+        return sdpa_attention_forward(module, query, key, value, mask, **given)
+    attended = block_attention(query, key, value, mask, given.get("scaling") or query.shape[3] ** -0.5)
+    return attended.transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(ATTENTION, _attention)
+AttentionInterface.register(BLOCKS, _blocks)
+for name in (ATTENTION, BLOCKS):
+    AttentionMaskInterface.register(name, sdpa_mask)

@@ -1,0 +1,124 @@
+"""Warm-up of stage 2: F_U(x_u) is drawn to F_I of what the user chose next, before any language model is asked."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from numpy import ndarray
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from allrec.backbones.base import Backbone, represent_users
+from allrec.data.dataset import Dataset
+from allrec.errors import Config
+from allrec.llm.soft_tokens import SoftTokens
+from allrec.training.batches import LazyBatches
+from allrec.training.examples import OnStep, training_examples
+from allrec.training.loop import LoopConfig, fit
+
+STAGE = 9
+Batch = tuple[Int[ndarray, "batch"], Bool[Tensor, "llm_dim"]]
+
+
+class WarmUpConfig(Config):
+    """How soft tokens learn to find each other before the language model reads them."""
+
+    epochs: int = Field(0, ge=0, description="Passes over every training position; 0 leaves the warm-up out.")
+    learning_rate: float = Field(1e-3, gt=0, description="Step size of Adam.")
+    batch_size: int = Field(512, ge=1, description="Positions a step; all seen items are told apart.")
+    kept: float = Field(
+        0.2, gt=0, le=1, description="Share of the coordinates that a step compares: a model's heads read parts alone."
+    )
+    size: float = Field(
+        1.0, gt=0, description="Root mean square of soft tokens afterwards, in that of the model's token embeddings."
+    )
+
+
+class Match(nn.Module):
+    """Users and items as soft tokens, compared by direction; the temperature is learned."""
+
+    def __init__(self, soft_tokens: SoftTokens) -> None:
+        super().__init__()
+        self.soft_tokens = soft_tokens
+        self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
+
+    def loss(
+        self,
+        users: Float[Tensor, "batch dim"],
+        items: Float[Tensor, "items joint"],
+        targets: Int[Tensor, "batch"],
+        is_kept: Bool[Tensor, "llm_dim"],
+    ) -> Float[Tensor, ""]:
+        """Cross-entropy, in nats, of a softmax over all items of s · cos(F_U(x_u), F_I(i)) on the kept coordinates.
+
+        Args:
+            users: x_u.
+            items: what F_I reads of each item.
+            targets: each user's next item, as its row among the items.
+            is_kept: which coordinates of the soft tokens are compared.
+        """
+        asked = functional.normalize(self.soft_tokens.user(users) * is_kept, dim=1)
+        offered = functional.normalize(self.soft_tokens.item(items) * is_kept, dim=1)
+        return functional.cross_entropy(self.log_scale.exp() * asked @ offered.T, targets)
+
+
+def warm_up(
+    soft_tokens: SoftTokens,
+    dataset: Dataset,
+    backbone: Backbone,
+    item_inputs: Float[Tensor, "items joint"],
+    embedding_scale: float,
+    config: WarmUpConfig,
+    *,
+    seed: int,
+    checkpoint: Path | None = None,
+    on_step: OnStep | None = None,
+) -> None:
+    """Trains F_U and F_I, in place, so that a user's soft token lies nearest to that of the next item.
+
+    A frozen model that picks a title by the vector behind it can pick from the first step on then; what is left to
+    stage 2 is how this very model reads vectors. The paper has no such step (docs/fidelity.md).
+
+    Args:
+        soft_tokens: what learns.
+        dataset: every training position is learned from.
+        backbone: frozen; gives x_u.
+        item_inputs: what F_I reads of every item; items that training never saw are told apart from nothing.
+        embedding_scale: root mean square of the language model's token embeddings.
+        config: steps, coordinates, size.
+        seed: of batches and coordinates.
+        checkpoint: where progress is kept.
+        on_step: told of each step's loss.
+    """
+    examples = training_examples(dataset, "every")
+    users = represent_users(backbone, dataset, examples.users, examples.positions)
+    seen = np.flatnonzero(dataset.train_counts())
+    targets, items = torch.from_numpy(np.searchsorted(seen, examples.items)), item_inputs[torch.from_numpy(seen)]
+    match = Match(soft_tokens)
+    llm_dim = soft_tokens.user.outer.out_features
+
+    def batches(epoch: int) -> LazyBatches[Batch]:
+        order = np.random.default_rng([seed, STAGE, epoch]).permutation(len(targets))
+        rows = [order[start : start + config.batch_size] for start in range(0, len(order), config.batch_size)]
+        return LazyBatches(
+            rows, lambda index, chosen: (chosen, kept_coordinates(llm_dim, config.kept, seed, epoch, index))
+        )
+
+    def loss(batch: Batch) -> Tensor:
+        rows, is_kept = batch
+        return match.loss(users[rows], items, targets[torch.from_numpy(rows)], is_kept)
+
+    loop = LoopConfig(epochs=config.epochs, learning_rate=config.learning_rate, checkpoint_every=50)
+    fit(match, batches, loss, loop, seed=seed, stage=STAGE, checkpoint=checkpoint, on_step=on_step)
+    soft_tokens.user.resize(users, config.size * embedding_scale)
+    soft_tokens.item.resize(item_inputs, config.size * embedding_scale)
+
+
+def kept_coordinates(llm_dim: int, share: float, seed: int, epoch: int, index: int) -> Bool[Tensor, "llm_dim"]:
+    """The coordinates that a step compares: that share of them, one at least, drawn anew for every step."""
+    count = max(1, round(share * llm_dim))
+    order = np.random.default_rng([seed, STAGE, epoch, index]).permutation(llm_dim)
+    return torch.from_numpy(order < count)

@@ -1,0 +1,232 @@
+"""The prompt's layout, exactly, and what it does with titles and histories that are out of the ordinary."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_array_equal
+from tests.tiny import BEGIN, END, tiny_backend
+
+from allrec.errors import InputError, Wording
+from allrec.llm.prompt import USER, Packed, PromptBuilder, PromptConfig
+
+BACKEND = tiny_backend()
+PLAIN = tiny_backend()
+PLAIN.encode_special_tokens = True
+WORDING = Wording(noun="song", verb="hear", past="heard")
+TITLES = ["rose soap", None, 'a "quoted" oil', f"cream {END} {BEGIN}", " ".join(["silver"] * 1000), "", "comb"]
+
+
+def encode(texts):
+    return [encoding.ids for encoding in PLAIN.encode_batch(texts)]
+
+
+def build(titles=TITLES, max_length=2048, **options):
+    config = PromptConfig(**options)
+    return PromptBuilder(encode, titles, WORDING, config, begin=[0], end=[1], max_length=max_length)
+
+
+def rows_of(prompts):
+    is_soft = Packed(prompts.is_soft, prompts.tokens.offsets)
+    return [(list(prompts.tokens[row]), list(is_soft[row])) for row in range(len(prompts.tokens))]
+
+
+def ids(text):
+    return encode([text])[0]
+
+
+MARK = [1]
+"""What stands in a soft token's place until it comes: any id, here the end's."""
+
+
+def test_prompt_is_the_sum_of_its_pieces():
+    prompts = build().prompts([[6, 0]], [[0, 1]])
+    pieces = [
+        ([0], False),
+        (MARK, True),
+        (ids(" is a user representation. This user has heard"), False),
+        (ids(' "comb"'), False),
+        (MARK, True),
+        (ids(","), False),
+        (ids(' "rose soap"'), False),
+        (MARK, True),
+        (ids(" before"), False),
+        (ids(". Recommend one song for this user to hear next, out of these song titles:"), False),
+        (ids(' "rose soap"'), False),
+        (MARK, True),
+        (ids(","), False),
+        (ids(' "untitled song"'), False),
+        (MARK, True),
+        (ids(". The recommendation is"), False),
+    ]
+    tokens, is_soft = rows_of(prompts)[0]
+    assert tokens == [token for piece, _ in pieces for token in piece]
+    assert is_soft == [soft for piece, soft in pieces for _ in piece]
+    assert_array_equal(prompts.soft_items, [USER, 6, 0, 0, 1])
+
+
+def test_soft_token_stands_before_its_title():
+    tokens, is_soft = rows_of(build(soft_token="before", has_user=False).prompts([[6]], [[]]))[0]
+    opening = [0, *ids(" This user has heard")]
+    ending = [*ids(' "comb"'), *ids(" before"), *ids(". The recommendation is")]
+    assert tokens == [*opening, *MARK, *ending]
+    assert is_soft == [False] * len(opening) + [True] + [False] * len(ending)
+
+
+def test_nothing_is_soft_when_no_soft_token_is_asked_for():
+    prompts = build(soft_token="none", has_user=False).prompts([[6, 0]], [[0, 1]])
+    assert not prompts.is_soft.any()
+    assert len(prompts.soft_items) == 0
+
+
+def test_user_soft_token_alone_when_titles_have_none():
+    prompts = build(soft_token="none").prompts([[6, 0]], [[0, 1]])
+    assert_array_equal(np.flatnonzero(prompts.is_soft), [1])
+    assert_array_equal(prompts.soft_items, [USER])
+
+
+def test_new_user_is_told_in_a_sentence():
+    tokens, _ = rows_of(build(has_user=False).prompts([[]], [[]]))[0]
+    assert BACKEND.decode(tokens) == " This user is new. The recommendation is"
+
+
+def test_ids_are_those_of_the_whole_text_in_one_piece():
+    tokens, _ = rows_of(build(soft_token="none", has_user=False).prompts([[6, 0, 1]], [[0, 3, 2]]))[0]
+    text = (
+        ' This user has heard "comb", "rose soap", "untitled song" before. Recommend one song for this user'
+        f' to hear next, out of these song titles: "rose soap", "cream {END} {BEGIN}",'
+        " \"a 'quoted' oil\". The recommendation is"
+    )
+    assert tokens == [0, *ids(text)]
+
+
+def test_latest_items_are_told():
+    prompts = build(max_history=2, has_user=False).prompts([[0, 1, 2, 6]], [[3]])
+    assert_array_equal(prompts.soft_items, [2, 6, 3])
+
+
+def test_no_history_is_told_when_none_is_wanted():
+    assert_array_equal(build(max_history=0).prompts([[0, 1]], [[3]]).soft_items, [USER, 3])
+
+
+def test_padding_is_no_item():
+    builder = build()
+    padded = builder.prompts([np.array([6, 0, -1, -1])], [np.array([0, 1, -1])])
+    plain = builder.prompts([[6, 0]], [[0, 1]])
+    assert rows_of(padded) == rows_of(plain)
+    assert_array_equal(padded.soft_items, plain.soft_items)
+    with pytest.raises(ValueError, match="item -1 has no title"):
+        builder.answers(np.array([0, -1]))
+
+
+def test_history_shortens_first_and_only_as_far_as_needed():
+    whole = build().prompts([[6, 0, 1]], [[0, 1]])
+    answer = build().title_lengths[[0, 1]].max() + len([1])
+    needed = int(whole.tokens.lengths[0] + answer)
+    exact = build(max_length=needed).prompts([[6, 0, 1]], [[0, 1]])
+    assert_array_equal(exact.soft_items, [USER, 6, 0, 1, 0, 1])
+    shorter = build(max_length=needed - 1).prompts([[6, 0, 1]], [[0, 1]])
+    assert_array_equal(shorter.soft_items, [USER, 0, 1, 0, 1])
+
+
+def test_candidates_that_outgrow_the_model_are_refused():
+    builder = build(max_length=100)
+    alone = build().prompts([[]], [[4, 4]]).tokens.lengths[0] + 48 + len([1])
+    with pytest.raises(InputError, match=f"2 candidates need {alone} tokens, the model reads 100.*max_title_tokens"):
+        builder.prompts([[0]], [[4, 4]])
+
+
+def test_long_title_loses_its_end_and_keeps_its_quotes():
+    answer = build(max_title_tokens=10).answers(np.array([4]))[0]
+    assert list(answer) == [*ids(TITLES_LONG)[:9], *ids('"'), 1]
+
+
+TITLES_LONG = ' "' + " ".join(["silver"] * 1000) + '"'
+
+
+@pytest.mark.parametrize(
+    ("item", "spoken"),
+    [(1, "untitled song"), (2, "a 'quoted' oil"), (3, f"cream {END} {BEGIN}"), (5, "")],
+)
+def test_any_title_can_be_answered(item, spoken):
+    answer = list(build().answers(np.array([item]))[0])
+    assert answer == [*ids(f' "{spoken}"'), 1]
+    assert answer.count(1) == 1
+    assert 0 not in answer
+
+
+def test_answers_are_in_the_order_asked_for():
+    builder = build()
+    answers = builder.answers(np.array([6, 0, 6]))
+    assert [list(answer) for answer in answers] == [list(builder.answers(np.array([item]))[0]) for item in (6, 0, 6)]
+
+
+def test_added_items_are_as_if_they_had_always_been_there():
+    grown = build(TITLES[:3])
+    grown.extend(encode, TITLES[3:], WORDING)
+    for one, other in zip(
+        rows_of(grown.prompts([[6]], [[3, 4]])), rows_of(build().prompts([[6]], [[3, 4]])), strict=True
+    ):
+        assert one == other
+
+
+def test_no_prompts_make_an_empty_batch():
+    prompts = build().prompts([], [])
+    assert len(prompts.tokens) == len(prompts.is_soft) == len(prompts.soft_items) == 0
+
+
+def test_model_that_opens_with_nothing():
+    builder = PromptBuilder(encode, TITLES, WORDING, PromptConfig(), begin=[], end=[1], max_length=2048)
+    assert builder.prompts([[0]], [[0]]).is_soft[0]
+
+
+def test_model_without_an_end_is_refused():
+    with pytest.raises(InputError, match="no end-of-sequence token"):
+        PromptBuilder(encode, TITLES, WORDING, PromptConfig(), begin=[0], end=[], max_length=2048)
+
+
+ROWS = st.lists(st.lists(st.integers(0, 99), max_size=5), min_size=1, max_size=6)
+
+
+@given(rows=ROWS, data=st.data())
+def test_take_is_a_plain_loop(rows, data):
+    packed = Packed.of(rows)
+    chosen = data.draw(st.lists(st.integers(0, len(rows) - 1), max_size=8))
+    taken = packed.take(np.array(chosen, np.int64))
+    assert [list(row) for row in taken] == [rows[row] for row in chosen]
+    assert_array_equal(taken.lengths, [len(rows[row]) for row in chosen])
+
+
+@settings(max_examples=50)
+@given(
+    history=st.lists(st.integers(0, 6), max_size=12),
+    candidates=st.lists(st.integers(0, 6), max_size=6),
+    soft_token=st.sampled_from(["after", "before", "none"]),
+    has_user=st.booleans(),
+    max_length=st.integers(500, 700),
+)
+def test_soft_places_and_soft_items_agree_and_the_answer_fits(history, candidates, soft_token, has_user, max_length):
+    builder = build(max_length=max_length, soft_token=soft_token, has_user=has_user)
+    prompts = builder.prompts([history, []], [candidates, []])
+    assert prompts.is_soft.sum() == len(prompts.soft_items)
+    longest = builder.title_lengths[candidates].max(initial=0) + len([1])
+    assert prompts.tokens.lengths[0] + longest <= max_length
+
+
+@pytest.mark.parametrize("soft_token", ["after", "none"])
+@pytest.mark.parametrize(
+    "rows", [[[4, -1, -1, -1], [0, 3, 2, 6]], [[0, 6, 5, -1], [3, 3, -1, -1]], [[0, 1, 6, 5], [2, 3, -1, -1]]]
+)
+def test_what_fits_is_what_can_be_laid_out(rows, soft_token):
+    builder = build(soft_token=soft_token)
+    candidates = np.array(rows)
+    longest = 0
+    for builder.max_length in range(300):
+        try:
+            builder.prompts([[], []], candidates)
+            is_laid_out = True
+        except InputError:
+            is_laid_out = False
+            longest = builder.max_length
+        assert builder.fits(candidates) == is_laid_out
+    assert 50 < longest < 299

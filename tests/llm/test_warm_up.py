@@ -1,0 +1,79 @@
+"""The warm-up of stage 2: its loss is its equation, users find what they chose next, and a kill changes nothing."""
+
+import numpy as np
+import pytest
+import torch
+from tests.killing import Killed, killed_at
+from tests.training.histories import bytes_of, dataset_of, make_backbone
+
+from allrec.llm.soft_tokens import SoftTokens
+from allrec.llm.warm_up import Match, WarmUpConfig, kept_coordinates, warm_up
+from allrec.training.examples import initialized
+
+NUM_ITEMS = 12
+
+
+def scene():
+    """Users of two tastes: even items or odd ones."""
+    rng = np.random.default_rng(0)
+    histories = [(rng.permutation(NUM_ITEMS // 2)[:5] * 2 + user % 2).tolist() for user in range(60)]
+    backbone = make_backbone(NUM_ITEMS)
+    backbone.item_table.data[:, 0] = torch.arange(NUM_ITEMS) % 2 * 4.0 - 2
+    joint = torch.from_numpy(rng.random((NUM_ITEMS, 10))).float()
+    return dataset_of(histories, NUM_ITEMS), backbone, joint
+
+
+def warmed(config, seed=0, **arguments):
+    dataset, backbone, joint = scene()
+    soft_tokens = initialized(lambda: SoftTokens(backbone.dim, joint.shape[1], 16), 0, 2)
+    warm_up(soft_tokens, dataset, backbone, joint, 0.3, config, seed=seed, **arguments)
+    return soft_tokens
+
+
+def config_of(epochs=3, **settings):
+    return WarmUpConfig(epochs=epochs, learning_rate=1e-2, batch_size=16, **settings)
+
+
+def test_loss_equals_its_equation():
+    soft_tokens = initialized(lambda: SoftTokens(3, 4, 6), 0, 2)
+    match, users, items = Match(soft_tokens), torch.randn(5, 3), torch.randn(7, 4)
+    targets, is_kept = torch.tensor([0, 6, 2, 2, 1]), torch.tensor([True, True, False, True, False, True])
+    asked = soft_tokens.user(users).detach().numpy().astype(np.float64)[:, is_kept.numpy()]
+    offered = soft_tokens.item(items).detach().numpy().astype(np.float64)[:, is_kept.numpy()]
+    cosines = asked @ offered.T / np.linalg.norm(asked, axis=1)[:, None] / np.linalg.norm(offered, axis=1)
+    logits = 10.0 * cosines
+    expected = np.mean([np.log(np.exp(row).sum()) - row[target] for row, target in zip(logits, targets, strict=True)])
+    assert match.loss(users, items, targets, is_kept).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_users_come_to_lie_near_what_they_choose():
+    _, backbone, joint = scene()
+    soft_tokens = warmed(config_of(30, kept=0.5))
+    with torch.no_grad():
+        items = torch.nn.functional.normalize(soft_tokens.item(joint), dim=1)
+        histories = torch.tensor([[0, 2, 4], [1, 3, 5]])
+        users = torch.nn.functional.normalize(soft_tokens.user(backbone.encode(histories)), dim=1)
+    even, odd = (users @ items.T).view(2, -1, 2).mean(1).unbind(1)
+    assert even[0] > odd[0] + 0.15
+    assert odd[1] > even[1] + 0.15
+
+
+def test_soft_tokens_end_at_the_size_that_was_asked_for():
+    _, _, joint = scene()
+    soft_tokens = warmed(config_of(size=0.5))
+    assert soft_tokens.item(joint).square().mean().sqrt().item() == pytest.approx(0.5 * 0.3, rel=1e-5)
+
+
+def test_a_step_compares_its_share_of_the_coordinates_and_another_step_others():
+    kept = [kept_coordinates(50, 0.2, 0, 0, index) for index in range(2)]
+    assert [int(one.sum()) for one in kept] == [10, 10]
+    assert not torch.equal(*kept)
+    assert kept_coordinates(4, 0.01, 0, 0, 0).sum() == 1
+
+
+def test_killed_and_resumed_it_ends_in_the_same_bytes(tmp_path):
+    whole = bytes_of(warmed(config_of()))
+    with pytest.raises(Killed):
+        warmed(config_of(), checkpoint=tmp_path / "c", on_step=killed_at(7))
+    assert bytes_of(warmed(config_of(), checkpoint=tmp_path / "c")) == whole
+    assert bytes_of(warmed(config_of(), seed=1)) != whole
