@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from allrec.data import Dataset, SimulationConfig, load_dataset, prepare, simulate
+from allrec.parallel import OnProgress
 
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
-OnStep = Callable[[int, dict[str, float]], None]
 Side = Callable[[int], float]
 """Does the work of a repeat and says how much that was, in units such as users."""
 
@@ -108,17 +108,17 @@ class _Enough(Exception):
     """So many steps were measured as were asked for."""
 
 
-def seconds_a_step(train: Callable[[OnStep], object], steps: int, clock: str) -> float:
+def seconds_a_step(train: Callable[[OnProgress], object], steps: int, clock: str) -> float:
     """Median seconds of so many steps after the first of a training that is then broken off."""
     times: list[float] = []
 
-    def on_step(step: int, values: dict[str, float]) -> None:
+    def on_progress(share: float, values: dict[str, float]) -> None:
         times.append(CLOCKS[clock]())
-        if step > steps:
+        if values["step"] > steps:
             raise _Enough
 
     with suppress(_Enough):
-        train(on_step)
+        train(on_progress)
     return statistics.median(after - before for before, after in pairwise(times))
 
 

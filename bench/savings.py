@@ -49,7 +49,7 @@ def kept(scene: Scene, users: int) -> float:
                 yield work(part)
 
     weights = {value.untyped_storage().data_ptr() for value in scene.llm._model.state_dict().values()}
-    with patch("allrec.llm.likelihood.side_by_side", loss_of):
+    with patch("allrec.llm.likelihood.ordered_map", loss_of):
         scene.loss(scene.rows(0, users))
     return max(sum(size for place, size in sizes.items() if place not in weights) for sizes in parts) / 2**20
 

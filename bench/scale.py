@@ -23,7 +23,8 @@ from allrec.backbones.training import BackboneConfig, backbone_ranks, train_back
 from allrec.config import EvaluationConfig, load_recipe
 from allrec.data import load_dataset, prepare
 from allrec.evaluation.segments import sample_rows
-from measure import CLOCKS, OnStep, in_own_process, options, show, start
+from allrec.parallel import OnProgress
+from measure import CLOCKS, in_own_process, options, show, start
 from simulated import write_interactions
 
 Stage = TypeVar("Stage", BackboneConfig, AlignmentStageConfig)
@@ -50,7 +51,7 @@ def backbone(folder: str, clock: str) -> float:
     """Seconds of an epoch of the 50 wide SASRec."""
     dataset = load_dataset(Path(folder) / "dataset")
     config = one_epoch(load_recipe("a-llmrec").backbone.model_copy(update={"tokens_per_batch": LARGE_BATCH}))
-    return seconds_of_steps(lambda on_step: train_backbone(dataset, config, seed=0, on_step=on_step), clock)
+    return seconds_of_steps(lambda on_progress: train_backbone(dataset, config, seed=0, on_progress=on_progress), clock)
 
 
 def alignment(folder: str, clock: str) -> float:
@@ -60,8 +61,8 @@ def alignment(folder: str, clock: str) -> float:
     texts = torch.randn(dataset.num_items, TEXT_DIM)
     config = one_epoch(AlignmentStageConfig(network=AlignmentConfig(), batch_size=4096))
 
-    def train(on_step: OnStep) -> None:
-        train_alignment(dataset, model, texts, config, seed=0, on_step=on_step)
+    def train(on_progress: OnProgress) -> None:
+        train_alignment(dataset, model, texts, config, seed=0, on_progress=on_progress)
 
     return seconds_of_steps(train, clock)
 
@@ -71,7 +72,7 @@ def one_epoch(config: Stage) -> Stage:
     return config.model_copy(update={"loop": config.loop.model_copy(update={"epochs": 1})})
 
 
-def seconds_of_steps(train: Callable[[OnStep], object], clock: str) -> float:
+def seconds_of_steps(train: Callable[[OnProgress], object], clock: str) -> float:
     """Seconds of all steps of a training; what it does before the first and after the last does not count."""
     times: list[float] = []
     train(lambda step, values: times.append(CLOCKS[clock]()))

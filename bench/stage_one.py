@@ -15,8 +15,9 @@ from allrec.alignment.training import AlignmentStageConfig, train_alignment
 from allrec.backbones.base import freeze
 from allrec.backbones.sasrec import SASRec, SASRecConfig
 from allrec.data import Dataset
+from allrec.parallel import OnProgress
 from allrec.training.examples import training_examples
-from measure import CLOCKS, OnStep, dataset_of, options, seconds_a_step, show, start
+from measure import CLOCKS, dataset_of, options, seconds_a_step, show, start
 
 PLAIN_BATCH = 32
 ENCODED = 64
@@ -38,12 +39,12 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     encoder.encode(known[:: max(1, len(known) // ENCODED)][:ENCODED])
     once = (CLOCKS[given.clock]() - begun) * len(known) / min(ENCODED, len(known))
 
-    def plain(on_step: OnStep) -> None:
+    def plain(on_progress: OnProgress) -> None:
         config = AlignmentStageConfig(batch_size=PLAIN_BATCH, tune_text=True)
-        train_alignment(dataset, backbone, texts, config, seed=given.seed, encoder=encoder, on_step=on_step)
+        train_alignment(dataset, backbone, texts, config, seed=given.seed, encoder=encoder, on_progress=on_progress)
 
-    def package(on_step: OnStep) -> None:
-        train_alignment(dataset, backbone, texts, AlignmentStageConfig(), seed=given.seed, on_step=on_step)
+    def package(on_progress: OnProgress) -> None:
+        train_alignment(dataset, backbone, texts, AlignmentStageConfig(), seed=given.seed, on_progress=on_progress)
 
     epoch, rows = {}, []
     for name, train, size, steps in (("allrec", package, 512, 20), ("plain", plain, PLAIN_BATCH, given.steps)):

@@ -141,8 +141,9 @@ def practise(model: LlamaForCausalLM, tokenizer: Tokenizer, seed: int, work: Pat
             return LazyBatches([np.arange(1)] * STEPS_AN_EPOCH, build)
 
         report = fit(
-            model, batches, lambda given: practice_loss(model, given, open_quote), config, seed=seed, stage=100 + phase,
-            checkpoint=work / f"phase-{phase}.safetensors", on_step=_on_step(phase),
+            model, batches, lambda given: practice_loss(model, given, open_quote), config, seed=seed,
+            stream=f"circuit {phase}",
+            checkpoint=work / f"phase-{phase}.safetensors", on_progress=_on_step(phase),
         )  # fmt: skip
         log.info("phase %d: %d steps, mean losses %s", phase, report.steps, [round(loss, 3) for loss in report.losses])
 
@@ -156,12 +157,12 @@ def save_tokenizer(tokenizer: Tokenizer, out: Path) -> None:
 
 
 def _on_step(phase: int):
-    def on_step(step: int, values: dict[str, float]) -> None:
-        if step % 25 == 0:
+    def on_progress(share: float, values: dict[str, float]) -> None:
+        if values["step"] % 25 == 0:
             losses = [f"{name} {values[name]:.3f}" for name in ("answers", "chosen", "texts")]
-            log.info("phase %d step %d %s", phase, step, " ".join(losses))
+            log.info("phase %d step %.0f %s", phase, values["step"], " ".join(losses))
 
-    return on_step
+    return on_progress
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@ class Killed(Exception):
 
 
 def killed_at(step):
-    def on_step(done, _):
-        if done == step:
+    def on_progress(_, values):
+        if values["step"] == step:
             raise Killed
 
-    return on_step
+    return on_progress

@@ -1,4 +1,7 @@
-"""Parts of a task in threads of their own: many small steps use two cores better apart than each of them together."""
+"""An ordered parallel map over threads, and the one shape of progress callbacks.
+
+One torch thread a part beats intra-op parallelism on a CPU when operations are small.
+"""
 
 import os
 from collections import deque
@@ -12,6 +15,9 @@ import torch
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")
+
+OnProgress = Callable[[float, dict[str, float]], None]
+"""Called with the share of a task that is done, 0 to 1, and named values such as losses or counts."""
 
 MOST = 4
 """Parts at one time; where there are more threads than that, a part has several."""
@@ -53,7 +59,11 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_pools.__init__)  # type: ignore[misc]
 
 
-def side_by_side(work: Callable[[Part], Result], parts: Iterable[Part], threads: int | None = None) -> Iterator[Result]:
+def no_progress(share: float, values: dict[str, float]) -> None:
+    """Nobody is told."""
+
+
+def ordered_map(work: Callable[[Part], Result], parts: Iterable[Part], threads: int | None = None) -> Iterator[Result]:
     """What ``work`` makes of each part, in their order, several at a time.
 
     Each part has a thread to itself, or where there are more than four an equal share of them. Few parts are done

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -172,11 +173,8 @@ class AllRec:
         dataset = dataset if isinstance(dataset, Dataset) else load_dataset(dataset)
         self.run.check_dataset(dataset.sha256, dataset.name)
 
-        def on_progress(share: float, users: int) -> None:
-            observer("evaluate", share, {"users": float(users)})
-
         with self.run.stage("evaluate") as folder:
-            plan = plan or plan_of(self.run.recipe(), folder, on_progress)
+            plan = plan or plan_of(self.run.recipe(), folder, partial(observer, "evaluate"))
             rankings = with_earlier(folder, evaluate(self.scoring, dataset, plan))
             save_ranks(folder, rankings, dataset)
         metrics = metrics_of(self.run, dataset, rankings)

@@ -1,7 +1,7 @@
 """Named streams of random numbers: a seed and the names of what draws give a stream, and no two names share one.
 
 Example:
-    >>> rng(0, "fusion", "held-out").integers(1000) == rng(0, "fusion", "held-out").integers(1000)
+    >>> bool(rng(0, "fusion", "folds").random() == rng(0, "fusion", "folds").random())
     True
     >>> derived(0, "fusion") == derived(0, "fusion", 0)
     False

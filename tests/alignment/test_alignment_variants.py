@@ -138,7 +138,7 @@ def test_deeper_encoders_learn():
     dataset, backbone, texts = scene()
     loop = LoopConfig(epochs=15, learning_rate=3e-3, optimizer="adamw", weight_decay=0.1)
     config, seen = config_of({"hidden": (48, 32), "dropout": 0.2}, loop=loop), []
-    train_alignment(dataset, backbone, texts, config, seed=0, on_step=lambda _, values: seen.append(values))
+    train_alignment(dataset, backbone, texts, config, seed=0, on_progress=lambda _, values: seen.append(values))
     # A step's loss is its batch's, so epochs are compared.
     first, last = ([step for step in seen if step["epoch"] == epoch] for epoch in (0, 14))
     for name, share in {"text_reconstruction": 0.5, "item_reconstruction": 0.85, "recommendation": 1.02}.items():
@@ -152,7 +152,7 @@ def test_a_variant_killed_and_resumed_ends_in_the_same_bytes(tmp_path, network, 
     arguments = (dataset, backbone, texts, config_of(network))
     whole, report = train_alignment(*arguments, seed=0)
     with pytest.raises(Killed):
-        train_alignment(*arguments, seed=0, checkpoint=tmp_path / "c", on_step=killed_at(step))
+        train_alignment(*arguments, seed=0, checkpoint=tmp_path / "c", on_progress=killed_at(step))
     resumed, again = train_alignment(*arguments, seed=0, checkpoint=tmp_path / "c")
     assert bytes_of(resumed) == bytes_of(whole)
     assert again == report
@@ -240,7 +240,7 @@ def test_tuning_killed_and_resumed_ends_in_the_same_bytes(encoder_folder, tmp_pa
     (whole, report), encoder, _, _ = tuned_scene(encoder_folder)
     assert report.steps > 3
     with pytest.raises(Killed):
-        tuned_scene(encoder_folder, checkpoint=tmp_path / "c", on_step=killed_at(3))
+        tuned_scene(encoder_folder, checkpoint=tmp_path / "c", on_progress=killed_at(3))
     (resumed, _), again, _, _ = tuned_scene(encoder_folder, checkpoint=tmp_path / "c")
     assert bytes_of(resumed) == bytes_of(whole)
     assert bytes_of(again._model) == bytes_of(encoder._model)

@@ -80,15 +80,15 @@ class Killed(Exception):
 
 @pytest.mark.parametrize("chunks", [1, 2])
 def test_killed_between_chunks_it_goes_on_and_ends_in_the_same_bytes(tmp_path, config, encoded, chunks):
-    def kill(done, total):
-        assert total == len(TEXTS)
-        if done == 4 * chunks:
+    def kill(share, values):
+        assert share == values["texts"] / len(TEXTS)
+        if values["texts"] == 4 * chunks:
             raise Killed
 
     whole = text_embeddings(TEXTS, config, tmp_path / "whole")
     encoded.clear()
     with pytest.raises(Killed):
-        text_embeddings(TEXTS, config, tmp_path / "killed", on_chunk=kill)
+        text_embeddings(TEXTS, config, tmp_path / "killed", on_progress=kill)
     assert len(encoded) == 4 * chunks
     encoded.clear()
     assert torch.equal(text_embeddings(TEXTS, config, tmp_path / "killed"), whole)
@@ -98,8 +98,8 @@ def test_killed_between_chunks_it_goes_on_and_ends_in_the_same_bytes(tmp_path, c
 
 def test_progress_is_told_after_each_chunk(tmp_path, config, encoded):
     told = []
-    text_embeddings(TEXTS, config, tmp_path, on_chunk=lambda done, total: told.append((done, total)))
-    assert told == [(4, 12), (8, 12), (12, 12)]
+    text_embeddings(TEXTS, config, tmp_path, on_progress=lambda share, values: told.append((share, values["texts"])))
+    assert told == [(4 / 12, 4), (8 / 12, 8), (1, 12)]
 
 
 @pytest.mark.parametrize("damage", ["torn", "emptied", "foreign"])

@@ -149,13 +149,13 @@ def test_same_seed_same_bytes_killed_and_resumed_too(monkeypatch, tmp_path, kind
     def weights(seed, **arguments):
         return train_backbone(dataset, config, seed=seed, **arguments).model.state_dict()
 
-    def kill(step, _):
-        if step == 5:
+    def kill(_, values):
+        if values["step"] == 5:
             raise KeyboardInterrupt
 
     whole, other = weights(0), weights(1)
     with pytest.raises(KeyboardInterrupt):
-        weights(0, checkpoint=tmp_path / "c", on_step=kill)
+        weights(0, checkpoint=tmp_path / "c", on_progress=kill)
     resumed = weights(0, checkpoint=tmp_path / "c")
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert not torch.equal(whole["item_table"], other["item_table"])

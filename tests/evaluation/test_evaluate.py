@@ -257,7 +257,7 @@ def test_progress_rises_to_one():
     told = []
 
     def note(share, users):
-        told.append((share, users))
+        told.append((share, users["users"]))
 
     rankings = evaluate(System(np.eye(NUM_ITEMS)), make_dataset(), plan_of(splits=("valid", "test"), on_progress=note))
     assert told == sorted(told)

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from allrec import seeds
 from allrec.errors import InputError
 from allrec.hybrid.fusion import FusionConfig
 from allrec.hybrid.fusion_training import (
-    STAGE,
+    STREAM,
     FusionTrainingConfig,
     Lists,
     Roles,
@@ -84,7 +85,7 @@ def test_the_order_of_candidates_and_padding_change_no_score():
 
 def test_those_held_out_say_when_to_stop_and_teach_nothing():
     lists = world(200)
-    order = np.random.default_rng([0, STAGE]).permutation(200)
+    order = seeds.rng(0, STREAM, "held out").permutation(200)
     places = (lists.candidates == lists.targets[:, None]).argmax(axis=1)
     places[order[:50]] = (places[order[:50]] + 1) % 10
     changed = lists._replace(targets=lists.candidates[np.arange(200), places])

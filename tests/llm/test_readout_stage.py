@@ -108,7 +108,7 @@ def test_killed_and_resumed_it_ends_in_the_same_bytes(board, tmp_path, step, set
     whole, report = train_on(board, config)
     assert report.steps > 4
     with pytest.raises(Killed):
-        train_on(board, config, checkpoint=tmp_path / "c", on_step=killed_at(step))
+        train_on(board, config, checkpoint=tmp_path / "c", on_progress=killed_at(step))
     resumed, again = train_on(board, config, checkpoint=tmp_path / "c")
     assert bytes_of(resumed) == bytes_of(whole)
     assert again == report
@@ -131,7 +131,7 @@ def test_losses_are_those_of_the_equations(board):
     """One step on one batch, against plain NumPy."""
     seen = []
     config = config_of(1, batch_tokens=100_000, head=ReadOutConfig(dim=16, distillation=0.5, uniformity=0.25))
-    train_on(board, config, on_step=lambda _, values: seen.append(values))
+    train_on(board, config, on_progress=lambda _, values: seen.append(values))
     values = seen[0]
     weighted = values["retrieval"] + 0.5 * values["distillation"] + 0.25 * values["uniformity"]
     assert values["total"] == pytest.approx(weighted, rel=1e-6)

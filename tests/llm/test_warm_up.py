@@ -74,6 +74,6 @@ def test_a_step_compares_its_share_of_the_coordinates_and_another_step_others():
 def test_killed_and_resumed_it_ends_in_the_same_bytes(tmp_path):
     whole = bytes_of(warmed(config_of()))
     with pytest.raises(Killed):
-        warmed(config_of(), checkpoint=tmp_path / "c", on_step=killed_at(7))
+        warmed(config_of(), checkpoint=tmp_path / "c", on_progress=killed_at(7))
     assert bytes_of(warmed(config_of(), checkpoint=tmp_path / "c")) == whole
     assert bytes_of(warmed(config_of(), seed=1)) != whole

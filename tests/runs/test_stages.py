@@ -150,7 +150,7 @@ def test_stage_1_learns():
     dataset, backbone, texts = alignment_scene()
     seen = []
     alignment, report = train_alignment(
-        dataset, backbone, texts, alignment_config(20), seed=0, on_step=lambda _, values: seen.append(values)
+        dataset, backbone, texts, alignment_config(20), seed=0, on_progress=lambda _, values: seen.append(values)
     )
     assert report.losses[-1] < 0.85 * report.losses[0]
     assert seen[-1]["matching"] < 0.7 * seen[0]["matching"]
@@ -185,7 +185,7 @@ def test_stage_1_killed_and_resumed_ends_in_the_same_bytes(tmp_path, step):
     whole, report = train_alignment(dataset, backbone, texts, alignment_config(), seed=0)
     with pytest.raises(Killed):
         train_alignment(
-            dataset, backbone, texts, alignment_config(), seed=0, checkpoint=tmp_path / "c", on_step=killed_at(step)
+            dataset, backbone, texts, alignment_config(), seed=0, checkpoint=tmp_path / "c", on_progress=killed_at(step)
         )
     resumed, again = train_alignment(dataset, backbone, texts, alignment_config(), seed=0, checkpoint=tmp_path / "c")
     assert bytes_of(resumed) == bytes_of(whole)
@@ -274,7 +274,7 @@ def test_stage_2_overfits_eight_users(scene):
 
 def test_stage_2_moves_nothing_but_the_soft_tokens(scene):
     before = (bytes_of(scene.llm._model), bytes_of(scene.backbone), scene.joint.clone())
-    first, _ = train_on(scene, soft_config(1), on_step=None)
+    first, _ = train_on(scene, soft_config(1), on_progress=None)
     users = torch.zeros(2, 8)
     assert bytes_of(scene.llm._model) == before[0]
     assert bytes_of(scene.backbone) == before[1]
@@ -298,7 +298,7 @@ def test_stage_2_killed_and_resumed_ends_in_the_same_bytes(scene, tmp_path, step
     whole, report = train_on(scene, config)
     assert report.steps > 4
     with pytest.raises(Killed):
-        train_on(scene, config, checkpoint=tmp_path / "c", on_step=killed_at(step))
+        train_on(scene, config, checkpoint=tmp_path / "c", on_progress=killed_at(step))
     resumed, again = train_on(scene, config, checkpoint=tmp_path / "c")
     assert bytes_of(resumed) == bytes_of(whole)
     assert again == report

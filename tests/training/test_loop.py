@@ -35,7 +35,7 @@ def squared_error(module):
 
 
 def train(module, config, **arguments):
-    return fit(module, make_batches, squared_error(module), config, **{"seed": 0, "stage": 1, **arguments})
+    return fit(module, make_batches, squared_error(module), config, **{"seed": 0, "stream": "test", **arguments})
 
 
 def bytes_of(module):
@@ -95,8 +95,8 @@ def test_dropout_differs_by_step_and_seed_and_leaves_the_global_generator_alone(
             squared_error(module),
             LoopConfig(epochs=1, learning_rate=1e-30),
             seed=seed,
-            stage=1,
-            on_step=lambda _, values, seed=seed: losses[seed].append(values["total"]),
+            stream="test",
+            on_progress=lambda _, values, seed=seed: losses[seed].append(values["total"]),
         )
     assert len(set(losses[0] + losses[1])) == 2 * 4
     assert torch.equal(torch.rand(3), expected)
@@ -152,7 +152,7 @@ def test_killed_and_resumed_ends_in_the_same_bytes(tmp_path, step, every):
     whole, killed, resumed = make_module(), make_module(), make_module()
     expected = run(whole)
     with pytest.raises(Killed):
-        run(killed, checkpoint=tmp_path / "c", on_step=killed_at(step))
+        run(killed, checkpoint=tmp_path / "c", on_progress=killed_at(step))
     assert run(resumed, checkpoint=tmp_path / "c") == expected
     assert bytes_of(resumed) == bytes_of(whole)
     assert 0 < expected.best_epoch < 4
@@ -162,7 +162,7 @@ def test_a_finished_run_takes_no_further_step(tmp_path):
     config = LoopConfig(epochs=2)
     first, second = make_module(), make_module()
     whole = train(first, config, checkpoint=tmp_path / "c", validate=scripted([0.2, 0.1]))
-    again = train(second, config, checkpoint=tmp_path / "c", validate=scripted([]), on_step=killed_at(7))
+    again = train(second, config, checkpoint=tmp_path / "c", validate=scripted([]), on_progress=killed_at(7))
     assert again == whole
     assert bytes_of(first) == bytes_of(second)
 
@@ -172,10 +172,10 @@ import os, signal, sys
 from pathlib import Path
 from test_loop import LoopConfig, bytes_of, make_module, train
 checkpoint, kill_at = Path(sys.argv[1]), int(sys.argv[2])
-def on_step(done, values):
-    if done == kill_at:
+def on_progress(share, values):
+    if values["step"] == kill_at:
         os.kill(os.getpid(), signal.SIGKILL)
-train(make_module(), LoopConfig(epochs=4, checkpoint_every=3), checkpoint=checkpoint, on_step=on_step)
+train(make_module(), LoopConfig(epochs=4, checkpoint_every=3), checkpoint=checkpoint, on_progress=on_progress)
 """
 
 
@@ -186,7 +186,7 @@ def test_a_killed_process_is_resumed_to_the_same_bytes(tmp_path):
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     config = LoopConfig(epochs=4, checkpoint_every=3)
     resumed, whole, steps = make_module(), make_module(), []
-    train(resumed, config, checkpoint=tmp_path / "c", on_step=lambda step, _: steps.append(step))
+    train(resumed, config, checkpoint=tmp_path / "c", on_progress=lambda _, values: steps.append(values["step"]))
     train(whole, config)
     assert steps == list(range(3 * 2 + 1, 3 * 4 + 1))
     assert bytes_of(resumed) == bytes_of(whole)
@@ -217,22 +217,29 @@ def test_named_losses_are_reported_with_the_place():
         lambda rows: {"total": squared_error(module)(rows), "part": torch.tensor(2.0)},
         LoopConfig(epochs=2),
         seed=0,
-        stage=1,
+        stream="test",
         validate=scripted([0.5, 0.6]),
-        on_step=lambda step, values: seen.append((step, values)),
+        on_progress=lambda share, values: seen.append((share, values)),
     )
-    assert [step for step, _ in seen] == [1, 2, 3, 4, 5, 6]
+    assert [values["step"] for _, values in seen] == [1, 2, 3, 4, 5, 6]
     assert all(values["part"] == 2 for _, values in seen)
-    assert [values["progress"] for _, values in seen] == pytest.approx([1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1])
+    assert [share for share, _ in seen] == pytest.approx([1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1])
     assert [values.get("validation") for _, values in seen] == [None] * 3 + [0.5] * 3
 
 
 def test_what_cannot_be_trained_is_refused():
     with pytest.raises(InputError, match="no training batch"):
-        fit(make_module(), lambda epoch: [], lambda rows: torch.zeros(()), LoopConfig(), seed=0, stage=1)
+        fit(make_module(), lambda epoch: [], lambda rows: torch.zeros(()), LoopConfig(), seed=0, stream="test")
     module = make_module()
     with pytest.raises(InputError, match="became nan at step 0"):
-        fit(module, make_batches, lambda rows: squared_error(module)(rows) * torch.nan, LoopConfig(), seed=0, stage=1)
+        fit(
+            module,
+            make_batches,
+            lambda rows: squared_error(module)(rows) * torch.nan,
+            LoopConfig(),
+            seed=0,
+            stream="test",
+        )
     with pytest.raises(ValueError, match="validation gave nan after epoch 0"):
         train(module, LoopConfig(), validate=lambda: float("nan"))
     with pytest.raises(ValueError, match="nothing to train"):

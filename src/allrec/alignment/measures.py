@@ -16,6 +16,7 @@ from numpy import ndarray
 from torch import Tensor
 from torch.nn import functional
 
+from allrec import seeds
 from allrec.alignment.losses import is_matchable
 from allrec.alignment.model import Alignment, NoAlignment
 
@@ -195,7 +196,7 @@ def distances_by_count(
 def _sampled(items: Int[Tensor, "items"]) -> Int[Tensor, "sample"]:
     if len(items) <= MAX_ITEMS:
         return items
-    chosen = np.sort(np.random.default_rng(0).choice(len(items), MAX_ITEMS, replace=False))
+    chosen = np.sort(seeds.rng(0, "alignment measures").choice(len(items), MAX_ITEMS, replace=False))
     return items[torch.from_numpy(chosen)]
 
 

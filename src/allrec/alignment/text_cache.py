@@ -1,6 +1,6 @@
 """Text embeddings on disk, by content: a text is encoded once for a model, whatever data set it stands in."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch import Tensor
 from allrec.alignment.text_encoder import TextEncoder, TextEncoderConfig, fingerprint
 from allrec.errors import InputError
 from allrec.files import load_tensors, save_tensors, sha256_text
+from allrec.parallel import OnProgress, no_progress
 
 CHUNK = 256
 """Texts encoded between two writes: at most so many are encoded again after a kill."""
@@ -22,7 +23,7 @@ def text_embeddings(
     cache: Path,
     *,
     device: torch.device | str = "cpu",
-    on_chunk: Callable[[int, int], None] | None = None,
+    on_progress: OnProgress = no_progress,
 ) -> Float[Tensor, "texts text_dim"]:
     """Embeddings of item texts, read from the cache where it has them, else encoded, chunk after chunk.
 
@@ -31,7 +32,7 @@ def text_embeddings(
         config: the text encoder.
         cache: folder of the caches of all text encoders.
         device: where the encoder runs.
-        on_chunk: called with (texts done, texts to do) after each chunk.
+        on_progress: called after each chunk, with the number of ``texts`` encoded so far.
 
     Returns:
         float32, in the order of ``texts``.
@@ -48,8 +49,8 @@ def text_embeddings(
             embeddings = encoder.encode([wanted[key] for key in keys])
             _write(folder, keys, embeddings)
             stored.update(zip(keys, embeddings, strict=True))
-            if on_chunk is not None:
-                on_chunk(start + len(keys), len(missing))
+            done = start + len(keys)
+            on_progress(done / len(missing), {"texts": float(done)})
     if not wanted:
         raise InputError("no item has a text, expected titles or descriptions. Give an items file with a title column.")
     nothing = torch.zeros_like(stored[next(iter(wanted))])

@@ -11,14 +11,16 @@ from numpy import ndarray
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from allrec import seeds
 from allrec.alignment.losses import is_matchable
 from allrec.alignment.model import Alignment, AlignmentConfig, Distinct, NoAlignment
 from allrec.alignment.text_encoder import TextEncoder, embed_texts
 from allrec.backbones.base import Backbone, represent_users
 from allrec.data.dataset import Dataset
 from allrec.errors import Config, InputError
+from allrec.parallel import OnProgress
 from allrec.training.batches import NegativeSampler
-from allrec.training.examples import ALIGNMENT, OnStep, initialized, training_examples
+from allrec.training.examples import initialized, training_examples
 from allrec.training.loop import FitReport, LoopConfig, fit
 
 
@@ -62,7 +64,7 @@ def train_alignment(
     seed: int,
     encoder: TextEncoder | None = None,
     checkpoint: Path | None = None,
-    on_step: OnStep | None = None,
+    on_progress: OnProgress | None = None,
 ) -> tuple[Alignment | NoAlignment, FitReport]:
     """Stage 1: learns the joint space.
 
@@ -76,7 +78,7 @@ def train_alignment(
         seed: of the run.
         encoder: where ``config.tune_text`` asks for it, the text encoder, which is tuned in place.
         checkpoint: see ``fit``.
-        on_step: see ``fit``.
+        on_progress: see ``fit``.
 
     Source: arXiv:2404.11343, section 4.2.
     """
@@ -84,7 +86,7 @@ def train_alignment(
         return NoAlignment(), FitReport(0, 0, [], [], None)
     item_embeddings = backbone.item_embeddings().detach()
     alignment = initialized(
-        lambda: Alignment(item_embeddings.shape[1], text_embeddings.shape[1], config.network), seed, ALIGNMENT
+        lambda: Alignment(item_embeddings.shape[1], text_embeddings.shape[1], config.network), seed, "alignment"
     )
     examples = training_examples(dataset, config.positions)
     users = represent_users(backbone, dataset, examples.users, examples.positions)
@@ -106,7 +108,10 @@ def train_alignment(
         return {"total": losses.total(config.network.alpha, config.network.beta), **losses._asdict()}
 
     batches = _batches(dataset, examples.users, text_embeddings, config, seed)
-    report = fit(module, batches, loss, config.loop, seed=seed, stage=ALIGNMENT, checkpoint=checkpoint, on_step=on_step)
+    report = fit(
+        module, batches, loss, config.loop, 
+        seed=seed, stream="alignment", checkpoint=checkpoint, on_progress=on_progress,
+    )  # fmt: skip
     module.requires_grad_(False)
     return alignment, report
 
@@ -125,7 +130,7 @@ def _batches(
     matched = np.flatnonzero(is_matched)
 
     def batches(epoch: int) -> list[Batch]:
-        rng = np.random.default_rng([seed, ALIGNMENT, epoch])
+        rng = seeds.rng(seed, "alignment", "epoch", epoch)
         order = rng.permutation(len(users))
         negatives = sampler.draw(users, rng)
         chunks = [order[start : start + config.batch_size] for start in range(0, len(order), config.batch_size)]

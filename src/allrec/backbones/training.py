@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
+from allrec import seeds
 from allrec.backbones.base import Backbone, StatesBackbone, encode_histories, freeze
 from allrec.backbones.foreign import Taken, TakenReport, take_backbone
 from allrec.backbones.losses import (
@@ -25,10 +26,11 @@ from allrec.data.dataset import Dataset, Targets
 from allrec.errors import Config, InputError, nearest
 from allrec.evaluation.metrics import ndcg_at
 from allrec.evaluation.ranks import dot_product_ranks
+from allrec.parallel import OnProgress
 from allrec.training.batches import LazyBatches, NegativeSampler, length_batches, pad_histories, windows
 from allrec.training.loop import FitReport, LoopConfig, fit
 
-STAGE = 0
+STREAM = "backbone"
 
 
 class BackboneConfig(Config):
@@ -92,7 +94,7 @@ def train_backbone(
     *,
     seed: int,
     checkpoint: Path | None = None,
-    on_step: Callable[[int, dict[str, float]], None] | None = None,
+    on_progress: OnProgress | None = None,
     device: torch.device | str = "cpu",
 ) -> TrainedBackbone:
     """Trains a backbone on the training histories and keeps the epoch with the best NDCG@10 on validation.
@@ -104,7 +106,7 @@ def train_backbone(
         config: shape, loss, batches and optimizer.
         seed: fixes initial weights, batches, negatives and dropout.
         checkpoint: see ``fit``.
-        on_step: see ``fit``.
+        on_progress: see ``fit``.
         device: where to train.
 
     Raises:
@@ -114,7 +116,7 @@ def train_backbone(
     taken = take_backbone(dataset, config.model, config.checkpoint)
     if taken is not None:
         return _report(taken, dataset, config, seed, device)
-    generator = torch.Generator().manual_seed(int(np.random.SeedSequence([seed, STAGE]).generate_state(1)[0]))
+    generator = seeds.torch_generator(seed, STREAM, "weights")
     model = make_backbone(dataset.num_items, config.model, generator).to(device)
     source = TrainingBatches(dataset, config, seed, device)
 
@@ -130,10 +132,10 @@ def train_backbone(
         loss,
         config.loop,
         seed=seed,
-        stage=STAGE,
+        stream=STREAM,
         checkpoint=checkpoint,
         validate=validate,
-        on_step=on_step,
+        on_progress=on_progress,
     )
     return TrainedBackbone(freeze(model), report)
 
@@ -164,7 +166,7 @@ class TrainingBatches:
         self.shares = drawn_shares(dataset.train_counts())
 
     def __call__(self, epoch: int) -> LazyBatches[Batch]:
-        rng = np.random.default_rng([self.seed, STAGE, epoch])
+        rng = seeds.rng(self.seed, STREAM, "order", epoch)
         rows = length_batches(self.ends - self.starts, self.config.tokens_per_batch, rng)
         return LazyBatches(rows, lambda index, chosen: self._build(chosen, epoch, index))
 
@@ -172,8 +174,7 @@ class TrainingBatches:
         starts, ends = self.starts[rows], self.ends[rows]
         histories = pad_histories(self.items, starts, ends, self.config.model.max_length)
         next_items = pad_histories(self.items, starts + 1, ends + 1, self.config.model.max_length)
-        # A trailing 0 would give the seed of the epoch's order again, hence + 1.
-        rng = np.random.default_rng([self.seed, STAGE, epoch, index + 1])
+        rng = seeds.rng(self.seed, STREAM, "negatives", epoch, index)
         negatives = self._negatives(np.repeat(self.users[rows], ends - starts), rng)
         return Batch(histories.to(self.device), next_items.to(self.device), negatives)
 
@@ -204,7 +205,7 @@ def shared_negatives(
 
 def validation(model: Backbone, dataset: Dataset, config: BackboneConfig, seed: int) -> Callable[[], float] | None:
     """NDCG@10 on validation targets, of a fixed sample of users where there are too many; None where there are none."""
-    chosen = validation_targets(dataset, config.validation_users, np.random.default_rng([seed, STAGE]))
+    chosen = validation_targets(dataset, config.validation_users, seeds.rng(seed, STREAM, "validation users"))
     if len(chosen) == 0:
         return None
     return lambda: ndcg_at(backbone_ranks(model, dataset, chosen, config.validation_protocol), 10)

@@ -1,6 +1,7 @@
 """What ``allrec evaluate``, ``scenario``, ``baselines`` and ``diagnose`` say."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,9 @@ def run_evaluate(run: Path, dataset: Path, protocols: list[str], scenario: str |
         values = recipe.evaluation.model_dump() | {"protocols": protocols}
         recipe = recipe.model_copy(update={"evaluation": type(recipe.evaluation)(**values)})
     with observing() as observer:
-
-        def on_progress(share: float, users: int) -> None:
-            observer("evaluate", share, {"users": float(users)})
-
         own = system.run.manifest["dataset"].get("scenario", "standard")
-        evaluate_scenario(system, dataset, scenario or own, plan_of(recipe, run / "evaluate", on_progress))
+        plan = plan_of(recipe, run / "evaluate", partial(observer, "evaluate"))
+        evaluate_scenario(system, dataset, scenario or own, plan)
     show_results(system.run)
 
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
+from allrec import seeds
 from allrec.data.config import PrepareConfig
 from allrec.data.dataset import (
     FILES,
@@ -253,17 +254,17 @@ def draw_targets(kept: Kept, split: Split, num_items: int, seed: int) -> dict[st
     starts = np.searchsorted(users, np.arange(len(kept.user_ids), dtype=users.dtype))
     with ThreadPoolExecutor() as pool:
 
-        def draw(number: int, name: str) -> tuple[Targets, dict[str, Future[np.ndarray]]]:
+        def draw(name: str) -> tuple[Targets, dict[str, Future[np.ndarray]]]:
             target_users, positions = split.targets[name]
             targets = items[starts[target_users] + positions]
-            rngs = {size: np.random.default_rng([seed, number, size]) for size in NUM_NEGATIVES.values()}
+            rngs = {size: seeds.rng(seed, "negatives", name, size) for size in NUM_NEGATIVES.values()}
             drawn = {
                 protocol: pool.submit(draw_candidates, target_users, targets, touched, size, rngs[size])
                 for protocol, size in NUM_NEGATIVES.items()
             }
             return Targets(target_users, positions, targets, {}), drawn
 
-        started = {name: draw(number, name) for number, name in enumerate(SPLITS)}
+        started = {name: draw(name) for name in SPLITS}
     return {
         name: replace(targets, candidates={protocol: lists.result() for protocol, lists in drawn.items()})
         for name, (targets, drawn) in started.items()

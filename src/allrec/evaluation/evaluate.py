@@ -13,10 +13,11 @@ from torch import Tensor
 
 from allrec.data.dataset import Dataset, Targets
 from allrec.errors import InputError
-from allrec.evaluation.llm_scores import Asked, LlmScorers, Report, histories_before, stored_llm_scores
+from allrec.evaluation.llm_scores import Asked, LlmScorers, histories_before, stored_llm_scores
 from allrec.evaluation.ranks import candidate_ranks, dot_product_ranks
 from allrec.evaluation.results import Ranking
 from allrec.evaluation.segments import sample_rows
+from allrec.parallel import OnProgress, no_progress
 
 LLM_SCORERS = ("llm", "llm-random-items", "llm-no-soft")
 READ_BY_LLM = (*LLM_SCORERS, "readout", "allround")
@@ -89,7 +90,7 @@ class Plan:
     folder: Path | None = None
     read_folders: tuple[Path, ...] = ()
     seed: int = 0
-    on_progress: Callable[[float, int], None] = lambda share, users: None
+    on_progress: OnProgress = no_progress
 
     @property
     def folders(self) -> tuple[Path, ...]:
@@ -110,7 +111,7 @@ class Plan:
         return sample_rows(num_rows, self.sample_of(task), self.seed)
 
 
-Ranker = Callable[[Dataset, Task, Plan, Report], Ranked]
+Ranker = Callable[[Dataset, Task, Plan, OnProgress], Ranked]
 
 
 def evaluate(system: Scorers, dataset: Dataset, plan: Plan) -> list[Ranking]:
@@ -130,23 +131,23 @@ def evaluate(system: Scorers, dataset: Dataset, plan: Plan) -> list[Ranking]:
         start = time.perf_counter()
         users_before = sum(len(ranking.rows) for ranking in rankings)
 
-        def report(scored: int, asked: int, done: int = done, before: int = users_before) -> None:
-            plan.on_progress((done + scored / asked) / len(tasks), before + scored)
+        def report(share: float, values: dict[str, float], done: int = done, before: int = users_before) -> None:
+            plan.on_progress((done + share) / len(tasks), {"users": before + values["users"]})
 
         ranked = _ranked(system, dataset, task, plan, report)
         seconds = time.perf_counter() - start
         rankings.append(Ranking(*task, ranked.rows, ranked.ranks, seconds, ranked.is_retrieved))
-        report(len(ranked.rows), len(ranked.rows))
+        report(1.0, {"users": float(len(ranked.rows))})
     if not rankings:
         raise InputError(f"{dataset.name} has nobody to evaluate: no user has three interactions.")
     return rankings
 
 
-def _ranked(system: Scorers, dataset: Dataset, task: Task, plan: Plan, report: Report) -> Ranked:
+def _ranked(system: Scorers, dataset: Dataset, task: Task, plan: Plan, on_progress: OnProgress) -> Ranked:
     if task.scorer in system.rankers:
-        return system.rankers[task.scorer](dataset, task, plan, report)
+        return system.rankers[task.scorer](dataset, task, plan, on_progress)
     if task.scorer in LLM_SCORERS:
-        return Ranked(*_llm_ranks(system, dataset, task, plan, report))
+        return Ranked(*_llm_ranks(system, dataset, task, plan, on_progress))
     rows = plan.rows(task, len(dataset.targets[task.split]))
     return Ranked(rows, _dot_product_ranks(system, dataset, dataset.targets[task.split].take(rows), task))
 
@@ -166,11 +167,11 @@ def _dot_product_ranks(system: Scorers, dataset: Dataset, targets: Targets, task
 
 
 def _llm_ranks(
-    system: Scorers, dataset: Dataset, task: Task, plan: Plan, report: Report
+    system: Scorers, dataset: Dataset, task: Task, plan: Plan, on_progress: OnProgress
 ) -> tuple[Int[ndarray, "rows"], Int[ndarray, "rows"]]:
     split, protocol, scorer = task
     targets = dataset.targets[split]
     rows = plan.rows(task, len(targets))
     asked = Asked(split, protocol, scorer, rows, targets.candidates[protocol][rows])
-    scores = stored_llm_scores(system, dataset, asked, plan.folders, report)
+    scores = stored_llm_scores(system, dataset, asked, plan.folders, on_progress)
     return rows, candidate_ranks(scores, asked.candidates, targets.items[rows])

@@ -13,11 +13,10 @@ from torch import Tensor
 
 from allrec.data.dataset import Dataset, Targets
 from allrec.files import load_tensors, save_tensors
+from allrec.parallel import OnProgress
 
 USERS_A_CHUNK = 512
 """Users scored by the language model between two writes: at most so many are scored again after a kill."""
-Report = Callable[[int, int], None]
-"""Called with how many users were scored, and how many will be."""
 
 
 class LlmScorers(Protocol):
@@ -53,7 +52,7 @@ class Asked(NamedTuple):
 
 
 def stored_llm_scores(
-    system: LlmScorers, dataset: Dataset, asked: Asked, folders: Sequence[Path], report: Report
+    system: LlmScorers, dataset: Dataset, asked: Asked, folders: Sequence[Path], on_progress: OnProgress
 ) -> Float[ndarray, "rows candidates"]:
     """Scores, read where one of the folders has them, else computed and written to the first.
 
@@ -62,7 +61,7 @@ def stored_llm_scores(
         dataset: whose histories are told.
         asked: the lists.
         folders: may be none, then nothing is kept.
-        report: told of each chunk.
+        on_progress: called after each chunk.
     """
     targets = dataset.targets[asked.split]
     scores = np.empty(asked.candidates.shape, np.float32)
@@ -78,7 +77,8 @@ def stored_llm_scores(
 
         name = f"{asked.split}-{asked.name}-{asked.scorer}-{start}-{digest}.safetensors"
         scores[part] = stored(folders, name, "scores", compute).numpy()
-        report(min(len(asked.rows), start + USERS_A_CHUNK), len(asked.rows))
+        done = min(len(asked.rows), start + USERS_A_CHUNK)
+        on_progress(done / len(asked.rows), {"users": float(done)})
     return scores
 
 

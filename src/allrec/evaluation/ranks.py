@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from allrec.data.dataset import Dataset, Targets, flat
-from allrec.parallel import side_by_side
+from allrec.parallel import ordered_map
 
 # Scores held at one time when ranking over the whole catalogue: 16 MiB of float32.
 MAX_SCORES = 1 << 22
@@ -215,7 +215,7 @@ def ranks_among_all(
             counts, _ = _count(part, items, bounds, seen, wanted, unwanted, first_row)
         return (counts[: len(own)] - 1).cpu().numpy()
 
-    parts = side_by_side(ranks, range(0, len(users), USERS_TOGETHER), None if is_cpu else 1)
+    parts = ordered_map(ranks, range(0, len(users), USERS_TOGETHER), None if is_cpu else 1)
     return np.concatenate(list(parts))
 
 

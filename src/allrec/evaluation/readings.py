@@ -13,8 +13,9 @@ from torch import Tensor
 
 from allrec.data.dataset import Dataset
 from allrec.evaluation.evaluate import Plan, Ranked, Ranker, Task
-from allrec.evaluation.llm_scores import Report, histories_before, stored
+from allrec.evaluation.llm_scores import histories_before, stored
 from allrec.evaluation.ranks import dot_product_ranks
+from allrec.parallel import OnProgress
 
 READ_A_CHUNK = 2048
 """Users read between two writes: at most so many are read again after a kill."""
@@ -42,12 +43,12 @@ class Readers(Protocol):
 def readout_ranker(system: Readers) -> Ranker:
     """Ranks by the read-out head under any protocol; as many users as the language model scores."""
 
-    def rank(dataset: Dataset, task: Task, plan: Plan, report: Report) -> Ranked:
+    def rank(dataset: Dataset, task: Task, plan: Plan, on_progress: OnProgress) -> Ranked:
         targets = dataset.targets[task.split]
         rows = plan.rows(task, len(targets))
         # Read once for all protocols, of which some may rank fewer of them.
         read = plan.rows(task._replace(protocol="paper"), len(targets))
-        users = stored_readings(system, dataset, task.split, read, plan.folders, report)
+        users = stored_readings(system, dataset, task.split, read, plan.folders, on_progress)
         users = users[torch.from_numpy(np.searchsorted(read, rows))]
         return Ranked(rows, dot_product_ranks(users, system.readout_items, dataset, targets.take(rows), task.protocol))
 
@@ -55,7 +56,12 @@ def readout_ranker(system: Readers) -> Ranker:
 
 
 def stored_readings(
-    system: Readers, dataset: Dataset, split: str, rows: Int[ndarray, "rows"], folders: Sequence[Path], report: Report
+    system: Readers,
+    dataset: Dataset,
+    split: str,
+    rows: Int[ndarray, "rows"],
+    folders: Sequence[Path],
+    on_progress: OnProgress,
 ) -> Float[Tensor, "rows readout_dim"]:
     """The head's vector of each user, read where one of the folders has it, else computed and written to the first.
 
@@ -65,7 +71,7 @@ def stored_readings(
         split: "valid" or "test".
         rows: of the split's targets.
         folders: may be none, then nothing is kept.
-        report: told of each chunk.
+        on_progress: called after each chunk.
     """
     chunks = []
     for start in range(0, len(rows), READ_A_CHUNK):
@@ -77,5 +83,6 @@ def stored_readings(
             return system.read(system.represent(histories), histories)
 
         chunks.append(stored(folders, name, "vectors", compute))
-        report(start + len(part), len(rows))
+        done = start + len(part)
+        on_progress(done / len(rows), {"users": float(done)})
     return torch.cat(chunks)

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
+from allrec import seeds
 from allrec.data.dataset import Dataset
 from allrec.evaluation.metrics import gains_at, hits_at, summary
 from allrec.evaluation.significance import bootstrap_interval, compare, holm
@@ -65,7 +66,7 @@ def result_rows(
             continue
         found = ranking.is_retrieved
         recall = {} if found is None else {"retrieved": float(found[chosen].mean())}
-        rng = np.random.default_rng([seed, len(ranks)])
+        rng = seeds.rng(seed, "interval", ranking.split, ranking.protocol, segment)
         intervals = {name: list(bootstrap_interval(values(ranks), rng)) for name, values in METRIC_VALUES.items()}
         rows.append(
             {"scenario": scenario, "split": ranking.split, "protocol": ranking.protocol, "scorer": ranking.scorer}
@@ -106,7 +107,11 @@ def _against_first(group: list[Ranking]) -> list[tuple[Ranking, Ranking]]:
 def _comparison(first: Ranking, second: Ranking, metric: str, seed: int) -> dict[str, Any]:
     _, ours, theirs = np.intersect1d(first.rows, second.rows, assume_unique=True, return_indices=True)
     values = METRIC_VALUES[metric]
-    result = compare(values(first.ranks[ours]), values(second.ranks[theirs]), np.random.default_rng([seed, len(ours)]))
+    result = compare(
+        values(first.ranks[ours]),
+        values(second.ranks[theirs]),
+        seeds.rng(seed, "paired", first.split, first.protocol, metric),
+    )
     return {
         "split": first.split, "protocol": first.protocol, "metric": metric, "scorer": first.scorer,
         "against": second.scorer, "users": len(ours), "difference": result.difference,

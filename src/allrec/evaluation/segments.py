@@ -4,6 +4,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 from numpy import ndarray
 
+from allrec import seeds
 from allrec.data.dataset import Dataset, Targets, flat
 
 EXTREME_SHARE = 0.35
@@ -71,4 +72,4 @@ def sample_rows(num_rows: int, size: int | None, seed: int) -> Int[ndarray, "sco
     """
     if size is None or size >= num_rows:
         return np.arange(num_rows)
-    return np.sort(np.random.default_rng([seed, num_rows]).permutation(num_rows)[:size])
+    return np.sort(seeds.rng(seed, "sample of users", num_rows).permutation(num_rows)[:size])

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 from torch import Tensor
 
+from allrec import seeds
 from allrec.backbones.base import Backbone, freeze
 from allrec.backbones.registry import make_backbone
 from allrec.backbones.training import BackboneConfig, train_backbone
@@ -227,7 +228,7 @@ def _tests(one: Measured, best: Measured) -> list[dict[str, Any]]:
     for protocol in ("paper", "full"):
         for metric in METRICS:
             values, others = (each.by_user("test", protocol, metric) for each in (best, one))
-            result = compare_users(values, others, np.random.default_rng([0, len(values)]))
+            result = compare_users(values, others, seeds.rng(0, "baselines", "paired", protocol, metric))
             rows.append(
                 {"split": "test", "protocol": protocol, "metric": metric, "scorer": best.name, "against": one.name,
                  "users": len(values), "difference": result.difference, "ci95": list(result.interval), "p": result.p}
@@ -255,7 +256,7 @@ def _backbone(job: Job, folder: Path, seed: int) -> Backbone:
         folder.mkdir(parents=True, exist_ok=True)
         trained = train_backbone(
             dataset, config, seed=seed, checkpoint=folder / CHECKPOINT,
-            on_step=lambda step, values: job.observer("backbone", values["progress"], values | {"step": float(step)}),
+            on_progress=partial(job.observer, "backbone"),
         )  # fmt: skip
         save_tensors(path, trained.model.state_dict())
         (folder / CHECKPOINT).unlink(missing_ok=True)

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 from torch import Tensor
 
+from allrec import seeds
 from allrec.backbones.base import Backbone, encode_histories
 from allrec.data.dataset import Dataset, Targets, flat
 from allrec.evaluation.metrics import ndcg_at
@@ -17,7 +18,7 @@ from allrec.hybrid.features import RECALLED, Histories, histories_before, larges
 from allrec.hybrid.similarity import DenseSpace, Neighbours
 from allrec.training.batches import NegativeSampler
 
-STAGE = 7
+STREAM = "bpr"
 MAX_DENSE = 20_000
 """Item-kNN and EASE hold a matrix of items by items, and are left out of a larger catalogue."""
 ROWS = 512
@@ -175,7 +176,7 @@ def bpr(dataset: Dataset, penalty: float, *, seed: int, dim: int = 64, epochs: i
     offsets, items = dataset.train_csr()
     owners = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     sampler = NegativeSampler(offsets, items, dataset.num_items)
-    generator = torch.Generator().manual_seed(int(np.random.SeedSequence([seed, STAGE]).generate_state(1)[0]))
+    generator = seeds.torch_generator(seed, STREAM, "weights")
     factors = Factors(
         torch.randn(dataset.num_users, dim, generator=generator) * 0.1,
         torch.randn(dataset.num_items, dim, generator=generator) * 0.1,
@@ -185,7 +186,7 @@ def bpr(dataset: Dataset, penalty: float, *, seed: int, dim: int = 64, epochs: i
         table.requires_grad_()
     optimizer = torch.optim.Adam(factors, lr=5e-3)
     for epoch in range(epochs):
-        rng = np.random.default_rng([seed, STAGE, epoch])
+        rng = seeds.rng(seed, STREAM, "order", epoch)
         for rows in np.array_split(rng.permutation(len(items)), max(1, len(items) // 1024)):
             drawn = (owners[rows], items[rows], sampler.draw(owners[rows], rng))
             users, positives, negatives = (torch.from_numpy(ids).long() for ids in drawn)

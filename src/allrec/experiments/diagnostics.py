@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 from torch import Tensor
 
+from allrec import seeds
 from allrec.data.dataset import Dataset, load_dataset
 from allrec.errors import InputError
 from allrec.evaluation.metrics import hits_at
@@ -26,7 +27,7 @@ from allrec.recommender import AllRec
 from allrec.runs.pipeline import Observer, ignore
 from allrec.runs.scoring import LlmScorer, Scoring
 
-STREAM = 12
+STREAM = "diagnostics"
 """Apart from every other draw of the same seed."""
 SAMPLES = 20_000
 """Draws of the test of even places."""
@@ -79,7 +80,7 @@ def order_of_history(scorers: Mapping[str, Score], asked: Asked, seed: int) -> l
     told = np.flatnonzero([len(np.unique(history)) > 1 for history in asked.histories])
     if len(told) == 0:
         return []
-    part, rng = asked.rows(told), np.random.default_rng([seed, STREAM])
+    part, rng = asked.rows(told), seeds.rng(seed, STREAM, "history order")
     shuffled = [reordered(history, rng) for history in part.histories]
     rows = []
     for name, score in scorers.items():
@@ -111,7 +112,7 @@ def place_in_prompt(score: Score, asked: Asked, num_orders: int, seed: int) -> d
         num_orders: orders a user, drawn.
         seed: draws them.
     """
-    rng = np.random.default_rng([seed, STREAM, 1])
+    rng = seeds.rng(seed, STREAM, "candidate order")
     width = asked.candidates.shape[1]
     total = np.zeros(asked.candidates.shape)
     hits, target_places, first_places = [], [], []
@@ -127,7 +128,7 @@ def place_in_prompt(score: Score, asked: Asked, num_orders: int, seed: int) -> d
     means = np.mean(hits, axis=0)
     return {
         "users": len(asked.targets), "orders": num_orders,
-        "HR@1": float(means.mean()), "ci95": list(bootstrap_interval(means, np.random.default_rng([seed, STREAM]))),
+        "HR@1": float(means.mean()), "ci95": list(bootstrap_interval(means, seeds.rng(seed, STREAM, "interval"))),
         "by_order": [float(values.mean()) for values in hits], "averaged": float(averaged.mean()),
         "places": by_place(np.concatenate(target_places), np.concatenate(hits), np.concatenate(first_places), width),
         "p": even_p(np.bincount(np.concatenate(first_places), minlength=width), asked.candidates, num_orders, rng),
@@ -180,7 +181,7 @@ def written_answers(answers: Sequence[WrittenTitle], item_ids: Sequence[str], as
         "invalid": float(np.mean([not answer.is_candidate for answer in answers])),
         "outside_catalogue": float(np.mean([not answer.is_in_catalogue for answer in answers])),
         "HR@1": float(hits.mean()),
-        "ci95": list(bootstrap_interval(hits, np.random.default_rng([STREAM, len(hits)]))),
+        "ci95": list(bootstrap_interval(hits, seeds.rng(0, STREAM, "hits", len(hits)))),
     }
 
 
@@ -219,7 +220,7 @@ def mean_correlation(
 
 
 def _tested(kept: Float[ndarray, "users"], shuffled: Float[ndarray, "users"], seed: int) -> dict[str, Any]:
-    result = compare(kept, shuffled, np.random.default_rng([seed, STREAM, len(kept)]))
+    result = compare(kept, shuffled, seeds.rng(seed, STREAM, "paired", len(kept)))
     return {"difference": result.difference, "ci95": list(result.interval), "p": result.p}
 
 

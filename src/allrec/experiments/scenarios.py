@@ -12,13 +12,14 @@ import numpy as np
 from jaxtyping import Bool, Int
 from numpy import ndarray
 
+from allrec import seeds
 from allrec.data.dataset import Dataset, Targets, load_timestamps
 from allrec.data.negatives import Touched, draw_candidates
 from allrec.data.split import split_at_times
 from allrec.errors import InputError, nearest
 from allrec.files import sha256_text
 
-STREAM = 11
+STREAM = "scenario"
 """Apart from every other draw of the same seed."""
 COLD_LENGTH = 3
 """Interactions of a cold user: two of history and the target."""
@@ -100,7 +101,7 @@ def drawn_cold_users(dataset: Dataset, num_users: int, seed: int) -> Dataset:
     """
     users = draw_users(dataset, num_users, seed, "cold-users")
     positions = np.full(len(users), COLD_LENGTH - 1)
-    test = draw_targets(dataset, users, positions, np.random.default_rng([seed, STREAM, 1]))
+    test = draw_targets(dataset, users, positions, seeds.rng(seed, STREAM, "cold users"))
     left_out = with_targets(hold_out_users(dataset, users), test=test)
     is_held_out = np.zeros(dataset.num_users, bool)
     is_held_out[users] = True
@@ -131,7 +132,7 @@ def unseen(dataset: Dataset, seed: int, share: float = UNSEEN_SHARE) -> Scenario
     """
     # An item without a text could never join.
     texts = np.flatnonzero([text is not None for text in dataset.texts])
-    drawn = np.random.default_rng([seed, STREAM]).permutation(texts)
+    drawn = seeds.rng(seed, STREAM, "unseen texts").permutation(texts)
     is_known = np.ones(dataset.num_items, bool)
     is_known[drawn[: int(share * dataset.num_items)]] = False
     num_known = int(is_known.sum())
@@ -167,8 +168,8 @@ def global_time(dataset: Dataset, times: Int[ndarray, "interactions"], seed: int
     owners, _ = places_of(dataset)
     split = split_at_times(owners, times * 1000, dataset.num_users, valid_from, test_from)
     targets = {
-        name: draw_targets(dataset, users, positions, np.random.default_rng([seed, STREAM, number]))
-        for number, (name, (users, positions)) in enumerate(split.targets.items())
+        name: draw_targets(dataset, users, positions, seeds.rng(seed, STREAM, "global time", name))
+        for name, (users, positions) in split.targets.items()
     }
     if not all(len(rows) for rows in targets.values()):
         raise InputError(f"{dataset.name} has no user on both sides of {valid_from} and {test_from} (UTC seconds).")
@@ -196,7 +197,7 @@ def draw_users(dataset: Dataset, num_users: int, seed: int, what: str) -> Int[nd
             f"got {what}-{num_users}, and {dataset.name} has {len(users)} users with a validation and a test target: "
             f"expected 1 to {len(users) - 1}. Give another number, as in {what}-{max(1, len(users) // 4)}."
         )
-    return np.sort(np.random.default_rng([seed, STREAM]).permutation(users)[:num_users])
+    return np.sort(seeds.rng(seed, STREAM, "users").permutation(users)[:num_users])
 
 
 def draw_targets(
@@ -215,8 +216,8 @@ def draw_targets(
 def redraw_candidates(dataset: Dataset, seed: int) -> Dataset:
     """The same targets, with lists drawn from the catalogue as it is."""
     drawn = {
-        split: draw_targets(dataset, rows.users, rows.positions, np.random.default_rng([seed, STREAM, number]))
-        for number, (split, rows) in enumerate(dataset.targets.items())
+        split: draw_targets(dataset, rows.users, rows.positions, seeds.rng(seed, STREAM, "redrawn", split))
+        for split, rows in dataset.targets.items()
     }
     return replace(dataset, targets=drawn)
 

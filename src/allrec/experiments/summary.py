@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
+from allrec import seeds
 from allrec.config import Recipe
 from allrec.evaluation.metrics import gains_at, hits_at
 from allrec.evaluation.results import StoredRanks, Values, load_ranks
@@ -175,7 +176,7 @@ def tests(ours: Result, scorer: str, theirs: Result, against: str) -> dict[str, 
         _, mine, other = np.intersect1d(our_users, their_users, assume_unique=True, return_indices=True)
         if len(mine) == 0:
             return None
-        result = compare_users(our_values[mine], their_values[other], np.random.default_rng([0, len(mine)]))
+        result = compare_users(our_values[mine], their_values[other], seeds.rng(0, "comparison", "paired", len(mine)))
         found[metric] = {
             "difference": result.difference, "ci95": list(result.interval), "p": result.p, "users": len(mine),
         }  # fmt: skip
@@ -207,7 +208,11 @@ def cell(values: Sequence[Float[ndarray, "users"]]) -> list[float]:
         values: one value a user, for each seed.
     """
     means = np.array([one.mean() for one in values])
-    low, high = seed_interval(means) if len(means) > 1 else bootstrap_interval(values[0], np.random.default_rng(0))
+    low, high = (
+        seed_interval(means)
+        if len(means) > 1
+        else bootstrap_interval(values[0], seeds.rng(0, "comparison", "interval"))
+    )
     return [float(means.mean()), max(0.0, low), min(1.0, high)]
 
 

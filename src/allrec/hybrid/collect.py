@@ -29,7 +29,7 @@ from allrec.hybrid.content import (
 from allrec.hybrid.features import Evidence, Scorer
 from allrec.hybrid.retrieval import SearchConfig
 from allrec.hybrid.similarity import DenseSpace, Neighbours, Space, WordSpace
-from allrec.training.examples import OnStep
+from allrec.parallel import OnProgress
 
 CHECKPOINTS = ("tower-checkpoint.safetensors", "checkpoint.safetensors")
 """Of the tower and of the content backbone."""
@@ -102,7 +102,7 @@ def train_content_parts(
     seed: int,
     checkpoints: Path | None = None,
     prefix: str = "",
-    on_step: OnStep | None = None,
+    on_progress: OnProgress | None = None,
 ) -> ContentParts:
     """Trains the tower and the content backbone; test targets are not read.
 
@@ -113,20 +113,20 @@ def train_content_parts(
         seed: of both.
         checkpoints: folder of their checkpoints; None keeps none.
         prefix: of the checkpoints' names.
-        on_step: told of both, one after the other.
+        on_progress: told of both, one after the other.
     """
     files = [None if checkpoints is None else checkpoints / f"{prefix}{name}" for name in CHECKPOINTS]
-    told = [None if on_step is None else _half(on_step, half) for half in range(2)]
+    told = [None if on_progress is None else _half(on_progress, half) for half in range(2)]
     catalogue = catalogue_content(dataset, text_embeddings)
-    tower = train_tower(dataset, catalogue, config.tower, seed=seed, checkpoint=files[0], on_step=told[0])
+    tower = train_tower(dataset, catalogue, config.tower, seed=seed, checkpoint=files[0], on_progress=told[0])
     backbone = train_content_backbone(
-        dataset, catalogue, config.content, seed=seed, checkpoint=files[1], on_step=told[1]
+        dataset, catalogue, config.content, seed=seed, checkpoint=files[1], on_progress=told[1]
     )
     return ContentParts(catalogue, tower, backbone.model, backbone.content)
 
 
-def _half(on_step: OnStep, half: int) -> OnStep:
-    return lambda step, values: on_step(step, values | {"progress": (half + values["progress"]) / 2})
+def _half(on_progress: OnProgress, half: int) -> OnProgress:
+    return lambda share, values: on_progress((half + share) / 2, values)
 
 
 class Learned(NamedTuple):

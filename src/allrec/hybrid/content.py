@@ -15,14 +15,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrize
 
+from allrec import seeds
 from allrec.backbones.base import freeze
 from allrec.backbones.dropout import Dropout, dropout
 from allrec.backbones.sasrec import SASRec, SASRecConfig
 from allrec.backbones.training import BackboneConfig, Batch, TrainingBatches, validation
 from allrec.data.dataset import Dataset
 from allrec.errors import Config, InputError
+from allrec.parallel import OnProgress
 from allrec.training.batches import LazyBatches, pad_histories
-from allrec.training.examples import OnStep
 from allrec.training.loop import FitReport, LoopConfig, fit
 
 WORD = re.compile(r"[^\W_]+")
@@ -165,8 +166,8 @@ class ContentTower(nn.Module):
         return self.log_scale.exp() * torch.einsum("bl,bld->bd", weights, items[histories.clamp(min=0)])
 
 
-BACKBONE_STAGE = 4
-TOWER_STAGE = 5
+BACKBONE_STREAM = "content backbone"
+TOWER_STREAM = "content tower"
 NEVER = -1e9
 """Added to a logit that must not count; finite, so that no gradient becomes nan."""
 
@@ -233,7 +234,7 @@ def train_content_backbone(
     *,
     seed: int,
     checkpoint: Path | None = None,
-    on_step: OnStep | None = None,
+    on_progress: OnProgress | None = None,
 ) -> ContentBackbone:
     """Trains a SASRec on item content; an item never seen in training is no negative either.
 
@@ -243,7 +244,7 @@ def train_content_backbone(
         config: shape, loss and optimizer; ``backbone.loss`` is of no account.
         seed: fixes weights, batches and dropout.
         checkpoint: see ``fit``.
-        on_step: see ``fit``.
+        on_progress: see ``fit``.
 
     Raises:
         InputError: the backbone is no SASRec.
@@ -251,7 +252,7 @@ def train_content_backbone(
     shape = config.backbone.model
     if not isinstance(shape, SASRecConfig):
         raise InputError(f"content.backbone.model is {type(shape).__name__}, expected SASRecConfig: leave kind out.")
-    generator = _generator(seed, BACKBONE_STAGE)
+    generator = seeds.torch_generator(seed, BACKBONE_STREAM, "weights")
     content_config = config.content.model_copy(update={"dim": shape.dim})
     content = ItemContent(catalogue.texts.shape[1], len(catalogue.vocabulary), content_config, generator)
     model = SASRec(dataset.num_items, shape, generator)
@@ -270,7 +271,7 @@ def train_content_backbone(
     validate = validation(model, dataset, config.backbone, seed)
     report = fit(
         model, source, loss, config.backbone.loop,
-        seed=seed, stage=BACKBONE_STAGE, checkpoint=checkpoint, validate=validate, on_step=on_step,
+        seed=seed, stream=BACKBONE_STREAM, checkpoint=checkpoint, validate=validate, on_progress=on_progress,
     )  # fmt: skip
     with torch.no_grad():
         parametrize.remove_parametrizations(model, "item_table", leave_parametrized=True)
@@ -284,13 +285,13 @@ def train_tower(
     *,
     seed: int,
     checkpoint: Path | None = None,
-    on_step: OnStep | None = None,
+    on_progress: OnProgress | None = None,
 ) -> ContentTower:
     """Draws items together that follow each other, by a softmax over all items seen in training.
 
     The logarithm of an item's count is added to its logit, so that popularity need not be read from its content. Items
-    of the history are no negatives, and what the user had before teaches nothing. ``checkpoint`` and ``on_step`` are
-    those of ``fit``.
+    of the history are no negatives, and what the user had before teaches nothing. ``checkpoint`` and ``on_progress``:
+    see ``fit``.
 
     Raises:
         InputError: no user has two different training items.
@@ -298,7 +299,10 @@ def train_tower(
     Source: sampled-softmax correction as in Yi et al., RecSys 2019, here over the whole catalogue.
     """
     content = ItemContent(
-        catalogue.texts.shape[1], len(catalogue.vocabulary), config.content, _generator(seed, TOWER_STAGE)
+        catalogue.texts.shape[1],
+        len(catalogue.vocabulary),
+        config.content,
+        seeds.torch_generator(seed, TOWER_STREAM, "weights"),
     )
     tower = ContentTower(content, config.dropout)
     batches = NextItems(dataset, config, seed)
@@ -312,7 +316,10 @@ def train_tower(
         own = torch.zeros_like(logits).scatter_add_(1, histories.clamp(min=0), (histories >= 0) * NEVER)
         return functional.cross_entropy(logits + own, targets)
 
-    fit(tower, batches, loss, config.loop, seed=seed, stage=TOWER_STAGE, checkpoint=checkpoint, on_step=on_step)
+    fit(
+        tower, batches, loss, config.loop,
+        seed=seed, stream=TOWER_STREAM, checkpoint=checkpoint, on_progress=on_progress,
+    )  # fmt: skip
     return freeze(tower)
 
 
@@ -332,7 +339,7 @@ class NextItems:
             raise InputError("no user has two different training items, expected some. Give longer histories.")
 
     def __call__(self, epoch: int) -> LazyBatches[tuple[Tensor, Tensor]]:
-        order = np.random.default_rng([self.seed, TOWER_STAGE, epoch]).permutation(len(self.targets))
+        order = seeds.rng(self.seed, TOWER_STREAM, "order", epoch).permutation(len(self.targets))
         size = self.config.batch_size
         rows = [order[start : start + size] for start in range(0, len(order), size)]
         return LazyBatches(rows, self._build)
@@ -345,7 +352,3 @@ def latest_first(histories: Int[Tensor, "rows length"]) -> Int[Tensor, "rows len
     """Histories turned round: the latest item first, padding still on the right."""
     places = (histories >= 0).sum(dim=1, keepdim=True) - 1 - torch.arange(histories.shape[1])
     return histories.gather(1, places.clamp(min=0)).masked_fill(places < 0, -1)
-
-
-def _generator(seed: int, stage: int) -> torch.Generator:
-    return torch.Generator().manual_seed(int(np.random.SeedSequence([seed, stage]).generate_state(1)[0]))

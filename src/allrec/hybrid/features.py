@@ -15,7 +15,7 @@ from allrec.data.dataset import Dataset, Targets
 from allrec.hybrid.content import latest_first
 from allrec.hybrid.retrieval import Search, SearchConfig, agreed
 from allrec.hybrid.similarity import DenseSpace, Space
-from allrec.parallel import side_by_side
+from allrec.parallel import ordered_map
 from allrec.training.batches import pad_histories
 
 Rows = slice | Int[ndarray, "part"]
@@ -174,7 +174,7 @@ class Evidence:
             columns = [*self._score(known.part(rows), chunk), *self._compare(own, chunk), *self._recall(own, chunk)]
             features[rows] = torch.stack(columns, dim=2).numpy()
 
-        for _ in side_by_side(fill, range(0, len(order), step)):
+        for _ in ordered_map(fill, range(0, len(order), step)):
             pass
         features[candidates < 0] = 0
         return features

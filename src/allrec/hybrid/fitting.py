@@ -10,6 +10,7 @@ from numpy import ndarray
 from pydantic import Field
 from torch.nn import functional
 
+from allrec import seeds
 from allrec.data.dataset import Dataset
 from allrec.errors import Config, InputError
 from allrec.evaluation.llm_scores import Asked
@@ -19,7 +20,6 @@ from allrec.hybrid.features import CONTEXT, FREE, Evidence, histories_before
 from allrec.hybrid.fused import LLM_EVIDENCE, Fused, Scope, best_of, llm_features
 from allrec.hybrid.fusion import Fusion, FusionConfig
 from allrec.hybrid.fusion_training import (
-    STAGE,
     FittedFusion,
     FusionTrainingConfig,
     Lists,
@@ -34,8 +34,6 @@ from allrec.training.loop import LoopConfig
 SCOPES: tuple[Scope, ...] = ("lists", "catalogue")
 LISTED = "paper"
 """The stored lists that fusion is fitted on."""
-ROUNDS = {"lists": 1, "catalogue": 2, "prompt": 3}
-"""Keep the draws of this stage apart."""
 AskLlm = Callable[[Asked], Float[ndarray, "rows candidates"]]
 
 
@@ -119,7 +117,7 @@ def fit_fusions(
     if ask is None or config.llm_users == 0:
         return FittedFusions(models, {})
     rows = sample_rows(len(folds), config.llm_users, sample_seed)
-    rng = np.random.default_rng([seed, STAGE, ROUNDS["prompt"]])
+    rng = seeds.rng(seed, "fusion", "listed")
     read = {scope: read_lists(scope, dataset, fused, rows, folds, ask, rng, llm_evidence) for scope in SCOPES}
     own = Roles([*llm_evidence, *CONTEXT], FREE, CONTEXT)
     small = _with_members(config.with_llm, config.training.model.members)
@@ -176,7 +174,7 @@ def lists_of(
     candidates, kept = targets.candidates[LISTED], np.arange(len(targets))
     if scope == "catalogue":
         candidates, kept = catalogue_lists(
-            evidence, histories, targets.items, np.random.default_rng([seed, STAGE, ROUNDS[scope]]),
+            evidence, histories, targets.items, seeds.rng(seed, "fusion", "candidates"),
             depth=config.evidence.depth, num_candidates=config.evidence.fitted_candidates, excludes_history=False,
         )  # fmt: skip
     if len(kept) < 2 * config.training.model.members:

@@ -10,6 +10,7 @@ from numpy import ndarray
 from pydantic import Field
 from torch import Tensor
 
+from allrec import seeds
 from allrec.backbones.base import freeze
 from allrec.errors import Config, InputError
 from allrec.evaluation.segments import RARE
@@ -17,7 +18,7 @@ from allrec.hybrid.fusion import EvidenceScale, Fusion, FusionConfig, evidence_s
 from allrec.training.batches import LazyBatches
 from allrec.training.loop import FitReport, LoopConfig, fit
 
-STAGE = 6
+STREAM = "fusion"
 COUNT = "log_count"
 """The evidence that tells how often an item was seen: log(1 + training interactions)."""
 SCALED = 1 << 19
@@ -88,7 +89,7 @@ class FittedFusion(NamedTuple):
 
 def fold_of(num_rows: int, num_folds: int, seed: int) -> Int[ndarray, "rows"]:
     """The fold of every row of a split's targets, each as large as the others."""
-    rng = np.random.default_rng([seed, STAGE, num_folds])
+    rng = seeds.rng(seed, STREAM, "folds", num_folds)
     return np.asarray(rng.permutation(num_rows) % num_folds)
 
 
@@ -116,7 +117,7 @@ def cross_fit(
     scale = scale_of(lists, config.model.knots)
     fitted = []
     for fold in range(config.model.members):
-        own_seed = int(np.random.SeedSequence([seed, STAGE, fold]).generate_state(1)[0])
+        own_seed = seeds.derived(seed, STREAM, "fold", fold)
         fitted.append(fit_fusion(lists.take(folds != fold), roles, alone, seed=own_seed, scale=scale))
     model = Fusion(*roles, config.model, scale, torch.Generator().manual_seed(0))
     for member, part in zip(model.members, fitted, strict=True):
@@ -149,10 +150,10 @@ def fit_fusion(
     places = torch.from_numpy((lists.candidates == lists.targets[:, None]).argmax(axis=1))
     features, is_candidate = torch.from_numpy(lists.features), torch.from_numpy(lists.candidates >= 0)
     offsets = None if lists.offsets is None else torch.from_numpy(lists.offsets)
-    order = np.random.default_rng([seed, STAGE]).permutation(len(places))
+    order = seeds.rng(seed, STREAM, "held out").permutation(len(places))
     num_held_out = max(1, int(config.held_out * len(places)))
     held_out, fitted = torch.from_numpy(order[:num_held_out]), order[num_held_out:]
-    generator = torch.Generator().manual_seed(int(np.random.SeedSequence([seed, STAGE]).generate_state(1)[0]))
+    generator = seeds.torch_generator(seed, STREAM, "weights")
     model = Fusion(*roles, config.model, scale or scale_of(lists, config.model.knots), generator)
     weights = target_weights(features[torch.arange(len(places)), places], roles.names, config)
 
@@ -166,12 +167,12 @@ def fit_fusion(
         return -sum(parts) / float(weights[held_out].sum())
 
     def batches(epoch: int) -> LazyBatches[Tensor]:
-        shuffled = np.random.default_rng([seed, STAGE, epoch]).permutation(fitted)
+        shuffled = seeds.rng(seed, STREAM, "order", epoch).permutation(fitted)
         starts = range(0, len(shuffled), config.batch_size)
         rows = [shuffled[start : start + config.batch_size] for start in starts]
         return LazyBatches(rows, lambda index, chosen: torch.from_numpy(chosen))
 
-    report = fit(model, batches, loss, config.loop, seed=seed, stage=STAGE, validate=validate)
+    report = fit(model, batches, loss, config.loop, seed=seed, stream=STREAM, validate=validate)
     return FittedFusion(freeze(model), [report])
 
 

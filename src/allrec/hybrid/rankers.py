@@ -7,15 +7,17 @@ import numpy as np
 from jaxtyping import Int
 from numpy import ndarray
 
+from allrec import seeds
 from allrec.data.dataset import Dataset, Targets
 from allrec.evaluation.evaluate import Plan, Ranked, Ranker, Task
-from allrec.evaluation.llm_scores import Asked, LlmScorers, Report, stored_llm_scores
+from allrec.evaluation.llm_scores import Asked, LlmScorers, stored_llm_scores
 from allrec.evaluation.ranks import candidate_ranks, catalogue_ranks, excluded_history
 from allrec.hybrid.features import histories_before, largest_similarity
 from allrec.hybrid.fused import Fused, best_of
-from allrec.hybrid.fusion_training import STAGE, fold_of, fused_scores
+from allrec.hybrid.fusion_training import fold_of, fused_scores
 from allrec.hybrid.similarity import DenseSpace
 from allrec.hybrid.whole_catalogue import Retrieved, retrieved_ranks
+from allrec.parallel import OnProgress
 
 TEXT = "text"
 
@@ -58,7 +60,7 @@ class Rankers(Mapping[str, Ranker]):
             raise ValueError("the system has no fusion")
         return self.system.fused
 
-    def text(self, dataset: Dataset, task: Task, plan: Plan, report: Report) -> Ranked:
+    def text(self, dataset: Dataset, task: Task, plan: Plan, on_progress: OnProgress) -> Ranked:
         """By the largest cosine of texts with the latest items; nothing of it was trained."""
         targets = dataset.targets[task.split]
         rows = plan.rows(task, len(targets))
@@ -76,7 +78,7 @@ class Rankers(Mapping[str, Ranker]):
         scores = self.fused.score_lists(histories, candidates, lambda features, part: features[:, :, column])
         return Ranked(rows, candidate_ranks(scores, candidates, targets.items))
 
-    def fusion(self, dataset: Dataset, task: Task, plan: Plan, report: Report) -> Ranked:
+    def fusion(self, dataset: Dataset, task: Task, plan: Plan, on_progress: OnProgress) -> Ranked:
         """By all evidence but the language model's."""
         targets, fused = dataset.targets[task.split], self.fused
         rows, folds = plan.rows(task, len(targets)), self._folds(task.split, len(targets))
@@ -91,12 +93,12 @@ class Rankers(Mapping[str, Ranker]):
         scores = fused.score_lists(histories_before(dataset, targets), candidates, fused.score("lists", folds))
         return Ranked(rows, candidate_ranks(scores, candidates, targets.items))
 
-    def allround(self, dataset: Dataset, task: Task, plan: Plan, report: Report) -> Ranked:
+    def allround(self, dataset: Dataset, task: Task, plan: Plan, on_progress: OnProgress) -> Ranked:
         """By all evidence, for the users whom the language model reads."""
         targets = dataset.targets[task.split]
         rows = plan.rows(task, len(targets))
         folds = self._folds(task.split, len(targets))
-        ask = _Ask(self.system, dataset, task, rows, None if folds is None else folds[rows], plan, report)
+        ask = _Ask(self.system, dataset, task, rows, None if folds is None else folds[rows], plan, on_progress)
         if task.protocol.startswith("full"):
             return self._whole_catalogue(ask, targets)
         candidates, histories = targets.candidates[task.protocol][rows], histories_before(dataset, targets, rows)
@@ -110,7 +112,7 @@ class Rankers(Mapping[str, Ranker]):
         fused, wanted = self.fused, targets.items[ask.rows]
         histories = histories_before(ask.dataset, targets, ask.rows)
         excepted = wanted if ask.task.protocol == "full" else None
-        rng = np.random.default_rng([self.system.recipe.seed, STAGE, len(ask.rows)])
+        rng = seeds.rng(self.system.recipe.seed, "ranking", "listed", len(ask.rows))
         parts = []
         for found in fused.find(histories, ask.folds, excepted):
             before = found.ranks(wanted[found.part], fused.evidence.num_items - 1)
@@ -141,19 +143,20 @@ class _Ask:
         rows: Int[ndarray, "rows"],
         folds: Int[ndarray, "rows"] | None,
         plan: Plan,
-        report: Report,
+        on_progress: OnProgress,
     ) -> None:
         self.system, self.dataset, self.task, self.rows, self.folds = system, dataset, task, rows, folds
-        self.plan, self.report = plan, report
+        self.plan, self.on_progress = plan, on_progress
 
     def part(self, part: slice) -> "_Ask":
         """For some of the rows."""
         folds = None if self.folds is None else self.folds[part]
 
-        def report(scored: int, asked: int) -> None:
-            self.report(part.start + scored, len(self.rows))
+        def on_progress(share: float, values: dict[str, float]) -> None:
+            done = part.start + values["users"]
+            self.on_progress(done / len(self.rows), {"users": done})
 
-        return _Ask(self.system, self.dataset, self.task, self.rows[part], folds, self.plan, report)
+        return _Ask(self.system, self.dataset, self.task, self.rows[part], folds, self.plan, on_progress)
 
     def read(self, candidates: ndarray, scope: Any, fused: Fused) -> dict[str, ndarray]:
         """The language model's scores by name."""
@@ -161,7 +164,7 @@ class _Ask:
         return {
             each: stored_llm_scores(
                 self.system, self.dataset, Asked(self.task.split, name, each, self.rows, candidates),
-                self.plan.folders, self.report,
+                self.plan.folders, self.on_progress,
             )
             for each in fused.llm_names(scope)
         }  # fmt: skip

@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Float, Int
 from numpy import ndarray
 
+from allrec import seeds
 from allrec.hybrid.features import Found, Users, histories_of
 from allrec.hybrid.fused import Fused, Scope
 from allrec.hybrid.fusion import INTERPLAY
-from allrec.hybrid.fusion_training import STAGE
 from allrec.runs.scoring import Scoring
 
 LLM = "llm"
@@ -70,7 +70,7 @@ def order_fused(
     order = np.argsort(-scores, kind="stable")
     asked = fused.num_ranked if num_ranked is None else num_ranked
     best = order[: asked if fused.llm_names(scope) else 0]
-    best = best[np.random.default_rng([scoring.recipe.seed, STAGE]).permutation(len(best))]
+    best = best[seeds.rng(scoring.recipe.seed, "ranking", "listed").permutation(len(best))]
     read, added = np.full(len(items), np.nan), np.zeros(len(items))
     if len(best) > 1 and scoring.can_list(items[best][None]):
         raw = {

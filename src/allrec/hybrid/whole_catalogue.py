@@ -9,7 +9,7 @@ from numpy import ndarray
 
 from allrec.data.dataset import Dataset, Targets, flat
 from allrec.hybrid.features import Evidence, Histories, histories_before
-from allrec.parallel import side_by_side
+from allrec.parallel import ordered_map
 
 USERS_TOGETHER = 512
 """Users whose retrieved candidates are scored at one time, by one thread."""
@@ -67,7 +67,7 @@ def retrieve_scored(
     excepted: Int[ndarray, "rows"] | None = None,
     num_fused: int | None = None,
 ) -> Iterator[Retrieved]:
-    """What retrieval finds for every row, scored, some rows at a time, ``side_by_side``.
+    """What retrieval finds for every row, scored, some rows at a time, ``ordered_map``.
 
     Args:
         evidence: retrieves, and gives what is scored.
@@ -90,7 +90,7 @@ def retrieve_scored(
         fused = score(features, part)
         return Retrieved(part, candidates, features, np.concatenate([fused, behind(fused, candidates)], axis=1))
 
-    return side_by_side(retrieved, range(0, histories.num_rows, USERS_TOGETHER))
+    return ordered_map(retrieved, range(0, histories.num_rows, USERS_TOGETHER))
 
 
 def packed(candidates: Int[ndarray, "rows candidates"]) -> Int[ndarray, "rows fewer"]:

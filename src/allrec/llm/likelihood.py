@@ -20,7 +20,7 @@ from allrec.llm.answer_tree import answer_trees, tree_mask
 from allrec.llm.language_model import LanguageModel
 from allrec.llm.prompt import Packed, Prompts
 from allrec.llm.soft_tokens import insert
-from allrec.parallel import side_by_side
+from allrec.parallel import ordered_map
 
 LOGITS_PER_CHUNK = 1 << 24
 """So many logits (64 MiB) are held at once when candidates are scored."""
@@ -87,7 +87,7 @@ def score_candidates(
         sums[torch.from_numpy(part.answer_rows)] = _sums(log_probs, part.answers)
 
     parts = _parts(prompts, answers, num_answers, tokens_at_once(llm, tokens_per_batch))
-    for _ in side_by_side(fill, parts, llm.threads):
+    for _ in ordered_map(fill, parts, llm.threads):
         pass
     if normalize == "mean":
         sums /= torch.from_numpy(answers.lengths).clamp(min=1)
@@ -152,7 +152,7 @@ class _LossByParts(torch.autograd.Function):
                 (gradient[rows],) = torch.autograd.grad(loss, own)
             return loss.detach()
 
-        losses = list(side_by_side(loss_of, parts, llm.threads))
+        losses = list(ordered_map(loss_of, parts, llm.threads))
         ctx.save_for_backward(gradient)
         return torch.stack(losses).sum().to(soft.device)
 

@@ -12,6 +12,7 @@ from numpy import ndarray
 from pydantic import Field
 from torch import Tensor
 
+from allrec import seeds
 from allrec.backbones.base import Backbone, freeze, represent_users
 from allrec.backbones.losses import Negatives, sampled_softmax, softmax
 from allrec.backbones.training import drawn_shares, shared_negatives, validation_targets
@@ -32,8 +33,9 @@ from allrec.llm.readout import (
 )
 from allrec.llm.soft_token_training import project, told_lengths
 from allrec.llm.soft_tokens import SoftTokens
+from allrec.parallel import OnProgress
 from allrec.training.batches import LazyBatches, length_batches
-from allrec.training.examples import READOUT, OnStep, initialized, sampled, training_examples
+from allrec.training.examples import initialized, sampled, training_examples
 from allrec.training.loop import FitReport, LoopConfig, fit
 
 Retrieval = Callable[[ReadOut, Tensor, ndarray, np.random.Generator], Tensor]
@@ -137,7 +139,7 @@ def train_readout(
     *,
     seed: int,
     checkpoint: Path | None = None,
-    on_step: OnStep | None = None,
+    on_progress: OnProgress | None = None,
 ) -> tuple[ReadOut, FitReport]:
     """Learns the vector and the projections, and F_U and F_I too where ``config.soft_tokens`` says so.
 
@@ -149,11 +151,11 @@ def train_readout(
         config: of the stage.
         seed: of samples, batches and first weights.
         checkpoint: see ``fit``.
-        on_step: see ``fit``.
+        on_progress: see ``fit``.
 
     Source: LLM-SRec, arXiv:2502.13909.
     """
-    rng = np.random.default_rng([seed, READOUT])
+    rng = seeds.rng(seed, "readout", "sample")
     examples = sampled(training_examples(dataset, config.positions), config.sample, rng)
     users = represent_users(reader.backbone, dataset, examples.users, examples.positions)
     readout = new_readout(users, reader, config, seed)
@@ -179,7 +181,7 @@ def train_readout(
     validate = _validation(readout, dataset, reader, config, seed)
     report = fit(
         readout, batches, loss, config.loop,
-        seed=seed, stage=READOUT, checkpoint=checkpoint, validate=validate, on_step=on_step,
+        seed=seed, stream="readout", checkpoint=checkpoint, validate=validate, on_progress=on_progress,
     )  # fmt: skip
     return freeze(readout), report
 
@@ -199,7 +201,7 @@ def new_readout(users: Float[Tensor, "rows dim"], reader: Reader, config: ReadOu
     llm, joint_items = reader.llm, reader.joint_items
     own = deepcopy(reader.soft_tokens).requires_grad_(True) if config.soft_tokens == "trained" else None
     sizes = (llm.hidden_dim, llm.dim, joint_items.shape[1], users.shape[1])
-    readout = initialized(lambda: ReadOut(*sizes, config.head, llm.embedding_scale, own), seed, READOUT)
+    readout = initialized(lambda: ReadOut(*sizes, config.head, llm.embedding_scale, own), seed, "readout")
     readout.items.standardize(joint_items)
     readout.teacher.standardize(users)
     return readout
@@ -209,7 +211,7 @@ def _batches(
     lengths: Int[ndarray, "rows"], config: ReadOutStageConfig, seed: int
 ) -> Callable[[int], LazyBatches[tuple[ndarray, int]]]:
     def batches(epoch: int) -> LazyBatches[tuple[ndarray, int]]:
-        rng = np.random.default_rng([seed, READOUT, epoch])
+        rng = seeds.rng(seed, "readout", "epoch", epoch)
         rows = length_batches(lengths + 1, config.batch_tokens, rng)
         draws = rng.integers(1 << 62, size=len(rows))
         return LazyBatches(rows, lambda index, chosen: (chosen, int(draws[index])))
@@ -238,7 +240,7 @@ def _retrieval(dataset: Dataset, joint_items: Float[Tensor, "items joint"], conf
 def _validation(
     readout: ReadOut, dataset: Dataset, reader: Reader, config: ReadOutStageConfig, seed: int
 ) -> Callable[[], float] | None:
-    targets = validation_targets(dataset, config.validation_users, np.random.default_rng([seed, READOUT]))
+    targets = validation_targets(dataset, config.validation_users, seeds.rng(seed, "readout", "validation users"))
     if len(targets) == 0:
         return None
     users = represent_users(reader.backbone, dataset, targets.users, targets.positions)

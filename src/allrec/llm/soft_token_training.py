@@ -11,6 +11,7 @@ from numpy import ndarray
 from pydantic import Field
 from torch import Tensor
 
+from allrec import seeds
 from allrec.backbones.base import Backbone, freeze, represent_users
 from allrec.data.dataset import Dataset
 from allrec.data.negatives import Touched, draw_candidates
@@ -20,8 +21,9 @@ from allrec.llm.likelihood import answer_loss
 from allrec.llm.prompt import USER, PromptBuilder
 from allrec.llm.soft_tokens import SoftTokens, SoftTokensConfig
 from allrec.llm.warm_up import WarmUpConfig, warm_up
+from allrec.parallel import OnProgress
 from allrec.training.batches import LazyBatches, length_batches
-from allrec.training.examples import LANGUAGE_MODEL, Examples, OnStep, initialized, sampled, training_examples
+from allrec.training.examples import Examples, initialized, sampled, training_examples
 from allrec.training.loop import FitReport, LoopConfig, fit
 
 RANDOM_ITEMS = 1 << 20
@@ -57,8 +59,8 @@ def train_soft_tokens(
     *,
     seed: int,
     checkpoint: Path | None = None,
-    on_step: OnStep | None = None,
-    on_warm_up: OnStep | None = None,
+    on_progress: OnProgress | None = None,
+    on_warm_up: OnProgress | None = None,
 ) -> tuple[SoftTokens, FitReport]:
     """Stage 2: F_U and F_I learn to steer a frozen language model towards the title of the next item.
 
@@ -74,7 +76,7 @@ def train_soft_tokens(
         config: targets, candidates, batches, steps.
         seed: of samples, negatives and first weights.
         checkpoint: where progress is kept.
-        on_step: told of each step's loss.
+        on_progress: told of each step's loss.
         on_warm_up: the same, of the warm-up that comes before.
 
     Source: arXiv:2404.11343, section 4.3, equations 8 to 10.
@@ -82,7 +84,7 @@ def train_soft_tokens(
     if builder.config.is_bare:
         unused = new_soft_tokens(torch.zeros(1, backbone.dim), item_inputs, llm, config.soft_tokens, seed)
         return freeze(unused), FitReport(steps=0, epochs=0, losses=[], validations=[], best_epoch=None)
-    rng = np.random.default_rng([seed, LANGUAGE_MODEL])
+    rng = seeds.rng(seed, "soft tokens", "sample")
     examples = sampled(training_examples(dataset, config.positions), config.sample, rng)
     users = represent_users(backbone, dataset, examples.users, examples.positions)
     soft_tokens = new_soft_tokens(users, item_inputs, llm, config.soft_tokens, seed)
@@ -90,7 +92,7 @@ def train_soft_tokens(
     if config.warm_up.epochs and builder.config.has_both:
         warm_up(
             soft_tokens, dataset, backbone, item_inputs, llm.embedding_scale, config.warm_up,
-            seed=seed, checkpoint=warm_checkpoint, on_step=on_warm_up,
+            seed=seed, checkpoint=warm_checkpoint, on_progress=on_warm_up,
         )  # fmt: skip
 
     def loss(batch: tuple[ndarray, ndarray]) -> Tensor:
@@ -102,8 +104,9 @@ def train_soft_tokens(
 
     batches = _drawn_anew(dataset, examples, builder, config, seed)
     report = fit(
-        soft_tokens, batches, loss, config.loop, seed=seed, stage=LANGUAGE_MODEL, checkpoint=checkpoint, on_step=on_step
-    )
+        soft_tokens, batches, loss, config.loop, 
+        seed=seed, stream="soft tokens", checkpoint=checkpoint, on_progress=on_progress,
+    )  # fmt: skip
     soft_tokens.requires_grad_(False)
     return soft_tokens, report
 
@@ -123,7 +126,7 @@ def item_inputs_of(
     """
     if source == "joint":
         return joint_items
-    drawn = np.random.default_rng([seed, LANGUAGE_MODEL, RANDOM_ITEMS]).standard_normal(tuple(joint_items.shape))
+    drawn = seeds.rng(seed, "soft tokens", "random items").standard_normal(tuple(joint_items.shape))
     return torch.from_numpy(drawn).to(joint_items)
 
 
@@ -137,7 +140,7 @@ def new_soft_tokens(
     """F_U and F_I before they have learned anything; their inputs' centre and scale come from the data."""
     scale = llm.embedding_scale if config.is_scaled else 1.0
     soft_tokens = initialized(
-        lambda: SoftTokens(users.shape[1], joint_items.shape[1], llm.dim, scale), seed, LANGUAGE_MODEL
+        lambda: SoftTokens(users.shape[1], joint_items.shape[1], llm.dim, scale), seed, "soft tokens"
     )
     if config.is_standardized:
         soft_tokens.user.standardize(users)
@@ -177,7 +180,7 @@ def _drawn_anew(
     touched = _touched(dataset)
 
     def batches(epoch: int) -> LazyBatches[tuple[ndarray, ndarray]]:
-        rng = np.random.default_rng([seed, LANGUAGE_MODEL, epoch])
+        rng = seeds.rng(seed, "soft tokens", "epoch", epoch)
         candidates = draw_candidates(examples.users, examples.items, touched, config.num_candidates - 1, rng)
         rows = length_batches(prompt_lengths(dataset, examples, candidates, builder), config.batch_tokens, rng)
         return LazyBatches(rows, lambda _, chosen: (chosen, candidates[chosen]))

@@ -11,15 +11,17 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from allrec import seeds
 from allrec.backbones.base import Backbone, represent_users
 from allrec.data.dataset import Dataset
 from allrec.errors import Config
 from allrec.llm.soft_tokens import SoftTokens
+from allrec.parallel import OnProgress
 from allrec.training.batches import LazyBatches
-from allrec.training.examples import OnStep, training_examples
+from allrec.training.examples import training_examples
 from allrec.training.loop import LoopConfig, fit
 
-STAGE = 9
+STREAM = "warm-up"
 Batch = tuple[Int[ndarray, "batch"], Bool[Tensor, "llm_dim"]]
 
 
@@ -75,7 +77,7 @@ def warm_up(
     *,
     seed: int,
     checkpoint: Path | None = None,
-    on_step: OnStep | None = None,
+    on_progress: OnProgress | None = None,
 ) -> None:
     """Trains F_U and F_I, in place, so that a user's soft token lies nearest to that of the next item.
 
@@ -91,7 +93,7 @@ def warm_up(
         config: steps, coordinates, size.
         seed: of batches and coordinates.
         checkpoint: where progress is kept.
-        on_step: told of each step's loss.
+        on_progress: told of each step's loss.
     """
     examples = training_examples(dataset, "every")
     users = represent_users(backbone, dataset, examples.users, examples.positions)
@@ -101,7 +103,7 @@ def warm_up(
     llm_dim = soft_tokens.user.outer.out_features
 
     def batches(epoch: int) -> LazyBatches[Batch]:
-        order = np.random.default_rng([seed, STAGE, epoch]).permutation(len(targets))
+        order = seeds.rng(seed, STREAM, "order", epoch).permutation(len(targets))
         rows = [order[start : start + config.batch_size] for start in range(0, len(order), config.batch_size)]
         return LazyBatches(
             rows, lambda index, chosen: (chosen, kept_coordinates(llm_dim, config.kept, seed, epoch, index))
@@ -112,7 +114,7 @@ def warm_up(
         return match.loss(users[rows], items, targets[torch.from_numpy(rows)], is_kept)
 
     loop = LoopConfig(epochs=config.epochs, learning_rate=config.learning_rate, checkpoint_every=50)
-    fit(match, batches, loss, loop, seed=seed, stage=STAGE, checkpoint=checkpoint, on_step=on_step)
+    fit(match, batches, loss, loop, seed=seed, stream=STREAM, checkpoint=checkpoint, on_progress=on_progress)
     soft_tokens.user.resize(users, config.size * embedding_scale)
     soft_tokens.item.resize(item_inputs, config.size * embedding_scale)
 
@@ -120,5 +122,5 @@ def warm_up(
 def kept_coordinates(llm_dim: int, share: float, seed: int, epoch: int, index: int) -> Bool[Tensor, "llm_dim"]:
     """The coordinates that a step compares: that share of them, one at least, drawn anew for every step."""
     count = max(1, round(share * llm_dim))
-    order = np.random.default_rng([seed, STAGE, epoch, index]).permutation(llm_dim)
+    order = seeds.rng(seed, STREAM, "directions", epoch, index).permutation(llm_dim)
     return torch.from_numpy(order < count)

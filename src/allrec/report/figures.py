@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
+from allrec import seeds
 from allrec.evaluation.metrics import hits_at
 from allrec.evaluation.significance import bootstrap_interval
 from allrec.report.view import Confidence, Joint, RunView
@@ -265,7 +266,7 @@ def _enough(one: Seen, bucket: int) -> bool:
 
 def _hit_rate(one: Seen, bucket: int) -> tuple[float, float, float]:
     hits = hits_at(one.ranks[_buckets(one.counts) == bucket], 1)
-    return (float(hits.mean()), *bootstrap_interval(hits, np.random.default_rng([0, bucket])))
+    return (float(hits.mean()), *bootstrap_interval(hits, seeds.rng(0, "figures", "interval", bucket)))
 
 
 def _buckets(counts: Int[ndarray, "users"]) -> Int[ndarray, "users"]:
@@ -375,7 +376,7 @@ def item_map(joint: Joint, categories: list[str | None] | None) -> "Figure | Non
     known = np.flatnonzero(joint.has_text & (joint.seen > 0))
     if len(known) < 3:
         return None
-    rng = np.random.default_rng(0)
+    rng = seeds.rng(0, "figures", "items")
     chosen = np.sort(rng.permutation(known)[:MAX_ITEMS])
     plane = principal_plane(joint.items[chosen], joint.texts[chosen])
     groups = _groups(chosen, categories)

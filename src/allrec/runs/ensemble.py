@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from allrec.parallel import OnProgress
+from allrec import seeds
 from allrec.runs.aligned import read_alignment, read_backbone, read_texts, with_added
 from allrec.files import save_tensors
 from allrec.data.dataset import Dataset
@@ -17,22 +19,18 @@ from allrec.runs.scoring import Scoring
 from allrec.alignment.training import train_alignment
 from allrec.backbones.training import train_backbone
 from allrec.hybrid.content import CatalogueContent
-from allrec.training.examples import OnStep
 from allrec.backbones.foreign import is_foreign
 
 PARTS = 3
 """Backbone, alignment, content parts."""
-Report = Callable[[float, dict[str, float]], None]
-STAGE = 8
-"""Keeps the seeds of further trainings apart from other draws of a run."""
 
 
 def training_seed(seed: int, number: int) -> int:
     """Seed of a further training; number 0 is the run itself, which has its own."""
-    return int(np.random.SeedSequence([seed, STAGE, number]).generate_state(1)[0])
+    return seeds.derived(seed, "ensemble", number)
 
 
-def train_ensemble(folder: Path, run: RunFolder, dataset: Dataset, report: Report) -> None:
+def train_ensemble(folder: Path, run: RunFolder, dataset: Dataset, report: OnProgress) -> None:
     """Trains backbone, alignment and content parts of every training but the first, which is the run's own.
 
     Text embeddings are the run's; where its text encoder was tuned, all read what that came to. A backbone that others
@@ -45,9 +43,9 @@ def train_ensemble(folder: Path, run: RunFolder, dataset: Dataset, report: Repor
         report: told how much of it is done, and of losses.
     """
 
-    def on_step(part: int) -> OnStep:
+    def on_progress(part: int) -> OnProgress:
         # Without their steps, which begin anew with every part.
-        return lambda step, values: report((part + values["progress"]) / num_parts, {"total": values["total"]})
+        return lambda share, values: report((part + share) / num_parts, {"total": values["total"]})
 
     recipe, texts = run.recipe(), read_texts(run)
     alignment_config = recipe.alignment.model_copy(update={"tune_text": False})
@@ -55,26 +53,26 @@ def train_ensemble(folder: Path, run: RunFolder, dataset: Dataset, report: Repor
     num_parts = PARTS * len(numbers)
     for number in numbers:
         seed, part = training_seed(recipe.seed, number), PARTS * (number - 1)
-        backbone = _backbone(folder, run, dataset, number, on_step(part))
+        backbone = _backbone(folder, run, dataset, number, on_progress(part))
         alignment, _ = train_alignment(
             dataset, backbone, texts, alignment_config,
-            seed=seed, checkpoint=folder / f"{number}-alignment-{CHECKPOINT}", on_step=on_step(part + 1),
+            seed=seed, checkpoint=folder / f"{number}-alignment-{CHECKPOINT}", on_progress=on_progress(part + 1),
         )  # fmt: skip
         parts = train_content_parts(
             dataset, texts, recipe.fusion.evidence,
-            seed=seed, checkpoints=folder, prefix=f"{number}-", on_step=on_step(part + 2),
+            seed=seed, checkpoints=folder, prefix=f"{number}-", on_progress=on_progress(part + 2),
         )  # fmt: skip
         save_tensors(folder / f"{number}-alignment.safetensors", alignment.state_dict())
         save_content_parts(folder, parts, f"{number}-content")
 
 
-def _backbone(folder: Path, run: RunFolder, dataset: Dataset, number: int, on_step: OnStep) -> Backbone:
+def _backbone(folder: Path, run: RunFolder, dataset: Dataset, number: int, on_progress: OnProgress) -> Backbone:
     recipe = run.recipe()
     if is_foreign(recipe.backbone.model, recipe.backbone.checkpoint):
         return read_backbone(run, dataset.num_items)
     backbone, _ = train_backbone(
         dataset, recipe.backbone,
-        seed=training_seed(recipe.seed, number), checkpoint=folder / f"{number}-backbone-{CHECKPOINT}", on_step=on_step,
+        seed=training_seed(recipe.seed, number), checkpoint=folder / f"{number}-backbone-{CHECKPOINT}", on_progress=on_progress,
     )  # fmt: skip
     save_tensors(folder / f"{number}-backbone.safetensors", backbone.state_dict())
     return backbone

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from numpy import ndarray
 
+from allrec.parallel import OnProgress
 from allrec.runs.aligned import SHAPE, load_aligned, read_backbone, read_texts
 from allrec.files import load_tensors, save_tensors, write_json
 from allrec.data.dataset import Dataset
@@ -36,7 +37,6 @@ from allrec.runs.run_folder import CHECKPOINT, RunFolder
 from allrec.runs.scoring import Scoring
 from allrec.alignment.training import train_alignment
 from allrec.backbones.training import train_backbone
-from allrec.training.examples import OnStep
 from allrec.training.loop import FitReport
 from allrec.llm.readout_training import new_readout, train_readout
 from allrec.llm.soft_token_training import train_soft_tokens
@@ -85,7 +85,7 @@ def train_stages(
         with run.stage("language_model") as folder:
             scoring.soft_tokens, report = train_soft_tokens(
                 dataset, scoring.backbone, scoring.item_inputs, llm, scoring.builder, recipe.soft_tokens,
-                seed=recipe.seed, checkpoint=folder / CHECKPOINT, on_step=_on_step(observer, "language_model"),
+                seed=recipe.seed, checkpoint=folder / CHECKPOINT, on_progress=_on_step(observer, "language_model"),
                 on_warm_up=_on_step(observer, "warm_up"),
             )  # fmt: skip
             _save(folder, scoring.soft_tokens, report)
@@ -140,7 +140,7 @@ def _train_content(folder: Path, run: RunFolder, dataset: Dataset, observer: Obs
     recipe, texts = run.recipe(), read_texts(run)
     parts = train_content_parts(
         dataset, texts, recipe.fusion.evidence,
-        seed=recipe.seed, checkpoints=folder, on_step=_on_step(observer, "content"),
+        seed=recipe.seed, checkpoints=folder, on_progress=_on_step(observer, "content"),
     )  # fmt: skip
     save_content_parts(folder, parts)
     save_training_histories(folder, TrainingHistories.of(dataset))
@@ -157,10 +157,7 @@ def _fit_fusion(folder: Path, scoring: Scoring, evidence: Evidence, dataset: Dat
     recipe = scoring.recipe
 
     def ask(asked: Asked) -> Float[ndarray, "rows candidates"]:
-        def report(done: int, total: int) -> None:
-            observer("fusion", done / total, {"users": float(done)})
-
-        return stored_llm_scores(scoring, dataset, asked, (folder,), report)
+        return stored_llm_scores(scoring, dataset, asked, (folder,), partial(observer, "fusion"))
 
     can_ask = recipe.llm.enabled and scoring.can_list(dataset.targets["valid"].candidates[LISTED])
     fitted = fit_fusions(
@@ -184,7 +181,7 @@ def _train_backbone(run: RunFolder, dataset: Dataset, observer: Observer) -> Non
             recipe.backbone,
             seed=recipe.seed,
             checkpoint=folder / CHECKPOINT,
-            on_step=_on_step(observer, "backbone"),
+            on_progress=_on_step(observer, "backbone"),
         )
         _save(folder, model, report)
         # What others trained decides on its sizes itself, so the recipe does not tell them.
@@ -192,10 +189,7 @@ def _train_backbone(run: RunFolder, dataset: Dataset, observer: Observer) -> Non
 
 
 def _encode_texts(folder: Path, dataset: Dataset, run: RunFolder, cache: Path, observer: Observer) -> None:
-    def on_chunk(done: int, total: int) -> None:
-        observer("text", done / total, {"texts": float(done)})
-
-    embeddings = text_embeddings(dataset.texts, run.recipe().text, cache, on_chunk=on_chunk)
+    embeddings = text_embeddings(dataset.texts, run.recipe().text, cache, on_progress=partial(observer, "text"))
     save_tensors(folder / "embeddings.safetensors", {"embeddings": embeddings})
 
 
@@ -206,7 +200,7 @@ def _train_alignment(run: RunFolder, dataset: Dataset, observer: Observer) -> No
         encoder = TextEncoder(recipe.text) if recipe.alignment.tune_text else None
         alignment, report = train_alignment(
             dataset, backbone, texts, recipe.alignment, encoder=encoder,
-            seed=recipe.seed, checkpoint=folder / CHECKPOINT, on_step=_on_step(observer, "alignment"),
+            seed=recipe.seed, checkpoint=folder / CHECKPOINT, on_progress=_on_step(observer, "alignment"),
         )  # fmt: skip
         if encoder is not None:
             save_tensors(folder / "text_encoder.safetensors", encoder.weights())
@@ -219,7 +213,7 @@ def _train_readout(run: RunFolder, scoring: Scoring, dataset: Dataset, observer:
     with run.stage("readout") as folder:
         scoring.readout, report = train_readout(
             dataset, scoring.reader, scoring.recipe.readout,
-            seed=scoring.recipe.seed, checkpoint=folder / CHECKPOINT, on_step=_on_step(observer, "readout"),
+            seed=scoring.recipe.seed, checkpoint=folder / CHECKPOINT, on_progress=_on_step(observer, "readout"),
         )  # fmt: skip
         _save(folder, scoring.readout, report)
 
@@ -229,5 +223,5 @@ def _save(folder: Path, module: torch.nn.Module, report: FitReport) -> None:
     write_json(folder / "training.json", vars(report))
 
 
-def _on_step(observer: Observer, stage: str) -> OnStep:
-    return lambda step, values: observer(stage, values["progress"], values | {"step": float(step)})
+def _on_step(observer: Observer, stage: str) -> OnProgress:
+    return partial(observer, stage)

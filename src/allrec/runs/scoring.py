@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 from torch import Tensor
 
+from allrec import seeds
 from allrec.errors import InputError
 from allrec.config import Recipe
 from allrec.data.catalogue import Catalogue
@@ -195,7 +196,7 @@ class Scoring:
         if scorer == "llm-no-soft":
             return self.bare_builder, self.item_inputs
         if scorer == "llm-random-items":
-            exchanged = np.random.default_rng([self.recipe.seed, len(self.item_inputs)]).permutation(
+            exchanged = seeds.rng(self.recipe.seed, "llm-random-items").permutation(
                 len(self.item_inputs)
             )
             return self.builder, self.item_inputs[torch.from_numpy(exchanged)]

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from huggingface_hub import try_to_load_from_cache
 
+from allrec.parallel import OnProgress
 from allrec.errors import InputError
 from allrec.config import Recipe
 from allrec.data.dataset import Dataset
@@ -109,7 +110,7 @@ def describe(dataset: Dataset) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def plan_of(recipe: Recipe, folder: Path, on_progress: Any) -> Plan:
+def plan_of(recipe: Recipe, folder: Path, on_progress: OnProgress) -> Plan:
     """The evaluation that a recipe asks for; scorers that it does not have, or that repeat another, are left out."""
     asked = recipe.evaluation
     idle = idle_controls(recipe.prompt) | ({"joint"} if recipe.alignment.network.kind == "identity" else set())

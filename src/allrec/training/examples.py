@@ -9,13 +9,11 @@ import torch
 from jaxtyping import Int
 from numpy import ndarray
 
+from allrec import seeds
 from allrec.data.dataset import Dataset
 from allrec.errors import InputError
 
-ALIGNMENT, LANGUAGE_MODEL, READOUT = 1, 2, 3
-"""Stage numbers, so that two stages of a run draw differently; the backbone is 0."""
 Module = TypeVar("Module", bound=torch.nn.Module)
-OnStep = Callable[[int, dict[str, float]], None]
 
 
 @dataclass(frozen=True)
@@ -59,8 +57,8 @@ def sampled(examples: Examples, sample: int | None, rng: np.random.Generator) ->
     return Examples(examples.users[rows], examples.positions[rows], examples.items[rows])
 
 
-def initialized(make: Callable[[], Module], seed: int, stage: int) -> Module:
-    """Makes a module whose first weights depend on the seed and the stage alone."""
+def initialized(make: Callable[[], Module], seed: int, stream: str) -> Module:
+    """Makes a module whose first weights depend on the seed and the stream alone."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(np.random.SeedSequence([seed, stage]).generate_state(1, np.uint64)[0]))
+        torch.manual_seed(seeds.derived(seed, stream, "weights"))
         return make()

@@ -8,15 +8,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
-import numpy as np
 import torch
 from pydantic import Field
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from allrec import seeds
 from allrec.errors import Config, InputError
 from allrec.files import atomic_path, load_tensors
+from allrec.parallel import OnProgress
 from allrec.training.large_table import DenseGradients
 
 Batch_co = TypeVar("Batch_co", covariant=True)
@@ -93,10 +94,10 @@ def fit(
     config: LoopConfig,
     *,
     seed: int,
-    stage: int,
+    stream: str,
     checkpoint: Path | None = None,
     validate: Callable[[], float] | None = None,
-    on_step: Callable[[int, dict[str, float]], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> FitReport:
     """Trains ``module`` in place and leaves it in eval mode, with the best parameters where there is a validation.
 
@@ -107,17 +108,17 @@ def fit(
         batches: the batches of an epoch (0-based), a function of the epoch alone.
         loss: the scalar to minimise, or named scalars of which ``total`` is minimised and all are reported.
         config: the optimizer and its limits.
-        seed: seed of the run; with ``stage`` and the step it fixes dropout.
-        stage: number of the stage, so that two stages of a run draw differently.
+        seed: seed of the run; with ``stream`` and the step it fixes dropout.
+        stream: name of what is trained, so that two stages of a run draw differently (``allrec.seeds``).
         checkpoint: file to write every ``checkpoint_every`` steps, and to resume from where it exists.
         validate: called in eval mode without gradients after each epoch; larger is better.
-        on_step: called after each step with the number of steps so far and the named losses, ``epoch``,
-            ``progress`` (share of all epochs done) and, once there is one, the last ``validation``.
+        on_progress: called after each step with the share of all epochs done, the named losses, ``step`` and ``epoch``
+            (numbers done) and, once there is one, the last ``validation``.
 
     Raises:
         InputError: there is nothing to train on, the loss is not finite, or the checkpoint is another run's.
     """
-    state = _State(module, config, {"config": config.model_dump(mode="json"), "seed": seed, "stage": stage})
+    state = _State(module, config, {"config": config.model_dump(mode="json"), "seed": seed, "stream": stream})
     if checkpoint is not None and checkpoint.exists():
         state.load(checkpoint)
     progress = state.progress
@@ -125,14 +126,14 @@ def fit(
         epoch_batches = _nonempty(batches(progress.epoch))
         module.train()
         while progress.batch < len(epoch_batches):
-            with seeded_dropout(module, seed, stage, progress.step):
+            with seeded_dropout(module, seed, stream, progress.step):
                 values = _step(state, loss(epoch_batches[progress.batch]), config.gradient_clip)
             progress.step, progress.batch = progress.step + 1, progress.batch + 1
             progress.loss_sum += values["total"]
             if checkpoint is not None and progress.step % config.checkpoint_every == 0:
                 state.save(checkpoint)
-            if on_step is not None:
-                on_step(progress.step, values | _position(progress, len(epoch_batches), config.epochs))
+            if on_progress is not None:
+                on_progress(_share(progress, len(epoch_batches), config.epochs), values | _position(progress))
         _end_epoch(state, validate)
     if checkpoint is not None:
         state.save(checkpoint)
@@ -223,14 +224,14 @@ def _header(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def seeded_dropout(module: nn.Module, seed: int, stage: int, step: int) -> Iterator[None]:
+def seeded_dropout(module: nn.Module, seed: int, stream: str, step: int) -> Iterator[None]:
     """Inside, dropout draws from a seed of this step alone; outside, torch's generators are as they were.
 
     Torch's dropout takes no generator as an argument, hence the global one, lent for the length of a step.
     """
     devices = sorted({value.device.index for value in module.parameters() if value.device.type == "cuda"})
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(int(np.random.SeedSequence([seed, stage, step]).generate_state(1, np.uint64)[0]))
+        torch.manual_seed(seeds.derived(seed, stream, "step", step))
         yield
 
 
@@ -267,10 +268,13 @@ def _end_epoch(state: _State, validate: Callable[[], float] | None) -> None:
     progress.epoch, progress.batch, progress.loss_sum = progress.epoch + 1, 0, 0.0
 
 
-def _position(progress: Progress, num_batches: int, epochs: int) -> dict[str, float]:
-    share = (progress.epoch + progress.batch / num_batches) / epochs
+def _share(progress: Progress, num_batches: int, epochs: int) -> float:
+    return (progress.epoch + progress.batch / num_batches) / epochs
+
+
+def _position(progress: Progress) -> dict[str, float]:
     latest = {"validation": progress.validations[-1]} if progress.validations else {}
-    return {"epoch": float(progress.epoch), "progress": share, **latest}
+    return {"step": float(progress.step), "epoch": float(progress.epoch), **latest}
 
 
 def _nonempty(batches: Batches[Batch]) -> Batches[Batch]:

@@ -7,6 +7,7 @@ from typing import IO
 import numpy as np
 import polars as pl
 
+from allrec import seeds
 from allrec.data.dataset import Dataset
 from allrec.data.simulator.choice import NONE, Market, Users
 from allrec.data.simulator.config import SimulationConfig
@@ -23,7 +24,6 @@ DAY = 86_400
 YEAR_START = 1_704_067_200  # 2024-01-01, UTC seconds
 LAST_WEEKS_FROM = YEAR_START + 350 * DAY
 YEAR_END = YEAR_START + 364 * DAY
-ITEMS_STREAM, TEXT_STREAM, USERS_STREAM, SEQUENCE_STREAM = range(4)
 
 
 def simulate(
@@ -50,7 +50,7 @@ def simulate(
     with staging(Path(out), is_simulation, "simulated marketplace") as folder:
         progress("composing items")
         market = make_market(config)
-        rng = np.random.default_rng([config.seed, TEXT_STREAM])
+        rng = seeds.rng(config.seed, "simulator", "texts")
         write_items(folder / "items.jsonl", market.kinds, market.items, config, rng)
         progress("simulating interactions")
         with open(folder / "interactions.csv", "wb") as file:
@@ -72,7 +72,7 @@ def num_chunks(config: SimulationConfig) -> int:
 
 def make_market(config: SimulationConfig) -> Market:
     """The marketplace's rules, which the configuration fixes."""
-    rng = np.random.default_rng([config.seed, ITEMS_STREAM])
+    rng = seeds.rng(config.seed, "simulator", "items")
     kinds = make_kinds(config, rng)
     return Market(kinds, make_items(kinds, config, rng), config)
 
@@ -80,7 +80,7 @@ def make_market(config: SimulationConfig) -> Market:
 def make_users(chunk: int, market: Market) -> Users:
     """The tastes of a chunk of users, which the configuration fixes."""
     config = market.config
-    rng = np.random.default_rng([config.seed, USERS_STREAM, chunk])
+    rng = seeds.rng(config.seed, "simulator", "users", chunk)
     num_users = min(CHUNK_USERS, config.num_users - chunk * CHUNK_USERS)
     num_kinds, num_departments = len(market.kinds.names), int(market.kinds.departments.max()) + 1
     num_chosen = min(config.kinds_per_user, num_kinds)
@@ -149,7 +149,7 @@ def draw_times(lengths: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def write_interactions(file: IO[bytes], chunk: int, market: Market) -> None:
     """Simulates a chunk of users and appends their interactions."""
     config = market.config
-    rng = np.random.default_rng([config.seed, SEQUENCE_STREAM, chunk])
+    rng = seeds.rng(config.seed, "simulator", "sequences", chunk)
     users = make_users(chunk, market)
     lengths = draw_lengths(len(users.kinds), config, rng)
     sequences = draw_sequences(users, lengths, market, rng)

@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from allrec.parallel import side_by_side
+from allrec.parallel import ordered_map
 
 
 @pytest.fixture(params=[1, 2, 3])
@@ -22,8 +22,8 @@ def test_results_keep_their_order_whichever_is_done_first(threads):
         time.sleep(0.02 * (part % 2 == 0))
         return part**2
 
-    assert list(side_by_side(slow_if_even, range(7))) == [part**2 for part in range(7)]
-    assert list(side_by_side(slow_if_even, [])) == []
+    assert list(ordered_map(slow_if_even, range(7))) == [part**2 for part in range(7)]
+    assert list(ordered_map(slow_if_even, [])) == []
     assert torch.get_num_threads() == threads
 
 
@@ -37,7 +37,7 @@ def test_parts_run_at_the_same_time_with_a_thread_each():
             meeting.wait()
             return torch.get_num_threads(), torch.is_grad_enabled()
 
-        assert list(side_by_side(meet, range(4))) == [(1, False)] * 4
+        assert list(ordered_map(meet, range(4))) == [(1, False)] * 4
         born = []
         late = threading.Thread(target=lambda: born.append(torch.get_num_threads()))
         late.start()
@@ -49,12 +49,12 @@ def test_parts_run_at_the_same_time_with_a_thread_each():
 
 def test_one_part_has_all_threads_to_itself(threads):
     here = threading.get_ident()
-    assert list(side_by_side(lambda part: (threading.get_ident(), torch.get_num_threads()), [0])) == [(here, threads)]
+    assert list(ordered_map(lambda part: (threading.get_ident(), torch.get_num_threads()), [0])) == [(here, threads)]
 
 
 def test_few_parts_are_done_before_they_are_asked_for(threads):
     begun = []
-    results = side_by_side(begun.append, range(100))
+    results = ordered_map(begun.append, range(100))
     next(results)
     time.sleep(0.1)
     assert len(begun) <= threads + 3
@@ -68,7 +68,7 @@ def test_an_error_of_a_part_is_raised_after_the_parts_before_it(threads):
             raise ValueError("part 2")
         return part
 
-    results, found = side_by_side(work, range(5)), []
+    results, found = ordered_map(work, range(5)), []
     with pytest.raises(ValueError, match="part 2"):
         found.extend(results)
     assert found == [0, 1]
@@ -79,7 +79,7 @@ def test_many_threads_are_shared_by_four_parts():
     before = torch.get_num_threads()
     torch.set_num_threads(8)
     try:
-        assert list(side_by_side(lambda part: torch.get_num_threads(), range(6))) == [2] * 6
+        assert list(ordered_map(lambda part: torch.get_num_threads(), range(6))) == [2] * 6
     finally:
         torch.set_num_threads(before)
 
@@ -89,10 +89,10 @@ def test_a_task_within_a_part_waits_for_nobody():
     torch.set_num_threads(2)
 
     def inner(part):
-        return list(side_by_side(lambda each: (threading.get_ident(), each), range(3), threads=2))
+        return list(ordered_map(lambda each: (threading.get_ident(), each), range(3), threads=2))
 
     try:
-        found = list(side_by_side(inner, range(4)))
+        found = list(ordered_map(inner, range(4)))
     finally:
         torch.set_num_threads(before)
     assert all(len({ident for ident, _ in each}) == 1 and [part for _, part in each] == [0, 1, 2] for each in found)
