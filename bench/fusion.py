@@ -21,12 +21,10 @@ from allrec.backbones.base import Backbone, freeze
 from allrec.backbones.ensemble import together
 from allrec.backbones.sasrec import SASRec, SASRecConfig
 from allrec.data import Dataset
-from allrec.hybrid.collect import RETRIEVING
 from allrec.hybrid.content import Vocabulary
-from allrec.hybrid.features import Histories, histories_before
+from allrec.hybrid.features import RETRIEVING, Histories, histories_before
 from allrec.hybrid.fused import Fused
-from allrec.hybrid.fusion import Fusion, FusionConfig, evidence_scale
-from allrec.hybrid.fusion_training import fused_scores
+from allrec.hybrid.fusion import Fusion, FusionConfig, evidence_scale, fused_scores
 from measure import dataset_of, options, rates, show, start
 
 TEXT_DIM, TOWER_DIM, CF_DIM = 384, 128, 50

@@ -20,8 +20,9 @@ from allrec.alignment.training import AlignmentStageConfig, train_alignment
 from allrec.backbones.base import freeze
 from allrec.backbones.registry import make_backbone
 from allrec.backbones.training import BackboneConfig, backbone_ranks, train_backbone
-from allrec.config import EvaluationConfig, load_recipe
+from allrec.config import load_recipe
 from allrec.data import load_dataset, prepare
+from allrec.evaluation.evaluate import EvaluationConfig
 from allrec.evaluation.segments import sample_rows
 from allrec.parallel import OnProgress
 from measure import CLOCKS, in_own_process, options, show, start

@@ -15,8 +15,8 @@ from allrec.llm.language_model import LanguageModel
 from allrec.llm.likelihood import answer_loss, score_candidates
 from allrec.llm.prompt import PromptBuilder
 from allrec.llm.readout import ReadOut, ReadOutConfig, read_out
-from allrec.llm.soft_token_training import SoftTokensStageConfig, new_soft_tokens, project, prompt_lengths
-from allrec.llm.soft_tokens import SoftTokens
+from allrec.llm.soft_token_training import SoftTokensStageConfig, new_soft_tokens, prompt_lengths
+from allrec.llm.soft_tokens import SoftTokens, project
 from allrec.training.batches import length_batches
 from allrec.training.examples import Examples, training_examples
 

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from allrec.alignment.text_encoder import TextEncoderConfig
-from allrec.config import EvaluationConfig, LanguageModelChoice, Recipe, dump_recipe, load_recipe, recipe_names
+from allrec.config import LanguageModelChoice, Recipe, dump_recipe, load_recipe, recipe_names
 from allrec.errors import InputError
+from allrec.evaluation.evaluate import EvaluationConfig
 from allrec.llm.loading import LanguageModelConfig
 from allrec.llm.soft_token_training import SoftTokensStageConfig
 

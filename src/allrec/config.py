@@ -6,41 +6,20 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+from huggingface_hub import try_to_load_from_cache
 from pydantic import Field
 
 from allrec.alignment.text_encoder import TextEncoderConfig
 from allrec.alignment.training import AlignmentStageConfig
 from allrec.backbones.training import BackboneConfig
 from allrec.errors import Config, InputError, nearest
+from allrec.evaluation.evaluate import EvaluationConfig
 from allrec.hybrid.fitting import FusionStageConfig
 from allrec.llm.loading import LanguageModelConfig
 from allrec.llm.prompt import PromptConfig
 from allrec.llm.readout_training import ReadOutStageConfig
 from allrec.llm.soft_token_training import SoftTokensStageConfig
-
-
-class EvaluationConfig(Config):
-    """What ``train`` measures at its end."""
-
-    protocols: tuple[Literal["paper", "sampled-99", "full", "full-repeat"], ...] = Field(
-        ("paper", "full"), min_length=1, description="Candidates: lists stored with the data set, or the catalogue."
-    )
-    splits: tuple[Literal["valid", "test"], ...] = Field(("valid", "test"), min_length=1, description="Which targets.")
-    llm_users: int = Field(
-        0, ge=0, description="Test users whom language-model scorers score, a fixed sample; 0 is all."
-    )
-    llm_valid_users: int = Field(1000, ge=0, description="The same for validation; 0 is all.")
-    ablation_users: int = Field(2000, ge=0, description="The same for llm-random-items and llm-no-soft; 0 is all.")
-    catalogue_users: int = Field(
-        100_000,
-        ge=0,
-        description="Users of each split whom any scorer ranks the whole catalogue for, a fixed sample; 0 is all.",
-    )
-    llm_tokens_per_batch: int = Field(16384, ge=1, description="Tokens read at once when candidates are scored.")
-    normalize: Literal["sum", "mean"] = Field(
-        "sum", description="Log-likelihood of a title: its sum over tokens, or mean."
-    )
-    bootstrap_seed: int = Field(0, ge=0, description="Seed of intervals, paired tests and samples of users.")
 
 
 class LanguageModelChoice(Config):
@@ -165,3 +144,27 @@ def _literal(value: Any) -> str:
     if isinstance(value, list):
         return f"[{', '.join(_literal(item) for item in value)}]"
     return repr(value)
+
+
+def choose_language_model(recipe: Recipe, asked: str | None) -> Recipe:
+    """The recipe with its language model decided, so that a run's recipe says which one was used.
+
+    Taken is the one asked for; else the recipe's own where an accelerator is there and the weights are on disk; else
+    the embedded one that stands in for it. Precision and savings are the recipe's, whichever it is.
+    """
+    if recipe.llm.chosen is not None and asked is None:
+        return recipe
+    if asked is not None:
+        chosen = recipe.llm.published.model_copy(update={"name": asked, "revision": None})
+    elif torch.cuda.is_available() and is_within_reach(recipe.llm.published):
+        chosen = recipe.llm.published
+    else:
+        chosen = recipe.llm.published.model_copy(update={"name": recipe.llm.stand_in, "revision": None})
+    return recipe.model_copy(update={"llm": recipe.llm.model_copy(update={"chosen": chosen})})
+
+
+def is_within_reach(config: LanguageModelConfig) -> bool:
+    """Whether a model's weights are on disk: a folder, or in the hub's cache. Nothing is downloaded to find out."""
+    if Path(config.name).is_dir():
+        return True
+    return isinstance(try_to_load_from_cache(config.name, "config.json", revision=config.revision), str)

@@ -5,41 +5,37 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from numpy import ndarray
-from torch import Tensor
 
 from allrec.alignment.measures import measure_alignment
-from allrec.config import Recipe, load_recipe
+from allrec.alignment.text_cache import default_cache
+from allrec.config import Recipe, choose_language_model, load_recipe
 from allrec.data.dataset import Dataset, load_dataset
 from allrec.errors import InputError, nearest
 from allrec.evaluation.evaluate import Plan, evaluate
-from allrec.evaluation.results import save_ranks, with_earlier
+from allrec.evaluation.results import metrics_of, save_ranks, with_earlier
 from allrec.files import write_json
-from allrec.hybrid.features import Users
-from allrec.hybrid.fused import Fused
-from allrec.hybrid.recommending import order_fused, retrieved_items
-from allrec.llm.generating import TASKS, Task, WrittenGenres, WrittenTitle, write_genres, write_titles
+from allrec.hybrid.features import histories_of
+from allrec.hybrid.fusion import Scope
+from allrec.hybrid.ranking import FusedRanker, Scored, first_that_fit
 from allrec.runs.add_items import add_items
-from allrec.runs.pipeline import Observer, ignore, load_scoring, train_stages
-from allrec.runs.run_folder import MANIFEST, METRICS, RunFolder
-from allrec.runs.scoring import Scoring
-from allrec.runs.setup import (
-    choose_language_model,
-    default_cache,
-    describe,
-    load_language_model,
-    metrics_of,
-    plan_of,
-    refuse_in_vain,
-)
+from allrec.runs.run_folder import MANIFEST, METRICS_FILE, RunFolder, describe
+from allrec.runs.scorers import SCORERS
+from allrec.runs.stages import EVALUATE, Observer, Training, check_before_training, ignore, seconds_of, train_stages
 from allrec.runs.tensorboard import recording
+from allrec.runs.trained_model import TrainedModel, load_language_model
 
-NUM_RANKED = 20
-"""So many candidates the language model reads, unless told otherwise: as in training."""
+if TYPE_CHECKING:
+    from allrec.llm.generating import Task, WrittenGenres, WrittenTitle
+    from allrec.llm.language_model import LanguageModel
+
+FORMAT_VERSION = 2
+NO_LLM = {"name": "none"}
+"""In place of a language model's fingerprint where a run has none."""
 
 
 @dataclass(frozen=True)
@@ -49,21 +45,23 @@ class Recommendation:
     Attributes:
         item_id: the data set's own id.
         title: None where the item has none.
-        score: log-likelihood of the title (sum or mean over its tokens, as the recipe says), or None where the language
-            model did not read the item; larger is better.
+        score: what orders the items, larger is better: the fused score in logits, or without a fusion the language
+            model's log-likelihood, or x_u · E_i. Items that the language model read come before the others,
+            whatever these have.
         cf: x_u · E_i, the backbone's logit.
         is_cold: whether the item entered by its text.
-        fused: what orders the items of a run with a fusion: the sum of the contributions. The items that the language
-            model read stand before the others, whatever these have.
-        contributions: what each evidence adds to ``fused``; None without a fusion.
+        llm_log_prob: log-likelihood of the title (sum or mean over its tokens, as the recipe says); None where the
+            language model did not read the item.
+        contributions: what each evidence adds to ``score``; None without a fusion, empty for items that were retrieved
+            and not fused.
     """
 
     item_id: str
     title: str | None
-    score: float | None
+    score: float
     cf: float
     is_cold: bool
-    fused: float | None = None
+    llm_log_prob: float | None = None
     contributions: dict[str, float] | None = None
 
 
@@ -71,12 +69,11 @@ class AllRec:
     """A trained recommender. Make one with ``train`` or ``from_pretrained``.
 
     Args:
-        scoring: the frozen parts.
-        run: the folder they lie in.
+        model: what the stages of the run learned.
     """
 
-    def __init__(self, scoring: Scoring, run: RunFolder) -> None:
-        self.scoring, self.run = scoring, run
+    def __init__(self, model: TrainedModel) -> None:
+        self.model, self.run = model, model.run
 
     @classmethod
     def train(
@@ -102,43 +99,32 @@ class AllRec:
             resume: go on where the run stopped; it ends in the same bytes.
             cache: folder of cached text embeddings.
             device: "cpu", "cuda", ...; the accelerator where there is one.
-            observer: told of progress.
+            observer: sees the progress.
             is_evaluated: whether it ends with an evaluation.
 
         Raises:
             InputError: what is wrong with the data, the recipe or the folder, and what to do.
         """
         dataset = dataset if isinstance(dataset, Dataset) else load_dataset(dataset)
-        recipe = load_recipe(recipe) if isinstance(recipe, str) else recipe
-        recipe = choose_language_model(recipe, llm)
-        model = load_language_model(recipe, device)
+        recipe = choose_language_model(load_recipe(recipe) if isinstance(recipe, str) else recipe, llm)
+        model = load_language_model(recipe, device) if recipe.llm.enabled else None
         if not (Path(run) / MANIFEST).is_file():
-            refuse_in_vain(dataset, recipe, model, is_evaluated)
-        folder = RunFolder.create(run, recipe, describe(dataset), model.fingerprint, resume)
-        with recording(folder.path / "events", observer) as recorder:
-            system = cls(train_stages(folder, dataset, model, cache or default_cache(), recorder), folder)
+            check_before_training(dataset, recipe, model, is_evaluated)
+        training = begin_training(dataset, run, recipe, model, resume=resume, cache=cache, device=device)
+        with recording(training.run.path / "events", observer) as recorder:
+            system = cls(train_stages(replace(training, observer=recorder)))
         if is_evaluated:
             system.evaluate(dataset, observer=observer)
         return system
 
     @classmethod
     def from_pretrained(cls, path: Path | str, *, device: str | None = None) -> "AllRec":
-        """Loads a run; the language model's own weights come from where the recipe says.
+        """Loads a run. The language model's own weights are loaded at their first use, from where the recipe says.
 
         Raises:
-            InputError: no run there, a stage that is not done, a damaged file, or another language model than it had.
+            InputError: no run there, a stage that is not done, or a damaged file.
         """
-        run = RunFolder.open(path)
-        model = load_language_model(run.recipe(), device)
-        if model.fingerprint != run.manifest["llm"]:
-            raise InputError(
-                f"{path} was trained with {run.manifest['llm']}, got {model.fingerprint}. Give the same weights."
-            )
-        if run.recipe().llm.enabled:
-            run.folder("language_model")
-        if run.recipe().fusion.enabled:
-            run.folder("fusion")
-        return cls(load_scoring(run, model), run)
+        return cls(TrainedModel.load(RunFolder.open(path), device=device))
 
     def save_pretrained(self, path: Path | str) -> None:
         """Copies the run folder: all that serving needs but the language model's own weights."""
@@ -173,16 +159,22 @@ class AllRec:
         dataset = dataset if isinstance(dataset, Dataset) else load_dataset(dataset)
         self.run.check_dataset(dataset.sha256, dataset.name)
 
-        with self.run.stage("evaluate") as folder:
-            plan = plan or plan_of(self.run.recipe(), folder, partial(observer, "evaluate"))
-            rankings = with_earlier(folder, evaluate(self.scoring, dataset, plan))
+        model, recipe = self.model, self.model.recipe
+        with self.run.stage(EVALUATE) as folder:
+            plan = plan or plan_of(recipe, folder, observer)
+            found = evaluate(model, dataset, plan, SCORERS)
+            rankings = with_earlier(folder, found.rankings)
             save_ranks(folder, rankings, dataset)
-        metrics = metrics_of(self.run, dataset, rankings)
-        scoring = self.scoring
+        leads = [name for name, scorer in reversed(SCORERS.items()) if scorer.is_lead]
+        seed = recipe.evaluation.bootstrap_seed
+        earlier = self.run.metrics() if (self.run.path / METRICS_FILE).is_file() else {}
+        head = head_of(self.run, dataset)
+        metrics = metrics_of(head, dataset, rankings, leads=leads, seed=seed, earlier=earlier)
+        metrics["left_out"] = [{**task._asdict(), "reason": reason} for task, reason in found.left_out.items()]
         metrics["alignment"] = measure_alignment(
-            scoring.alignment, scoring.item_embeddings, scoring.text_embeddings, scoring.catalogue.train_counts
+            model.alignment, model.item_embeddings, model.text_embeddings, model.catalogue.train_counts
         )
-        write_json(self.run.path / METRICS, metrics)
+        write_json(self.run.path / METRICS_FILE, metrics)
         return metrics
 
     def rank(
@@ -193,9 +185,10 @@ class AllRec:
         history: Sequence[str] | None = None,
         use_llm: bool = True,
     ) -> list[Recommendation]:
-        """Ranks given items for a known user or a bare history, best first.
+        """Ranks given items for a known user or a bare history, best first, as protocol ``paper`` is evaluated.
 
-        With a fusion all evidence orders them, and the language model reads the best few where there are many.
+        With a fusion all evidence orders them, and the language model reads the best few where there are many;
+        without one it reads them all.
 
         Args:
             candidates: item ids, each once.
@@ -206,13 +199,17 @@ class AllRec:
         Raises:
             InputError: an unknown id, an item given twice, or candidates that outgrow the model's prompt.
         """
-        items = self._given(candidates)
-        told = self.history_of(user, history)
-        if self.scoring.fused is not None:
-            return self._fused(self.scoring.fused, told, items, None if use_llm else 0)
-        if not use_llm:
-            return self._by_backbone(self.scoring.represent([told]), items)
-        return self._ranked(self.scoring.represent([told]), told, items)
+        items, known = self._given(candidates)[None], self.history_of(user, history)
+        model, reads = self.model, use_llm and self._reads_llm("lists")
+        if reads and model.fused_ranker is None and not model.titles.fits(items):
+            raise InputError(
+                f"{items.shape[1]} candidates outgrow the prompt: the language model reads {model.llm.max_length} "
+                "tokens. Give fewer, or rank without it: use_llm=False, --no-llm."
+            )
+        reader = model.llm_reader([known]) if reads else None
+        return self._recommendations(
+            known, next(model.ranker.rank_lists(histories_of([known]), items, reader)), "lists"
+        )
 
     def recommend(
         self,
@@ -224,37 +221,31 @@ class AllRec:
         num_ranked: int | None = None,
         use_llm: bool = True,
     ) -> list[Recommendation]:
-        """The k best items of the whole catalogue for a known user or a bare history.
+        """The k best items of the catalogue for a known user or a bare history, as protocol ``full`` is evaluated.
 
         With a fusion the candidates are the union of the collaborative, the joint and the textual nearest items; fusion
-        orders them, and the best are ordered again with the language model's evidence. Without one the backbone takes
-        the candidates; the language model orders the best of them; the rest follow as the backbone has them. A user
-        without a history gets the most popular items.
+        orders them, and the best are ordered again with the language model's evidence. Without one the backbone gives
+        the candidates, and the language model orders the best of them. A user without a history gets the most popular
+        items. Where k asks for more than was retrieved, the rest of the catalogue follows in the backbone's order.
 
         Args:
             user: a known user's id.
             history: item ids, oldest first, in place of a user.
             k: how many.
-            with_history: whether items of the history may be recommended again.
-            num_ranked: how many the language model orders; as the recipe has it with a fusion, else 20, or as many
-                as its prompt has room for.
+            with_history: whether items of the history may be recommended again (protocol ``full-repeat``).
+            num_ranked: how many of the best the language model orders; as the recipe has it where None.
             use_llm: False orders by everything else, in a fraction of the time.
         """
         if k < 1:
             raise InputError(f"got k = {k}, expected at least 1.")
-        told = self.history_of(user, history)
-        fused = self.scoring.fused
-        if fused is not None and len(told):
-            found = retrieved_items(fused, told, k, with_history)
-            return self._fused(fused, told, found.candidates[0], num_ranked if use_llm else 0, found.users, k)
-        representation = self.scoring.represent([told])
-        order = self._retrieved(representation, told, with_history)
-        if not use_llm:
-            return self._by_backbone(representation, order[:k], is_ordered=True)
-        num_read = len(self._listed(order)) if num_ranked is None else num_ranked
-        best = self._ranked(representation, told, order[:num_read])
-        rest = [self._recommendation(item, representation[0], None) for item in order[num_read:k]]
-        return (best + rest)[:k]
+        known, model = self.history_of(user, history), self.model
+        reader = model.llm_reader([known]) if use_llm and self._reads_llm("catalogue") else None
+        excepted, histories = None if with_history else np.array([-1]), histories_of([known])
+        ranked = model.ranker.rank_catalogue(histories, excepted, reader, depth=k, num_ranked=num_ranked)
+        scored = next(ranked)
+        if (scored.items[0] >= 0).sum() < k:
+            scored = model.backbone_ranker.filled(scored, histories, excepted)
+        return self._recommendations(known, scored, "catalogue", k)
 
     def add_items(self, items: Sequence[Mapping[str, Any]], *, cache: Path | None = None) -> list[str]:
         """New items join the run and can be recommended at once; nothing is retrained, nothing stored changes.
@@ -272,8 +263,8 @@ class AllRec:
         Raises:
             InputError: an id is known, missing or given twice, or an item has no text.
         """
-        added = add_items(self.run, self.scoring, items, cache or default_cache())
-        self.scoring = load_scoring(self.run, self.scoring.llm)
+        added = add_items(self.run, self.model.catalogue, items, cache or default_cache())
+        self.model = self.model.reloaded()
         return added.item_ids
 
     def generate(
@@ -281,10 +272,10 @@ class AllRec:
         *,
         user: str | None = None,
         history: Sequence[str] | None = None,
-        task: Task = "title",
+        task: "Task" = "title",
         candidates: Sequence[str] | None = None,
         k: int = 1,
-    ) -> list[WrittenTitle] | list[WrittenGenres]:
+    ) -> "list[WrittenTitle] | list[WrittenGenres]":
         """What the language model writes for a known user or a bare history; nothing keeps it to the catalogue.
 
         Args:
@@ -297,95 +288,97 @@ class AllRec:
         Raises:
             InputError: an unknown id or task, a data set without genres, or candidates that outgrow the prompt.
         """
+        from allrec.llm.generating import TASKS, write_genres, write_titles
+
         if task not in TASKS:
             raise InputError(f"unknown task {task!r}: {nearest(task, list(TASKS))}.")
-        told = self.history_of(user, history)
-        users = self.scoring.represent([told])
+        known, model = self.history_of(user, history), self.model
+        users = model.represent([known])
         if task == "genres":
             if candidates is not None:
                 raise InputError("candidates are titles to choose from; genres have none. Leave them out.")
-            return write_genres(self.scoring, users, [told], k)[0]
-        listed = self._listed(self._retrieved(users, told)) if candidates is None else self._given(candidates)
-        return write_titles(self.scoring, users, [told], listed[None], k)[0]
+            return write_genres(model.titles, model.catalogue, users, [known], k)[0]
+        if candidates is None:
+            ranked = model.backbone_ranker.rank_catalogue(histories_of([known]), np.array([-1]))
+            listed = first_that_fit(next(ranked), model.backbone_ranker.num_ranked, model.titles.fits_each)
+        else:
+            listed = self._given(candidates)[None]
+        return write_titles(model.titles, model.catalogue, users, [known], listed, k)[0]
 
     def history_of(self, user: str | None, history: Sequence[str] | None) -> Int[ndarray, "length"]:
         """Positions of the items of a known user or of a bare history."""
         if (user is None) == (history is None):
             raise InputError("give either a user or a history.")
         if user is not None:
-            return self.scoring.catalogue.history(self.scoring.catalogue.user(user)).astype(np.int64)
-        return np.array([self.scoring.catalogue.item(item_id) for item_id in history or []], np.int64)
-
-    def _listed(self, order: Int[ndarray, "n"]) -> Int[ndarray, "listed"]:
-        """The first items of an order, as many as the language model reads and its prompt has room for."""
-        listed = order[:NUM_RANKED]
-        while len(listed) > 1 and not self.scoring.can_list(listed[None]):
-            listed = listed[:-1]
-        return listed
+            return self.model.catalogue.history(self.model.catalogue.user(user)).astype(np.int64)
+        return np.array([self.model.catalogue.item(item_id) for item_id in history or []], np.int64)
 
     def _given(self, candidates: Sequence[str]) -> Int[ndarray, "n"]:
         if not candidates:
             raise InputError("no candidates were given, expected at least one item id.")
-        items = np.array([self.scoring.catalogue.item(item_id) for item_id in candidates])
+        items = np.array([self.model.catalogue.item(item_id) for item_id in candidates])
         if len(np.unique(items)) < len(items):
-            raise InputError("a candidate stands in the list twice; give each item once.")
+            raise InputError("a candidate is in the list twice; give each item once.")
         return items
 
-    def _retrieved(
-        self, representation: Float[Tensor, "1 dim"], told: Int[ndarray, "length"], with_history: bool = False
-    ) -> Int[ndarray, "n"]:
-        """Items in the backbone's order, best first; by popularity where there is no history."""
-        scores = (
-            (self.scoring.item_embeddings @ representation[0]).numpy()
-            if len(told)
-            else self.scoring.catalogue.train_counts.astype(float)
+    def _reads_llm(self, scope: Scope) -> bool:
+        """Whether the language model has a say, so that it need not be loaded where it has none."""
+        return self.model.has_llm and bool(self.model.ranker.llm_names(scope))
+
+    def _recommendations(
+        self, history: Int[ndarray, "length"], scored: Scored, scope: Scope, k: int | None = None
+    ) -> list[Recommendation]:
+        """The best of one user's candidates."""
+        model, places = self.model, scored.best(k)[0]
+        places = places[scored.items[0, places] >= 0]
+        items, is_read = scored.items[0, places], scored.is_read[0]
+        cf = (model.item_embeddings[items.astype(np.int64)] @ model.represent([history])[0]).tolist()
+        ranker = model.ranker
+        why = (
+            ranker.contributions(scored, 0, places, scope) if isinstance(ranker, FusedRanker) else [None] * len(places)
         )
-        if not with_history:
-            scores = scores.copy()
-            scores[told] = -np.inf
-        order = np.argsort(-scores, kind="stable")
-        return order[np.isfinite(scores[order])]
-
-    def _ranked(
-        self, representation: Tensor, told: Int[ndarray, "length"], items: Int[ndarray, "n"]
-    ) -> list[Recommendation]:
-        scores = self.scoring.score_with_llm(representation, [told], items[None])[0]
-        order = np.argsort(-scores, kind="stable")
-        return [self._recommendation(items[place], representation[0], float(scores[place])) for place in order]
-
-    def _fused(
-        self,
-        fused: Fused,
-        told: Int[ndarray, "length"],
-        items: Int[ndarray, "n"],
-        num_ranked: int | None,
-        users: Users | None = None,
-        k: int | None = None,
-    ) -> list[Recommendation]:
-        ordered = order_fused(self.scoring, fused, told, items, "catalogue", num_ranked=num_ranked, users=users, k=k)
-        user = self.scoring.represent([told])[0]
-        rows = zip(*ordered, strict=True)
         return [
-            replace(
-                self._recommendation(item, user, None if np.isnan(read) else float(read)),
-                fused=float(score),
-                contributions=why,
+            Recommendation(
+                item_id=model.catalogue.item_ids[item],
+                title=model.catalogue.titles[item],
+                score=float(scored.scores[0, place]),
+                cf=logit,
+                is_cold=bool(model.is_cold[item]),
+                llm_log_prob=float(scored.llm[0, place]) if scored.llm is not None and is_read[place] else None,
+                contributions=contributions,
             )
-            for item, score, read, why in rows
+            for item, place, logit, contributions in zip(items, places, cf, why, strict=True)
         ]
 
-    def _by_backbone(
-        self, representation: Tensor, items: Int[ndarray, "n"], is_ordered: bool = False
-    ) -> list[Recommendation]:
-        found = [self._recommendation(item, representation[0], None) for item in items]
-        return found if is_ordered else sorted(found, key=lambda item: -item.cf)
 
-    def _recommendation(self, item: int, representation: Tensor, score: float | None) -> Recommendation:
-        cf = float(self.scoring.item_embeddings[item] @ representation)
-        return Recommendation(
-            self.scoring.catalogue.item_ids[item],
-            self.scoring.catalogue.titles[item],
-            score,
-            cf,
-            bool(self.scoring.is_cold[item]),
-        )
+def begin_training(
+    dataset: Dataset,
+    run: Path | str,
+    recipe: Recipe,
+    llm: "LanguageModel | None",
+    *,
+    resume: bool = False,
+    cache: Path | None = None,
+    device: str | None = None,
+) -> Training:
+    """Makes or opens the folder of a run whose recipe has chosen its language model; that is None without stage 2."""
+    folder = RunFolder.create(run, recipe, describe(dataset), NO_LLM if llm is None else llm.fingerprint, resume)
+    return Training(TrainedModel(folder, llm, device), dataset, cache or default_cache())
+
+
+def plan_of(recipe: Recipe, folder: Path, observer: Observer = ignore) -> Plan:
+    """The evaluation that a recipe asks for; scores that fitting fusion has kept are used again."""
+    where = {"folder": folder, "read_folders": (folder.with_name("fusion"),)}
+    return Plan.of(recipe.evaluation, on_progress=partial(observer, EVALUATE), **where)
+
+
+def head_of(run: RunFolder, dataset: Dataset) -> dict[str, Any]:
+    """What ``metrics.json`` says of the run itself."""
+    return {
+        "format": FORMAT_VERSION,
+        "dataset": {key: value for key, value in describe(dataset).items() if key != "wording"},
+        "recipe": run.manifest["recipe"],
+        "seed": run.manifest["seed"],
+        "llm": run.manifest["llm"],
+        "seconds": seconds_of(run, dataset.seconds),
+    }

@@ -15,9 +15,10 @@ from allrec.backbones.registry import KINDS
 from allrec.backbones.training import BackboneConfig, backbone_ranks, train_backbone
 from allrec.config import load_recipe
 from allrec.errors import InputError
-from allrec.runs import ensemble, pipeline
-from allrec.runs.aligned import read_backbone
+from allrec.runs import stages
 from allrec.runs.run_folder import RECIPE, RunFolder
+from allrec.runs.stages import Training
+from allrec.runs.trained_model import TrainedModel, read_backbone
 
 NUM_ITEMS = 12
 DATASET = dataset_of(checkerboard(40, NUM_ITEMS, np.random.default_rng(0))[0], NUM_ITEMS)
@@ -27,7 +28,8 @@ HISTORIES = torch.tensor([[1, 3, 5, -1], [2, 4, 0, 6], [7, -1, -1, -1]])
 def run_stage(folder, *changes):
     recipe = load_recipe("a-llmrec", ("backbone.loop.epochs=2", *changes))
     run = RunFolder.create(folder, recipe, {"name": "small", "sha256": ""}, {"name": "tiny"}, resume=False)
-    pipeline._train_backbone(run, DATASET, pipeline.ignore)
+    with run.stage("backbone") as folder:
+        stages._train_backbone(Training(TrainedModel(run), DATASET, folder), folder)
     return run
 
 
@@ -103,7 +105,8 @@ def test_external_embeddings_become_a_run_that_needs_them_no_more(tmp_path):
 def test_an_ensemble_has_what_others_trained_in_each_training(tmp_path):
     run = run_stage(tmp_path / "run", write_external(tmp_path / "made"))
     shutil.rmtree(tmp_path / "made")
-    backbone = ensemble._backbone(tmp_path, run, DATASET, 1, lambda step, values: None)
+    training = Training(TrainedModel(run), DATASET, tmp_path)
+    backbone = stages._further_backbone(training, tmp_path, 1, lambda share, values: None)
     assert torch.equal(backbone.encode(HISTORIES), read(tmp_path / "run").encode(HISTORIES))
     assert not list(tmp_path.glob("*.safetensors"))
 

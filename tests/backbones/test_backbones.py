@@ -191,12 +191,15 @@ def test_weights_come_from_the_generator_alone(make):
 def test_a_checkerboard_gives_the_right_recommendation(train):
     histories, missing = checkerboard(240, 12, np.random.default_rng(0))
     dataset = dataset_of(histories, 12)
-    backbone = train(dataset).model
     starts, ends = dataset.offsets[:-1], dataset.offsets[1:]
-    users = encode_histories(backbone, dataset.items, starts, ends)
-    ranks = ranks_among_all(users, backbone.item_embeddings(), missing, Excluded(starts, ends, dataset.items))
-    # By chance it would be one of six. Seeds give .93 to 1.
-    assert (ranks == 0).mean() > 0.92
+    hits = []
+    for seed in range(5):
+        backbone = train(dataset, seed).model
+        users = encode_histories(backbone, dataset.items, starts, ends)
+        ranks = ranks_among_all(users, backbone.item_embeddings(), missing, Excluded(starts, ends, dataset.items))
+        hits.append((ranks == 0).mean())
+    # By chance it would be one of six. One seed may end early at .8, as patience has it; five do not.
+    assert np.median(hits) > 0.92
 
 
 @pytest.mark.parametrize("name", [name for name in TRAINED if not name.startswith(UNORDERED)])

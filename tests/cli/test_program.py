@@ -39,7 +39,7 @@ def call(*arguments: object) -> str:
 
 def test_train_writes_what_the_design_says(world: tuple[Path, Path, Path]) -> None:
     metrics = json.loads((world[1] / "metrics.json").read_text())
-    assert metrics["format"] == 1
+    assert metrics["format"] == 2
     assert {row["scorer"] for row in metrics["results"]} == {"cf", "joint", "llm", "llm-random-items", "llm-no-soft"}
     assert {row["protocol"] for row in metrics["results"]} == {"paper", "full"}
     assert {row["split"] for row in metrics["results"]} == {"valid", "test"}
@@ -168,16 +168,17 @@ def test_a_damaged_artifact_is_named(world: tuple[Path, Path, Path], tmp_path: P
 
 def test_candidates_that_outgrow_the_model(world: tuple[Path, Path, Path]) -> None:
     system = AllRec.from_pretrained(world[1])
-    system.scoring.builder.max_length = 60
-    with pytest.raises(InputError, match="candidates need"):
+    system.model.builder.max_length = 60
+    with pytest.raises(InputError, match="40 candidates outgrow the prompt"):
         system.rank(load_dataset(world[0]).item_ids[:40], history=[])
 
 
 def test_a_short_prompt_lists_as_many_as_it_has_room_for(world: tuple[Path, Path, Path]) -> None:
     system = AllRec.from_pretrained(world[1])
-    system.scoring.builder.max_length = 140
-    found = system.recommend(history=[], k=30)
-    is_read = [item.score is not None for item in found]
+    system.model.builder.max_length = 140
+    known = load_dataset(world[0]).item_ids[:2]
+    found = system.recommend(history=known, k=30)
+    is_read = [item.llm_log_prob is not None for item in found]
     assert len(found) == 30
     assert 1 < sum(is_read) < 20
     assert is_read == sorted(is_read, reverse=True)

@@ -1,6 +1,7 @@
 """Evaluation of a stand-in system whose scores are known: ranks, samples, partial scores, and what is not scored."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,10 +9,13 @@ import torch
 from tests.training.histories import dataset_of
 
 from allrec.errors import InputError
-from allrec.evaluation import llm_scores as module
-from allrec.evaluation.evaluate import Plan, Task, evaluate
-from allrec.evaluation.llm_scores import histories_before
+from allrec.evaluation.evaluate import Plan, Task
+from allrec.evaluation.evaluate import evaluate as evaluate_all
 from allrec.evaluation.metrics import chance, hit_rate_at, ndcg_at
+from allrec.hybrid import ranking as module
+from allrec.hybrid.features import histories_before
+from allrec.hybrid.ranking import BackboneRanker
+from allrec.runs.scorers import SCORERS
 
 NUM_ITEMS = 12
 
@@ -20,31 +24,59 @@ class Killed(Exception):
     pass
 
 
+class Counts:
+    """A backbone whose x_u counts the history's items."""
+
+    max_length = 50
+
+    def __init__(self, items):
+        self.items, self.dim = torch.as_tensor(items, dtype=torch.float32), len(items)
+
+    def item_embeddings(self):
+        return self.items
+
+    def encode(self, histories):
+        return torch.stack([torch.bincount(row[row >= 0], minlength=self.dim).float() for row in histories])
+
+
 class System:
     """x_u counts the history's items; the language model's scores are any function of (user's history, item)."""
 
     def __init__(self, items, joint=None, score=None):
-        self.item_embeddings = torch.as_tensor(items, dtype=torch.float32)
+        self.backbone = Counts(items)
+        self.item_embeddings = self.backbone.items
         self.joint_embeddings = self.item_embeddings if joint is None else torch.as_tensor(joint, dtype=torch.float32)
         self.score = score or (lambda history, item, scorer: 0.0)
-        self.asked, self.room, self.rankers = [], 20, {}
+        self.requested, self.room, self.has_llm = [], 20, True
+        self.titles, self.llm = self, SimpleNamespace(max_length=100)
+        self.fused_ranker = None
+        self.backbone_ranker = BackboneRanker(self.backbone, np.ones(len(self.item_embeddings)), 3, 0)
+        self.recipe = SimpleNamespace(
+            alignment=SimpleNamespace(network=SimpleNamespace(kind="mlp")), fusion=SimpleNamespace(enabled=False),
+            readout=SimpleNamespace(enabled=False), prompt=SimpleNamespace(soft_token="after", is_bare=False), seed=0,
+        )  # fmt: skip
 
     def represent(self, histories):
         counts = [np.bincount(history, minlength=len(self.item_embeddings)) for history in histories]
         return torch.from_numpy(np.stack(counts)).float()
 
-    def can_list(self, candidates):
+    def fits(self, candidates):
         return candidates.shape[1] <= self.room
 
-    def score_with_llm(self, users, histories, candidates, scorer):
-        assert torch.equal(users, self.represent(histories))
-        self.asked.append((scorer, len(histories)))
+    def fits_each(self, candidates):
+        return (candidates >= 0).sum(axis=1) <= self.room
+
+    def llm_scores(self, histories, candidates, name):
+        self.requested.append((name, len(histories)))
         rows = zip(histories, candidates, strict=True)
         scores = [
-            [self.score(tuple(history), item, scorer) if item >= 0 else -np.inf for item in row]
-            for history, row in rows
+            [self.score(tuple(history), item, name) if item >= 0 else -np.inf for item in row] for history, row in rows
         ]
         return np.array(scores, np.float32)
+
+
+def evaluate(system, dataset, plan):
+    return evaluate_all(system, dataset, plan, SCORERS).rankings
 
 
 def make_dataset(num_users=30, num_candidates=6, seed=0):
@@ -66,16 +98,22 @@ def by_scorer(rankings):
 def target_first(dataset, split="test"):
     """A score that knows the answer: the histories before the targets tell the users apart."""
     targets = dataset.targets[split]
-    histories = histories_before(dataset, targets, np.arange(len(targets)))
+    known = histories_before(dataset, targets)
+    histories = [known.items[start:end] for start, end in zip(known.starts, known.ends, strict=True)]
     right = {tuple(history.tolist()): item for history, item in zip(histories, targets.items.tolist(), strict=True)}
     return lambda history, item, scorer: float(right[history] == item)
+
+
+def target_last(dataset):
+    first = target_first(dataset)
+    return lambda *given: -first(*given)
 
 
 def test_histories_end_before_their_targets():
     dataset = dataset_of([[0, 1, 2, 3], [4], [5, 6, 7]], 8)
     for split, expected in (("valid", [[0, 1], [5]]), ("test", [[0, 1, 2], [5, 6]])):
-        told = histories_before(dataset, dataset.targets[split], np.array([0, 1]))
-        assert [history.tolist() for history in told] == expected
+        known = histories_before(dataset, dataset.targets[split])
+        assert [known.items[s:e].tolist() for s, e in zip(known.starts, known.ends, strict=True)] == expected
 
 
 def test_every_split_protocol_and_scorer_is_ranked():
@@ -87,16 +125,36 @@ def test_every_split_protocol_and_scorer_is_ranked():
     dot_products = {
         (s, p, e) for s in ("valid", "test") for p in ("paper", "full", "full-repeat") for e in ("cf", "joint")
     }
-    # Nobody stores the whole catalogue as a list of candidates.
     llm = {(s, "paper", e) for s in ("valid", "test") for e in ("llm", "llm-random-items", "llm-no-soft")}
-    assert set(rankings) == dot_products | llm
+    # Without a fusion it is the backbone's best, as the language model orders them, that are served.
+    served = {(s, p, "llm") for s in ("valid", "test") for p in ("full", "full-repeat")}
+    assert set(rankings) == dot_products | llm | served
+
+
+def test_over_the_catalogue_the_language_model_orders_the_backbones_best():
+    dataset = make_dataset()
+    items = np.random.default_rng(0).normal(size=(NUM_ITEMS, NUM_ITEMS))
+    for protocol in ("full", "full-repeat"):
+        plan = plan_of((protocol,))
+        right = by_scorer(evaluate(System(items, score=target_first(dataset)), dataset, plan))
+        cf, llm = (right["test", protocol, scorer].ranks for scorer in ("cf", "llm"))
+        # It reads the best three: a target among them comes first, any other stays where it is.
+        assert llm.tolist() == np.where(cf < 3, 0, cf).tolist()
+        assert ((cf > 0) & (cf < 3)).any()
+        last = target_last(dataset)
+        worst = by_scorer(evaluate(System(items, score=last), dataset, plan))
+        assert worst["test", protocol, "llm"].ranks.tolist() == np.where(cf < 3, 2, cf).tolist()
 
 
 def test_the_language_model_takes_no_part_where_the_candidates_outgrow_its_prompt():
     system = System(np.eye(NUM_ITEMS))
     system.room = 5
-    assert {ranking.scorer for ranking in evaluate(system, make_dataset(), plan_of())} == {"cf", "joint"}
-    assert system.asked == []
+    found = evaluate_all(system, make_dataset(), plan_of(), SCORERS)
+    assert {ranking.scorer for ranking in found.rankings} == {"cf", "joint"}
+    assert {task.scorer for task in found.left_out} == {"llm", "llm-random-items", "llm-no-soft"}
+    reason = found.left_out[Task("test", "paper", "llm")]
+    assert reason.startswith("lists of 6 candidates outgrow the prompt: the language model reads 100 tokens.")
+    assert system.requested == []
 
 
 def test_ranks_by_hand():
@@ -120,9 +178,13 @@ def test_constant_scores_give_the_worst_rank():
     rankings = by_scorer(
         evaluate(System(np.zeros((NUM_ITEMS, NUM_ITEMS))), make_dataset(), plan_of(("paper", "full-repeat")))
     )
-    for (_, protocol, _), ranking in rankings.items():
-        worst = 6 - 1 if protocol == "paper" else NUM_ITEMS - 1
-        assert (ranking.ranks == worst).all()
+    targets = make_dataset().targets["test"].items
+    for (_, protocol, scorer), ranking in rankings.items():
+        worst = np.full(30, 6 - 1 if protocol == "paper" else NUM_ITEMS - 1)
+        if (protocol, scorer) == ("full-repeat", "llm"):
+            # Of equal items retrieval takes the first, and a target among these is the last of what is read.
+            worst[targets < 3] = 3 - 1
+        assert ranking.ranks.tolist() == worst.tolist()
 
 
 def test_random_evidence_is_no_better_than_chance():
@@ -131,8 +193,8 @@ def test_random_evidence_is_no_better_than_chance():
     system = System(rng.normal(size=(NUM_ITEMS, NUM_ITEMS)), score=lambda history, item, scorer: rng.random())
     for ranking in evaluate(system, dataset, plan_of(("paper",), llm_users={"test": 1000})):
         # Four standard errors of a share of 1/6 over 1,000 users.
-        assert abs(hit_rate_at(ranking.ranks, 1) - chance("HR", 1, 6)) < 4 * np.sqrt(1 / 6 * 5 / 6 / 1000)
-        assert abs(ndcg_at(ranking.ranks, 10) - chance("NDCG", 10, 6)) < 0.05
+        assert abs(hit_rate_at(ranking.ranks, 1) - chance("HR@1", 6)) < 4 * np.sqrt(1 / 6 * 5 / 6 / 1000)
+        assert abs(ndcg_at(ranking.ranks, 10) - chance("NDCG@10", 6)) < 0.05
 
 
 def test_padding_is_no_candidate():
@@ -178,21 +240,28 @@ def test_ablations_may_score_fewer_users_and_the_same_ones():
     assert random_items.tolist() == no_soft.tolist()
 
 
-@pytest.mark.parametrize(("llm", "ablation", "expected"), [(0, 0, None), (0, 5, 5), (9, 5, 5), (4, 5, 4), (9, 0, 9)])
+@pytest.mark.parametrize(("llm", "ablation", "expected"), [(0, 0, 30), (0, 5, 5), (9, 5, 5), (4, 5, 4), (9, 0, 9)])
 def test_sample_sizes(llm, ablation, expected):
     plan = plan_of(llm_users={"test": llm}, ablation_users=ablation)
-    assert plan.sample_of(Task("test", "paper", "llm-no-soft")) == expected
-    assert plan.sample_of(Task("test", "paper", "llm")) == (llm or None)
-    assert plan.sample_of(Task("test", "full", "cf")) is None
+    assert len(plan.rows(SCORERS["llm-no-soft"], "test", "paper", 30)) == expected
+    assert len(plan.rows(SCORERS["llm"], "test", "paper", 30)) == (llm or 30)
+    assert len(plan.rows(SCORERS["cf"], "test", "full", 30)) == 30
 
 
 @pytest.mark.parametrize(
     ("protocol", "scorer", "expected"),
-    [("full", "cf", 8), ("full-repeat", "fusion", 8), ("paper", "cf", None), ("full", "readout", 5)],
+    [
+        ("full", "cf", 8),
+        ("full-repeat", "fusion", 8),
+        ("paper", "cf", 30),
+        ("full", "readout", 5),
+        (None, "cf", 30),
+        (None, "readout", 5),
+    ],
 )
 def test_the_whole_catalogue_may_be_ranked_for_fewer_users(protocol, scorer, expected):
     plan = plan_of(llm_users={"test": 5}, catalogue_users=8)
-    assert plan.sample_of(Task("test", protocol, scorer)) == expected
+    assert len(plan.rows(SCORERS[scorer], "test", protocol, 30)) == expected
 
 
 def test_a_sample_has_the_ranks_that_its_users_have_among_all():
@@ -217,7 +286,7 @@ def test_the_sample_depends_on_the_seed():
 
 
 def test_partial_scores_are_used_again_after_a_kill(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "USERS_A_CHUNK", 10)
+    monkeypatch.setattr(module, "USERS_TOGETHER", 10)
     dataset = make_dataset()
     table = np.random.default_rng(0).normal(size=(NUM_ITEMS, NUM_ITEMS))
 
@@ -226,7 +295,7 @@ def test_partial_scores_are_used_again_after_a_kill(tmp_path, monkeypatch):
 
     def kill(share, users):
         # Three scorers have three chunks each; the fifth is the second scorer's second.
-        if len(system.asked) == 5:
+        if len(system.requested) == 5:
             raise Killed
 
     whole = evaluate(System(np.eye(NUM_ITEMS), score=score), dataset, plan_of())
@@ -235,13 +304,13 @@ def test_partial_scores_are_used_again_after_a_kill(tmp_path, monkeypatch):
         evaluate(system, dataset, plan_of(folder=tmp_path, on_progress=kill))
     resumed = System(np.eye(NUM_ITEMS), score=score)
     again = evaluate(resumed, dataset, plan_of(folder=tmp_path))
-    assert resumed.asked == [("llm-random-items", 10)] + [("llm-no-soft", 10)] * 3
+    assert resumed.requested == [("llm-random-items", 10)] + [("llm-no-soft", 10)] * 3
     for one, other in zip(whole, again, strict=True):
         assert one.rows.tolist() == other.rows.tolist()
         assert one.ranks.tolist() == other.ranks.tolist()
     third = System(np.eye(NUM_ITEMS), score=score)
     evaluate(third, dataset, plan_of(folder=tmp_path))
-    assert third.asked == []
+    assert third.requested == []
 
 
 def test_partial_scores_of_another_sample_are_not_taken(tmp_path):
@@ -249,7 +318,7 @@ def test_partial_scores_of_another_sample_are_not_taken(tmp_path):
     for settings in ({"llm_users": {"test": 8}}, {"llm_users": {"test": 9}}, {"llm_users": {"test": 9}, "seed": 1}):
         system = System(np.eye(NUM_ITEMS), score=target_first(dataset))
         rankings = by_scorer(evaluate(system, dataset, plan_of(folder=tmp_path, **settings)))
-        assert len(system.asked) == 3
+        assert len(system.requested) == 3
         assert (rankings["test", "paper", "llm"].ranks == 0).all()
 
 

@@ -53,19 +53,19 @@ def test_metrics_grow_with_the_cut_off(ranks, k):
 
 
 def test_chance_is_the_mean_over_all_ranks():
-    assert chance("HR", 1, 20) == 1 / 20
-    assert chance("HR", 10, 20) == 10 / 20
-    assert chance("HR", 30, 20) == 1
-    assert chance("NDCG", 2, 4) == pytest.approx((1 + 1 / np.log2(3)) / 4)
-    assert chance("MRR", 1, 3) == pytest.approx((1 + 1 / 2 + 1 / 3) / 3)
+    assert chance("HR@1", 20) == 1 / 20
+    assert chance("HR@10", 20) == 10 / 20
+    assert chance("HR@10", 7) == 1
+    assert chance("NDCG@5", 2) == pytest.approx((1 + 1 / np.log2(3)) / 2)
+    assert chance("NDCG@5", 8) == pytest.approx(sum(1 / np.log2(rank + 2) for rank in range(5)) / 8)
+    assert chance("MRR", 3) == pytest.approx((1 + 1 / 2 + 1 / 3) / 3)
 
 
-@pytest.mark.parametrize("metric", ["HR", "NDCG"])
-@pytest.mark.parametrize("k", [1, 5, 10])
+@pytest.mark.parametrize(("metric", "k"), [("HR", 1), ("HR", 5), ("HR", 10), ("NDCG", 5), ("NDCG", 10)])
 def test_uniform_ranks_come_near_chance(metric, k):
     ranks = np.random.default_rng(0).integers(0, 20, 40_000)
     # The largest standard deviation of a value in [0, 1] is 1/2, so six standard errors are 3 / 200.
-    assert METRICS[metric](ranks, k) == pytest.approx(chance(metric, k, 20), abs=3 / 200)
+    assert METRICS[metric](ranks, k) == pytest.approx(chance(f"{metric}@{k}", 20), abs=3 / 200)
 
 
 def test_summary_has_the_names_of_the_metrics_file():
@@ -86,7 +86,7 @@ def test_what_has_no_value_is_refused():
     with pytest.raises(ValueError, match="cut-off of 0"):
         ndcg_at(RANKS, 0)
     with pytest.raises(ValueError, match="0 candidates"):
-        chance("HR", 1, 0)
+        chance("HR@1", 0)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -44,10 +44,10 @@ def test_a_row_holds_the_metrics_of_its_segment():
 def test_a_row_has_the_keys_of_the_format_and_is_json():
     (row,) = result_rows(ranking("llm", [0, 3], split="valid", protocol="full"), {"all": np.ones(2, bool)}, seed=0)
     assert json.loads(json.dumps(row, allow_nan=False)) == row
-    keys = "scenario split protocol scorer segment users HR@1 HR@5 HR@10 NDCG@5 NDCG@10 MRR ci95 invalid"
+    keys = "scenario split protocol scorer segment users HR@1 HR@5 HR@10 NDCG@5 NDCG@10 MRR ci95"
     assert set(row) == set(keys.split())
-    named = ("standard", "valid", "full", "llm", "all", 0)
-    assert tuple(row[key] for key in ("scenario", "split", "protocol", "scorer", "segment", "invalid")) == named
+    named = ("standard", "valid", "full", "llm", "all")
+    assert tuple(row[key] for key in ("scenario", "split", "protocol", "scorer", "segment")) == named
 
 
 def test_intervals_hold_their_mean_and_do_not_change():

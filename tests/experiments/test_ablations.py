@@ -43,14 +43,14 @@ def runs(tmp_path_factory):
 
 def some_users(system, count=4):
     """x_u, histories and candidates of a few users."""
-    histories = [system.scoring.catalogue.history(user)[:3] for user in range(count)]
+    histories = [system.model.catalogue.history(user)[:3] for user in range(count)]
     candidates = np.arange(count * 5).reshape(count, 5)
-    return system.scoring.represent(histories), histories, candidates
+    return system.model.represent(histories), histories, candidates
 
 
 def scores(system, scorer="llm", users=None):
     known, histories, candidates = some_users(system)
-    return system.scoring.score_with_llm(known if users is None else users, histories, candidates, scorer)
+    return system.model.titles.score(known if users is None else users, histories, candidates, scorer)
 
 
 def reads_users(system):
@@ -101,26 +101,26 @@ def test_the_language_model_alone_has_nothing_to_learn(runs):
 def test_earlier_stages_are_the_wholes(runs):
     for name in STAGE_TWO:
         for tensor in ("item_embeddings", "joint_items", "joint_embeddings"):
-            assert torch.equal(getattr(runs[name].scoring, tensor), getattr(runs["whole"].scoring, tensor))
+            assert torch.equal(getattr(runs[name].model, tensor), getattr(runs["whole"].model, tensor))
 
 
 def test_random_vectors_stand_in_for_joint_embeddings_in_prompts_alone(runs):
-    whole, random = runs["whole"].scoring, runs["random-joint"].scoring
+    whole, random = runs["whole"].model, runs["random-joint"].model
     assert whole.item_inputs is whole.joint_items
     assert random.item_inputs.shape == random.joint_items.shape
     # Standard normal vectors, which have nothing to do with the embeddings whose places they take.
     assert abs(random.item_inputs.mean()) < 0.05
     assert abs(random.item_inputs.std() - 1) < 0.05
     # Training took centre and scale from the same vectors that scoring reads.
-    assert torch.allclose(random.trained_soft_tokens.item.mean, random.item_inputs.mean(0), atol=1e-6)
+    assert torch.allclose(random.soft_tokens.item.mean, random.item_inputs.mean(0), atol=1e-6)
 
 
 def test_random_vectors_are_scored_with_in_place_of_joint_embeddings(runs, monkeypatch):
     before = scores(runs["random-joint"])
-    scoring = runs["random-joint"].scoring
+    scoring = runs["random-joint"].model
     monkeypatch.setattr(scoring, "joint_items", torch.full_like(scoring.joint_items, torch.nan))
     assert np.array_equal(scores(runs["random-joint"]), before)
-    monkeypatch.setattr(scoring, "item_inputs", -scoring.item_inputs)
+    monkeypatch.setattr(scoring.titles, "item_inputs", -scoring.item_inputs)
     assert not np.allclose(scores(runs["random-joint"]), before, atol=1e-4)
 
 

@@ -4,6 +4,7 @@ import csv
 import os
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,11 @@ import pytest
 from allrec.config import dump_recipe
 from allrec.errors import InputError
 from allrec.experiments import compare as module
-from allrec.experiments.compare import COMPARISON, compare, stage_inputs
+from allrec.experiments.compare import COMPARISON, compare
 from allrec.experiments.rows import rows_of
 from allrec.files import read_json, sha256_file
 from allrec.runs.run_folder import RunFolder
+from allrec.runs.stages import STAGES, stage_inputs
 from worlds import make_world
 
 OTHER = ("alignment.network.alpha=0.25",)
@@ -49,16 +51,10 @@ def world(tmp_path_factory):
 def compared(world):
     trained = Counter()
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("train_backbone", "train_alignment", "train_soft_tokens", "text_embeddings"):
-            patch.setattr(f"allrec.runs.pipeline.{name}", counting(trained, name, getattr(module_of_stages(), name)))
+        for name, stage in STAGES.items():
+            patch.setitem(STAGES, name, replace(stage, train=counting(trained, name, stage.train)))
         result = world.compare(world.folder / "out")
     return world.folder / "out", result, trained
-
-
-def module_of_stages():
-    from allrec.runs import pipeline
-
-    return pipeline
 
 
 def counting(counter, name, function):
@@ -71,7 +67,7 @@ def counting(counter, name, function):
 
 def test_what_rows_share_is_trained_once(compared):
     # Two recipes and two seeds: a backbone a seed, the texts once for all, stages 1 and 2 a run.
-    assert compared[2] == {"train_backbone": 2, "text_embeddings": 1, "train_alignment": 4, "train_soft_tokens": 4}
+    assert compared[2] == {"catalogue": 1, "backbone": 2, "text": 1, "alignment": 4, "language_model": 4}
 
 
 def test_what_was_taken_over_keeps_its_bytes_seconds_and_origin(compared):
@@ -80,7 +76,9 @@ def test_what_was_taken_over_keeps_its_bytes_seconds_and_origin(compared):
     assert second.manifest["stages"]["text"]["adopted"] == "whole-seed0"
     assert second.seconds("backbone") == first.seconds("backbone") > 0
     assert (
-        second.folder("backbone").joinpath("model.safetensors").samefile(first.folder("backbone") / "model.safetensors")
+        second.verified_folder("backbone")
+        .joinpath("model.safetensors")
+        .samefile(first.verified_folder("backbone") / "model.safetensors")
     )
     assert "adopted" not in second.manifest["stages"]["alignment"]
 
@@ -179,7 +177,7 @@ def without_seconds(table):
 
 def test_more_seeds_join_a_comparison_and_nothing_is_trained_again(world, compared, tmp_path, monkeypatch):
     shutil.copytree(compared[0], tmp_path / "out", copy_function=os.link)
-    monkeypatch.setattr("allrec.runs.pipeline.train_backbone", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr("allrec.runs.stages.train_backbone", lambda *_, **__: pytest.fail("trained again"))
     again = world.compare(tmp_path / "out", resume=True)
     assert without_seconds(again["table"]) == without_seconds(compared[1]["table"])
     assert world.compare(tmp_path / "out", seeds=(1,), resume=True)["table"]["seeds"] == [1]

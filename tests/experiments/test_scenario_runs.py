@@ -12,7 +12,7 @@ from allrec.config import dump_recipe, load_recipe
 from allrec.data import PrepareConfig, SimulationConfig, load_dataset, prepare, simulate
 from allrec.errors import InputError
 from allrec.evaluation.results import own_results
-from allrec.experiments.cross_domain import foreign_scoring, with_items
+from allrec.experiments.cross_domain import foreign_model, with_items
 from allrec.experiments.run_scenario import few_shot_recipe
 from allrec.experiments.scenarios import make_scenario
 from allrec.recommender import AllRec
@@ -101,8 +101,8 @@ def test_unseen_items_join_a_run_that_never_met_them(world):
     run, dataset = world[0] / "unseen", load_dataset(world[1])
     made = make_scenario(dataset, "unseen", 0)
     system = AllRec.from_pretrained(run)
-    assert system.scoring.catalogue.item_ids == made.asked.item_ids
-    assert system.scoring.is_cold[made.train.num_items :].all()
+    assert system.model.catalogue.item_ids == made.asked.item_ids
+    assert system.model.is_cold[made.train.num_items :].all()
     stored = (run / "catalogue" / "items.parquet").read_bytes()
     assert not any(item_id.encode() in stored for item_id in made.asked.item_ids[made.train.num_items :])
     found = rows(run, "unseen")
@@ -134,9 +134,9 @@ def test_another_data_set_is_ranked_by_texts_alone_and_its_rows_stand_apart(worl
 
 def test_foreign_users_are_what_the_backbone_makes_of_decoded_texts(world):
     system = AllRec.from_pretrained(world[0] / "run")
-    own, other = system.scoring, load_dataset(world[0] / "other")
+    own, other = system.model, load_dataset(world[0] / "other")
     texts = torch.randn(other.num_items, own.text_embeddings.shape[1], generator=torch.Generator().manual_seed(0))
-    foreign = foreign_scoring(own, other, texts)
+    foreign = foreign_model(own, other, texts)
     decoded = own.alignment.items.decode(own.alignment.texts.encode(texts))
     torch.testing.assert_close(foreign.joint_embeddings, decoded)
     assert foreign.is_cold.all()
@@ -150,7 +150,7 @@ def test_foreign_users_are_what_the_backbone_makes_of_decoded_texts(world):
 
 def test_what_cannot_cross_is_refused(world):
     system = AllRec.from_pretrained(world[0] / "run")
-    own, other = system.scoring, load_dataset(world[0] / "other")
+    own, other = system.model, load_dataset(world[0] / "other")
     with pytest.raises(InputError, match="was trained on 'world' itself"):
         call("evaluate", world[0] / "run", world[1], "--scenario", "cross-domain")
     with pytest.raises(InputError, match="a object, reads no items but its own"):
@@ -158,7 +158,7 @@ def test_what_cannot_cross_is_refused(world):
     plain = own.alignment
     own.alignment = type(plain)(4, 5, load_recipe("infonce").alignment.network)
     with pytest.raises(InputError, match="no decoder dec_I"):
-        foreign_scoring(own, other, torch.zeros(other.num_items, 5))
+        foreign_model(own, other, torch.zeros(other.num_items, 5))
     with pytest.raises(InputError, match="allrec evaluate RUN DATASET --scenario cross-domain"):
         scenario(world, "cross-domain")
 

@@ -80,7 +80,7 @@ def test_every_recipe_names_its_language_model_with_a_revision():
 
 @pytest.mark.parametrize("name", [*RECIPES, *STAGE_ONE])
 def test_a_run_is_read_back_as_it_was(runs, name):
-    again, first = AllRec.from_pretrained(runs[name].run.path).scoring, runs[name].scoring
+    again, first = AllRec.from_pretrained(runs[name].run.path).model, runs[name].model
     for tensor in ("text_embeddings", "joint_items", "joint_embeddings"):
         assert torch.equal(getattr(again, tensor), getattr(first, tensor))
 
@@ -98,7 +98,7 @@ def test_scorer_joint_and_the_measures_are_there_where_there_is_a_stage_1(runs, 
 
 @pytest.mark.parametrize("name", ["infonce", "deeper-mlp", *STAGE_ONE])
 def test_a_variant_has_another_joint_space_on_the_same_backbone(runs, name):
-    whole, variant = runs["a-llmrec"].scoring, runs[name].scoring
+    whole, variant = runs["a-llmrec"].model, runs[name].model
     assert torch.equal(whole.item_embeddings, variant.item_embeddings)
     is_same = whole.joint_items.shape == variant.joint_items.shape and torch.allclose(
         whole.joint_items, variant.joint_items, atol=1e-4
@@ -107,14 +107,14 @@ def test_a_variant_has_another_joint_space_on_the_same_backbone(runs, name):
 
 
 def test_a_cold_item_enters_by_its_text_or_without_a_stage_1_by_the_mean(runs):
-    cold = runs["infonce"].scoring.is_cold
+    cold = runs["infonce"].model.is_cold
     assert 0 < cold.sum() < len(cold)
-    scoring = runs["infonce"].scoring
+    scoring = runs["infonce"].model
     q = scoring.alignment.texts.encode(scoring.text_embeddings)
     assert torch.allclose(scoring.joint_items[cold], q[cold], atol=1e-6)
     expected = scoring.joint_items @ scoring.alignment.users.weight
     assert torch.allclose(scoring.joint_embeddings, expected, atol=1e-6)
-    plain = runs["no-stage-1"].scoring
+    plain = runs["no-stage-1"].model
     assert torch.equal(plain.joint_items[~cold], plain.item_embeddings[~cold])
     assert torch.allclose(plain.joint_items[cold], plain.item_embeddings[~cold].mean(0).expand(int(cold.sum()), -1))
 
@@ -125,11 +125,11 @@ def test_no_stage_1_takes_no_steps(runs):
 
 def test_only_tuning_moves_the_texts_and_its_weights_lie_in_the_run(runs):
     frozen, tuned = runs["frozen-text"], runs["tuned-text"]
-    assert not torch.allclose(frozen.scoring.text_embeddings, tuned.scoring.text_embeddings, atol=1e-4)
+    assert not torch.allclose(frozen.model.text_embeddings, tuned.model.text_embeddings, atol=1e-4)
     assert (tuned.run.path / "alignment" / "text_encoder.safetensors").is_file()
     assert not (frozen.run.path / "alignment" / "text_encoder.safetensors").exists()
     stored = load_tensors(frozen.run.path / "text" / "embeddings.safetensors")["embeddings"]
-    assert torch.equal(frozen.scoring.text_embeddings, stored)
+    assert torch.equal(frozen.model.text_embeddings, stored)
 
 
 def test_the_frozen_text_beside_the_tuned_one_differs_from_it_in_nothing_else():

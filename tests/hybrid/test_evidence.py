@@ -9,22 +9,29 @@ from allrec.backbones.base import freeze
 from allrec.backbones.ensemble import Ensemble
 from allrec.backbones.sasrec import SASRec, SASRecConfig
 from allrec.errors import InputError
-from allrec.hybrid.collect import EvidenceConfig, Learned, TrainingHistories, collect, train_content_parts
-from allrec.hybrid.content import Vocabulary
+from allrec.hybrid.content import (
+    EvidenceConfig,
+    TrainingHistories,
+    Vocabulary,
+    load_content_parts,
+    save_content_parts,
+    train_content_parts,
+)
 from allrec.hybrid.features import (
     CONTEXT,
     FREE,
     LATEST,
     STEP_BACK,
     Evidence,
+    Learned,
     Scorer,
+    collect,
     histories_before,
     histories_of,
     mean_embeddings,
 )
+from allrec.hybrid.ranking import is_in_history, retrieve
 from allrec.hybrid.similarity import DAMPING, DenseSpace, Neighbours, WordSpace
-from allrec.hybrid.storage import load_content_parts, save_content_parts
-from allrec.hybrid.whole_catalogue import catalogue_lists, is_in_history, retrieve_scored, retrieved_ranks
 from allrec.training.loop import LoopConfig
 
 NUM_ITEMS = 30
@@ -170,7 +177,7 @@ def test_chunks_change_nothing(evidence, monkeypatch):
     monkeypatch.setattr("allrec.hybrid.retrieval.CELLS", 1)
     monkeypatch.setattr("allrec.hybrid.retrieval.QUERIES", 1)
     np.testing.assert_allclose(evidence.features(histories, candidates), whole, atol=1e-5)
-    assert evidence.retrieve(histories, 3).shape[0] == 4
+    assert retrieve(evidence, histories, 3)[0].shape[0] == 4
 
 
 def test_the_target_and_what_follows_are_not_read(evidence):
@@ -191,14 +198,14 @@ def test_spaces_that_do_not_retrieve_are_still_evidence(evidence):
     users = few.represent(histories).vectors[0]
     nearest = [(users @ few.scorers[name].items.T).topk(3).indices[1].tolist() for name in ("cf", "joint")]
     assert few.searches.keys() == few.scorers.keys()
-    assert set(few.retrieve(histories, 3)[1].tolist()) - {-1} == {5, *nearest[0], *nearest[1]}
+    assert set(retrieve(few, histories, 3)[0][1].tolist()) - {-1} == {5, *nearest[0], *nearest[1]}
     candidates = np.arange(12).reshape(2, 6)
     np.testing.assert_array_equal(few.features(histories, candidates), evidence.features(histories, candidates))
 
 
 def test_retrieval_is_the_union_without_repeats(evidence):
     histories = histories_of(SEQUENCES)
-    retrieved = evidence.retrieve(histories, 4)
+    retrieved = evidence.find(histories, 4).candidates
     for row, sequence in enumerate(SEQUENCES):
         items = retrieved[row][retrieved[row] >= 0]
         assert len(items) == len(set(items.tolist()))
@@ -210,84 +217,10 @@ def test_retrieval_is_the_union_without_repeats(evidence):
     assert {*best.tolist(), *nearest.tolist()} <= set(retrieved[0].tolist())
 
 
-@pytest.mark.parametrize("excludes_history", [False, True])
-def test_lists_to_fit_on_hold_the_target_once_and_not_always_first(evidence, excludes_history):
-    rng = np.random.default_rng(0)
-    histories = histories_of([np.array([3, 4, 5])] * 40)
-    targets = np.arange(40) % NUM_ITEMS
-    settings = {"depth": 5, "num_candidates": 6, "excludes_history": excludes_history}
-    lists, kept = catalogue_lists(evidence, histories, targets, rng, **settings)
-    assert kept.tolist() == np.flatnonzero(np.isin(targets, evidence.retrieve(histories, 5)[0])).tolist()
-    assert lists.shape == (len(kept), 7)
-    assert 0 < len(kept) < 40
-    targets = targets[kept]
-    assert ((lists == targets[:, None]).sum(axis=1) == 1).all()
-    assert len(set((lists == targets[:, None]).argmax(axis=1).tolist())) > 3
-    assert all(len(set(row[row >= 0])) == (row >= 0).sum() for row in lists)
-    others = lists[(lists != targets[:, None]) & (lists >= 0)]
-    assert np.isin([3, 4, 5], others).all() == (not excludes_history)
-    assert np.isin([3, 4, 5], others).any() == (not excludes_history)
-
-
 def test_what_stands_anywhere_in_a_history():
     histories = histories_of([np.arange(80, 160), np.array([3]), np.array([], dtype=np.int64)])
     found = is_in_history(histories, np.array([[80, 159, 3, -1]] * 3), 200)
     assert found.tolist() == [[True, True, False, False], [False, False, True, False], [False] * 4]
-
-
-def test_ranks_over_the_catalogue_equal_those_of_its_scores_where_all_is_retrieved(evidence):
-    rng = np.random.default_rng(0)
-    dataset = dataset_of(rng.integers(0, NUM_ITEMS, (12, 6)).tolist(), NUM_ITEMS)
-    targets = dataset.targets["test"]
-    scores = evidence.features(histories_before(dataset, targets), np.tile(np.arange(NUM_ITEMS), (12, 1)))[:, :, 0]
-    for excludes_history in (True, False):
-        got = retrieved_ranks(
-            evidence,
-            lambda features, part: features[:, :, 0],
-            dataset,
-            targets,
-            NUM_ITEMS,
-            excludes_history=excludes_history,
-        )
-        for row, target in enumerate(targets.items):
-            history = dataset.history(targets.users[row])[: targets.positions[row]]
-            others = [
-                item for item in range(NUM_ITEMS) if item != target and not (excludes_history and item in history)
-            ]
-            assert got.ranks[row] == (scores[row, others] >= scores[row, target]).sum()
-        assert got.is_retrieved.all()
-
-
-def test_a_target_that_was_not_retrieved_stands_last_and_ties_count_against_it(evidence):
-    dataset = dataset_of([[0, 1, 2, 3, item] for item in range(5, NUM_ITEMS)], NUM_ITEMS)
-    targets = dataset.targets["test"]
-    got = retrieved_ranks(
-        evidence, lambda features, part: np.zeros(features.shape[:2]), dataset, targets, 2, excludes_history=True
-    )
-    assert 0 < got.is_retrieved.sum() < len(targets)
-    assert (got.ranks[~got.is_retrieved] == NUM_ITEMS - 1).all()
-    num_others = (evidence.retrieve(histories_of([np.array([0, 1, 2, 3])]), 2) > 3).sum() - 1
-    assert (got.ranks[got.is_retrieved] == num_others).all()
-
-
-@pytest.mark.parametrize("excepted", [None, np.array([9, 7, 3, 20])])
-def test_what_is_not_fused_stands_behind_in_the_order_of_retrieval(evidence, excepted):
-    histories = histories_of(SEQUENCES)
-
-    def score(features, part):
-        return features[:, :, 0]
-
-    (whole,) = retrieve_scored(evidence, score, histories, 6, excepted)
-    (found,) = retrieve_scored(evidence, score, histories, 6, excepted, num_fused=4)
-    np.testing.assert_array_equal(found.candidates, whole.candidates)
-    np.testing.assert_allclose(found.features, whole.features[:, :4], atol=1e-5)
-    np.testing.assert_allclose(found.scores[:, :4], whole.scores[:, :4], atol=1e-5)
-    for row, candidates in enumerate(found.candidates):
-        items = candidates[candidates >= 0]
-        order = [*np.argsort(-found.scores[row, : min(4, len(items))], kind="stable"), *range(4, len(items))]
-        assert candidates[found.best(len(items))[row]].tolist() == items[order].tolist()
-        ranks = [found.ranks(np.full(4, item), -1).ranks[row] for item in items[order]]
-        assert ranks == list(range(len(items)))
 
 
 def test_what_retrieval_knows_of_users_need_not_be_found_again(evidence, monkeypatch):

@@ -17,8 +17,8 @@ from allrec.errors import InputError
 from allrec.files import sha256_file
 from allrec.hybrid.features import histories_of
 from allrec.recommender import AllRec
-from allrec.runs.ensemble import training_seed
 from allrec.runs.run_folder import MANIFEST
+from allrec.runs.stages import training_seed
 from worlds import FUSED, make_world
 
 NEW = [
@@ -59,12 +59,12 @@ def test_its_scorers_are_measured_and_its_seconds_counted(world):
 
 
 def test_its_evidence_is_of_two_trainings(world):
-    evidence = world[2].scoring.fused.evidence
+    evidence = world[2].model.evidence
     for name in ("cf", "content"):
         first, second = evidence.scorers[name].backbone.trainings
         assert not torch.allclose(first.item_embeddings(), second.item_embeddings(), atol=1e-2)
-    assert evidence.scorers["cf"].backbone.trainings[0] is world[2].scoring.backbone
-    assert evidence.scorers["joint"].items.shape[1] == 2 * world[2].scoring.joint_embeddings.shape[1]
+    assert evidence.scorers["cf"].backbone.trainings[0] is world[2].model.backbone
+    assert evidence.scorers["joint"].items.shape[1] == 2 * world[2].model.joint_embeddings.shape[1]
     assert evidence.searches.keys() == {"cf", "content", "joint", "text", "tuned_text"}
 
 
@@ -93,12 +93,12 @@ def test_recommendations_say_why_and_their_reasons_sum(world):
     assert len(found) == 12
     assert not history & {item.item_id for item in found}
     for place, item in enumerate(found):
-        assert item.fused == pytest.approx(sum(item.contributions.values()), abs=1e-4)
+        assert item.score == pytest.approx(sum(item.contributions.values()), abs=1e-4)
         # The language model reads the best five.
-        assert (item.score is not None) == (place < 5) == ("llm" in item.contributions)
+        assert (item.llm_log_prob is not None) == (place < 5) == ("llm" in item.contributions)
     assert {"cf", "joint", "text_largest", "log_count"} <= found[0].contributions.keys()
     for part in (found[:5], found[5:]):
-        assert [item.fused for item in part] == sorted((item.fused for item in part), reverse=True)
+        assert [item.score for item in part] == sorted((item.score for item in part), reverse=True)
 
 
 def test_without_the_language_model_it_is_not_asked(world, monkeypatch):
@@ -107,10 +107,10 @@ def test_without_the_language_model_it_is_not_asked(world, monkeypatch):
     def refuse(*_):
         raise AssertionError
 
-    monkeypatch.setattr(system.scoring, "score_with_llm", refuse)
+    monkeypatch.setattr(system.model, "llm_scores", refuse)
     found = system.recommend(user=dataset.user_ids[1], k=60, use_llm=False)
-    assert all(item.score is None for item in found)
-    assert [item.fused for item in found] == sorted((item.fused for item in found), reverse=True)
+    assert all(item.llm_log_prob is None for item in found)
+    assert [item.score for item in found] == sorted((item.score for item in found), reverse=True)
     assert len(found) == dataset.num_items - len(set(dataset.history(1).tolist()))
     assert len(system.rank(dataset.item_ids[:9], history=dataset.item_ids[9:11], use_llm=False)) == 9
 
@@ -119,7 +119,7 @@ def test_given_items_are_ranked_with_reasons(world):
     _, dataset, system = world
     found = system.rank(dataset.item_ids[:4], history=dataset.item_ids[9:11])
     assert {item.item_id for item in found} == set(dataset.item_ids[:4])
-    assert all(item.score is not None and item.contributions for item in found)
+    assert all(item.llm_log_prob is not None and item.contributions for item in found)
 
 
 def test_the_program_shows_the_reasons(world):
@@ -128,7 +128,7 @@ def test_the_program_shows_the_reasons(world):
     table = CliRunner().invoke(app, call)
     assert "why" in table.stdout
     found = json.loads(CliRunner().invoke(app, [*call, "--no-llm", "--json"]).stdout)
-    assert found[0]["score"] is None
+    assert found[0]["llm_log_prob"] is None
     assert found[0]["contributions"]["cf"] != 0
 
 
@@ -146,13 +146,13 @@ def tensors_of(folder):
 
 def raw_scores(system, items, told):
     """Every score of given items: of the backbone, the joint space, the language model, and all evidence."""
-    scoring = system.scoring
-    users = scoring.represent([told])
-    evidence = scoring.fused.evidence.features(histories_of([told]), items[None])
+    model = system.model
+    users = model.represent([told])
+    evidence = model.evidence.features(histories_of([told]), items[None])
     return [
-        (users @ scoring.item_embeddings.T)[0, items].numpy(),
-        (users @ scoring.joint_embeddings.T)[0, items].numpy(),
-        scoring.score_with_llm(users, [told], items[None])[0],
+        (users @ model.item_embeddings.T)[0, items].numpy(),
+        (users @ model.joint_embeddings.T)[0, items].numpy(),
+        model.llm_scores([told], items[None])[0],
         evidence[0],
     ]
 
@@ -180,8 +180,8 @@ def test_new_items_are_recommended_at_once_by_their_text(world, run):
         assert found["new-1"].title == NEW[0]["title"]
         ranked = again.rank(["new-1", dataset.item_ids[0]], history=["new-2", dataset.item_ids[1]])
         assert len(ranked) == 2
-    text = system.scoring.fused.evidence.features(histories_of([np.array([60])]), np.array([[60, 61]]))
-    assert text[0, 0, system.scoring.fused.evidence.names.index("text_largest")] == pytest.approx(1.0, abs=1e-5)
+    text = system.model.evidence.features(histories_of([np.array([60])]), np.array([[60, 61]]))
+    assert text[0, 0, system.model.evidence.names.index("text_largest")] == pytest.approx(1.0, abs=1e-5)
 
 
 def test_items_join_twice_and_the_run_is_still_evaluated(world, run):
@@ -190,9 +190,9 @@ def test_items_join_twice_and_the_run_is_still_evaluated(world, run):
     for row in NEW:
         system.add_items([row], cache=folder / "cache")
     again = AllRec.from_pretrained(run)
-    assert again.scoring.catalogue.item_ids[-2:] == ["new-1", "new-2"]
-    assert again.scoring.catalogue.num_added == 2
-    assert torch.equal(again.scoring.is_cold[-2:], torch.tensor([True, True]))
+    assert again.model.catalogue.item_ids[-2:] == ["new-1", "new-2"]
+    assert again.model.catalogue.num_added == 2
+    assert torch.equal(again.model.is_cold[-2:], torch.tensor([True, True]))
     rows = again.evaluate(dataset)["results"]
     assert {row["scorer"] for row in rows} >= {"fusion", "allround"}
 
@@ -253,7 +253,7 @@ def test_a_kill_leaves_the_run_as_it_was(world, run, tmp_path):
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert (run / "added" / "0001").is_dir()
     again = AllRec.from_pretrained(run)
-    assert again.scoring.catalogue.num_added == 0
+    assert again.model.catalogue.num_added == 0
     assert again.recommend(user=dataset.user_ids[0], k=5) == before
     again.add_items(NEW, cache=folder / "cache")
-    assert AllRec.from_pretrained(run).scoring.catalogue.num_added == 2
+    assert AllRec.from_pretrained(run).model.catalogue.num_added == 2

@@ -1,5 +1,7 @@
 """Evidence that knows nothing, through the whole stage: fitted, retrieved and ranked, it never beats chance."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -8,15 +10,15 @@ from tests.training.histories import dataset_of
 from allrec.backbones.base import freeze
 from allrec.backbones.sasrec import SASRec, SASRecConfig
 from allrec.data.negatives import shuffle
-from allrec.evaluation.evaluate import Plan, Task
+from allrec.evaluation.evaluate import Plan, Question
 from allrec.evaluation.metrics import hit_rate_at
-from allrec.hybrid.collect import EvidenceConfig
+from allrec.hybrid.content import EvidenceConfig
 from allrec.hybrid.features import Evidence, Scorer
-from allrec.hybrid.fitting import FusionStageConfig, fit_fusions
+from allrec.hybrid.fitting import FusionStageConfig, FusionTrainingConfig, fit_fusions
 from allrec.hybrid.fusion import FusionConfig
-from allrec.hybrid.fusion_training import FusionTrainingConfig
-from allrec.hybrid.rankers import Rankers
+from allrec.hybrid.ranking import LlmReader
 from allrec.hybrid.similarity import DenseSpace
+from allrec.runs.scorers import SCORERS
 from allrec.training.loop import LoopConfig
 
 NUM_ITEMS, NUM_USERS, LIST = 40, 900, 10
@@ -39,7 +41,7 @@ class System:
                 for user in targets.users
             ]
             targets.candidates["paper"] = shuffle(np.column_stack([targets.items, others]), rng)
-        self.is_constant, self.rng, self.recipe = is_constant, rng, type("Recipe", (), {"seed": 0})
+        self.is_constant, self.rng, self.recipe = is_constant, rng, SimpleNamespace(seed=0)
         generator = torch.Generator().manual_seed(1)
         vectors = torch.ones(NUM_ITEMS, 4) if is_constant else torch.randn(NUM_ITEMS, 4, generator=generator)
         backbone = freeze(SASRec(NUM_ITEMS, SASRecConfig(dim=4), generator))
@@ -51,25 +53,27 @@ class System:
             evidence=EvidenceConfig(depth=NUM_ITEMS, fitted_candidates=20), training=QUICK, with_llm=QUICK,
             num_ranked=NUM_ITEMS, llm_users=NUM_USERS,
         )  # fmt: skip
-        fitted = fit_fusions(self.dataset, self.evidence, config, self.ask, seed=0, sample_seed=0)
-        self.fused = fitted.fused(self.evidence, config)
+        fitted = fit_fusions(self.dataset, self.evidence, config, self.new_reader, seed=0, sample_seed=0)
+        self.fused_ranker = fitted.ranker(self.evidence, config, seed=0)
+        self.catalogue, self.titles = SimpleNamespace(num_items=NUM_ITEMS), self
 
-    def ask(self, asked):
-        return self.score_with_llm(None, None, asked.candidates, asked.scorer)
+    def new_reader(self, split, lists, rows):
+        return LlmReader(lambda part, candidates, name: self.llm_scores(None, candidates, name), self.fits_each)
 
-    def represent(self, histories):
-        return torch.zeros(len(histories), 4)
+    def fits_each(self, candidates):
+        return np.ones(len(candidates), bool)
 
-    def score_with_llm(self, users, histories, candidates, scorer):
+    def llm_scores(self, histories, candidates, name):
         scores = np.zeros(candidates.shape) if self.is_constant else self.rng.normal(size=candidates.shape)
         return np.where(candidates >= 0, scores, -np.inf).astype(np.float32)
 
     def ranked(self, split, protocol, scorer, catalogue_users=0):
-        plan = Plan(protocols=(protocol,), splits=(split,), llm_users={}, catalogue_users=catalogue_users)
-        return Rankers(self)[scorer](self.dataset, Task(split, protocol, scorer), plan, lambda scored, asked: None)
+        plan = Plan(protocols=(protocol,), splits=(split,), catalogue_users=catalogue_users)
+        rows = plan.rows(SCORERS[scorer], split, protocol, NUM_USERS)
+        return rows, SCORERS[scorer].rank(self, Question(self.dataset, split, protocol, rows, rows))
 
     def ranks(self, split, protocol, scorer):
-        ranked = self.ranked(split, protocol, scorer)
+        _, ranked = self.ranked(split, protocol, scorer)
         assert len(ranked.ranks) == NUM_USERS
         return ranked.ranks
 
@@ -106,7 +110,7 @@ def test_constant_evidence_ranks_every_target_last(silent, protocol, num_candida
 
 @pytest.mark.parametrize("protocol", ["paper", "full-repeat"])
 def test_a_language_model_that_says_anything_is_left_out(guessing, protocol):
-    assert guessing.fused.with_llm == {"lists": None, "catalogue": None}
+    assert guessing.fused_ranker.additions == {"lists": None, "catalogue": None}
     fusion, allround = (guessing.ranks("test", protocol, scorer) for scorer in ("fusion", "allround"))
     assert np.array_equal(fusion, allround)
 
@@ -114,6 +118,6 @@ def test_a_language_model_that_says_anything_is_left_out(guessing, protocol):
 @pytest.mark.parametrize("split", ["valid", "test"])
 @pytest.mark.parametrize("scorer", ["text", "fusion"])
 def test_a_sample_of_users_has_the_ranks_that_they_have_among_all(guessing, split, scorer):
-    whole, some = (guessing.ranked(split, "full-repeat", scorer, users) for users in (0, 50))
-    assert len(some.rows) == 50
-    np.testing.assert_array_equal(some.ranks, whole.ranks[some.rows])
+    (_, whole), (rows, some) = (guessing.ranked(split, "full-repeat", scorer, users) for users in (0, 50))
+    assert len(rows) == 50
+    np.testing.assert_array_equal(some.ranks, whole.ranks[rows])

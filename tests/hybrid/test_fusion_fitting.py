@@ -6,19 +6,8 @@ import torch
 
 from allrec import seeds
 from allrec.errors import InputError
-from allrec.hybrid.fusion import FusionConfig
-from allrec.hybrid.fusion_training import (
-    STREAM,
-    FusionTrainingConfig,
-    Lists,
-    Roles,
-    cross_fit,
-    fit_fusion,
-    fold_of,
-    fused_scores,
-    target_weights,
-)
-from allrec.hybrid.storage import load_fusion, save_fusion
+from allrec.hybrid.fitting import FusionTrainingConfig, Lists, Roles, cross_fit, fit_fusion, target_weights
+from allrec.hybrid.fusion import STREAM, FusionConfig, fold_of, fused_scores, load_fusion, save_fusion
 from allrec.training.loop import LoopConfig
 
 FREE, CONTEXT = ("log_count",), ("log_count",)

@@ -4,10 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from allrec.hybrid.fitting import is_gain
-from allrec.hybrid.fusion import EvidenceScale, Fusion, FusionConfig
-from allrec.hybrid.fusion_training import Lists, fused_scores
-from allrec.hybrid.storage import load_addition, save_addition
+from allrec.hybrid.fitting import Lists, is_gain
+from allrec.hybrid.fusion import EvidenceScale, Fusion, FusionConfig, fused_scores, load_addition, save_addition
 
 SCALE = EvidenceScale(torch.zeros(2), torch.ones(2), torch.tensor([[-1.0, 1.0], [-1.0, 1.0]]))
 

@@ -34,7 +34,7 @@ def scoring(llm):
 
 def titles_of(scoring, monkeypatch, text, is_whole=True, candidates=(0, 6)):
     monkeypatch.setattr(generating, "_write", lambda *_: [[Written(text, -2.0, is_whole)]])
-    ((title,),) = write_titles(scoring, None, [np.array([3])], np.array([candidates]))
+    ((title,),) = write_titles(scoring, scoring.catalogue, None, [np.array([3])], np.array([candidates]))
     return title
 
 
@@ -73,7 +73,7 @@ def test_padding_of_candidates_is_no_candidate(scoring, monkeypatch):
 
 
 def test_titles_are_known_as_prompts_tell_them(scoring):
-    items = items_by_title(scoring)
+    items = items_by_title(scoring, scoring.catalogue)
     # Cut to sixteen tokens, the two long ones are one title.
     (cut,) = [title for title in items if title.startswith("silver")]
     assert len(cut) < len(LONG)
@@ -84,7 +84,7 @@ def test_titles_are_known_as_prompts_tell_them(scoring):
 
 def genres_of(scoring, monkeypatch, text):
     monkeypatch.setattr(generating, "_write", lambda *_: [[Written(text, -2.0, True)]])
-    ((genres,),) = write_genres(scoring, None, [np.array([3])])
+    ((genres,),) = write_genres(scoring, scoring.catalogue, None, [np.array([3])])
     return genres.known, genres.unknown
 
 
@@ -109,9 +109,9 @@ def test_genres_are_known_or_not(scoring, monkeypatch, text, known, unknown):
 def test_genres_of_a_data_set_without_any(scoring):
     scoring.catalogue.genres = None
     with pytest.raises(InputError, match="no genres are known in this run"):
-        write_genres(scoring, None, [np.array([3])])
+        write_genres(scoring, scoring.catalogue, None, [np.array([3])])
 
 
 def test_nothing_to_write(scoring):
     with pytest.raises(InputError, match="got k = 0, expected at least 1"):
-        write_titles(scoring, None, [np.array([3])], np.array([[0]]), k=0)
+        write_titles(scoring, scoring.catalogue, None, [np.array([3])], np.array([[0]]), k=0)

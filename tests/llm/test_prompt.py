@@ -161,15 +161,6 @@ def test_answers_are_in_the_order_asked_for():
     assert [list(answer) for answer in answers] == [list(builder.answers(np.array([item]))[0]) for item in (6, 0, 6)]
 
 
-def test_added_items_are_as_if_they_had_always_been_there():
-    grown = build(TITLES[:3])
-    grown.extend(encode, TITLES[3:], WORDING)
-    for one, other in zip(
-        rows_of(grown.prompts([[6]], [[3, 4]])), rows_of(build().prompts([[6]], [[3, 4]])), strict=True
-    ):
-        assert one == other
-
-
 def test_no_prompts_make_an_empty_batch():
     prompts = build().prompts([], [])
     assert len(prompts.tokens) == len(prompts.is_soft) == len(prompts.soft_items) == 0

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from allrec.errors import InputError
-from allrec.llm.soft_token_training import SoftTokensStageConfig, item_inputs_of
+from allrec.llm.soft_token_training import SoftTokensStageConfig
+from allrec.llm.soft_tokens import item_inputs_of
 
 JOINT = torch.arange(12.0).reshape(4, 3)
 

@@ -6,9 +6,9 @@ import os
 import pytest
 import torch
 
-from allrec.files import link_or_copy, load_tensors, save_tensors
-from allrec.errors import InputError, Wording
 from allrec.config import load_recipe
+from allrec.errors import InputError, Wording
+from allrec.files import link_or_copy, load_tensors, save_tensors
 from allrec.runs.run_folder import CHECKPOINT, RunFolder
 
 DATASET = {"name": "shop", "sha256": "a" * 64, "wording": Wording().model_dump()}
@@ -33,8 +33,10 @@ def test_files_checksums_seconds_and_origin_come_along(tmp_path, trained):
     run.adopt("backbone", trained)
     last.adopt("backbone", RunFolder.open(tmp_path / "run"))
     again = RunFolder.open(tmp_path / "last")
-    assert (again.folder("backbone") / "model.safetensors").samefile(trained.path / "backbone" / "model.safetensors")
-    assert (again.folder("backbone") / "inner" / "config.json").read_text() == "{}"
+    assert (again.verified_folder("backbone") / "model.safetensors").samefile(
+        trained.path / "backbone" / "model.safetensors"
+    )
+    assert (again.verified_folder("backbone") / "inner" / "config.json").read_text() == "{}"
     assert again.seconds("backbone") == trained.seconds("backbone") > 0
     noted = json.loads((tmp_path / "last" / "manifest.json").read_text())["stages"]["backbone"]
     assert noted["adopted"] == "trained"
@@ -53,7 +55,7 @@ def test_writing_anew_leaves_the_other_runs_bytes_alone(tmp_path, trained):
     run = create(tmp_path / "run")
     run.adopt("backbone", trained)
     save_tensors(run.path / "backbone" / "model.safetensors", {"weight": torch.zeros(3)})
-    assert load_tensors(trained.folder("backbone") / "model.safetensors")["weight"].tolist() == [1, 1, 1]
+    assert load_tensors(trained.verified_folder("backbone") / "model.safetensors")["weight"].tolist() == [1, 1, 1]
 
 
 def test_what_is_not_done_or_damaged_is_not_taken_over(tmp_path, trained):

@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from allrec.files import read_json
-from allrec.errors import InputError
 from allrec.config import load_recipe
 from allrec.data import load_dataset
-from allrec.evaluation import readings
-from allrec.evaluation.evaluate import Task, histories_before
-from allrec.evaluation.readings import stored_readings
-from allrec.experiments.compare import stage_inputs
-from allrec.recommender import AllRec
-from allrec.runs.setup import plan_of
+from allrec.errors import InputError
+from allrec.evaluation.evaluate import Question
+from allrec.files import read_json
+from allrec.recommender import AllRec, plan_of
+from allrec.runs import scorers
+from allrec.runs.scorers import SCORERS, stored_readings
+from allrec.runs.stages import STAGES, stage_inputs
+from allrec.runs.trained_model import TrainedModel
 from worlds import FUSED, READ_OUT, make_world
 
 PROTOCOLS = ("paper", "sampled-99", "full", "full-repeat")
@@ -31,10 +31,9 @@ def trained(tmp_path_factory):
     return SimpleNamespace(system=system, dataset=load_dataset(dataset), run=folder / "run")
 
 
-def asked_of(trained, split="test"):
-    targets = trained.dataset.targets[split]
-    histories = histories_before(trained.dataset, targets, np.arange(len(targets)))
-    return trained.system.scoring.represent(histories), histories
+def histories_of(trained, split="test"):
+    targets, dataset = trained.dataset.targets[split], trained.dataset
+    return [dataset.history(user)[:position] for user, position in zip(targets.users, targets.positions, strict=True)]
 
 
 def test_it_is_scored_under_every_protocol_on_the_language_models_users(trained):
@@ -45,27 +44,27 @@ def test_it_is_scored_under_every_protocol_on_the_language_models_users(trained)
 
 
 def test_it_comes_back_to_the_bit(trained):
-    again = AllRec.from_pretrained(trained.run).scoring
-    users, histories = asked_of(trained)
-    scoring = trained.system.scoring
+    again = AllRec.from_pretrained(trained.run).model
+    histories = histories_of(trained)
+    scoring = trained.system.model
     assert torch.equal(again.readout_items, scoring.readout_items)
-    assert torch.equal(again.read(users, histories), scoring.read(users, histories))
+    assert torch.equal(again.read(histories), scoring.read(histories))
     assert not any(parameter.requires_grad for parameter in again.readout.parameters())
 
 
 def test_lists_are_scored_by_the_same_dot_product(trained):
-    scoring = trained.system.scoring
-    users, histories = asked_of(trained)
+    scoring = trained.system.model
+    histories = histories_of(trained)
     candidates = np.array([[3, -1, 0]] * len(histories))
-    scores = scoring.score_with_llm(users, histories, candidates, "readout")
-    whole = (scoring.read(users, histories) @ scoring.readout_items.T).numpy()
+    scores = scoring.llm_scores(histories, candidates, "readout")
+    whole = (scoring.read(histories) @ scoring.readout_items.T).numpy()
     np.testing.assert_allclose(scores[:, [0, 2]], whole[:, [3, 0]], atol=1e-5)
     assert (scores[:, 1] == -np.inf).all()
     assert scores.dtype == np.float32
 
 
 def test_cold_items_are_scored_by_their_text(trained):
-    scoring = trained.system.scoring
+    scoring = trained.system.model
     cold = scoring.is_cold
     assert 0 < cold.sum() < len(cold)
     with torch.no_grad():
@@ -76,37 +75,40 @@ def test_cold_items_are_scored_by_their_text(trained):
 
 
 def test_the_whole_fusion_reads_it(trained):
-    fused = trained.system.scoring.fused
+    fused = trained.system.model.fused_ranker
     assert fused.llm_names("lists") == ["llm", "readout"]
     assert "readout" not in fused.evidence.names
 
 
 def test_users_are_read_once_for_all_protocols(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(readings, "READ_A_CHUNK", 7)
-    scoring, rows = trained.system.scoring, np.arange(20)
+    monkeypatch.setattr(scorers, "READ_A_CHUNK", 7)
+    scoring, rows = trained.system.model, np.arange(20)
     told = []
-    first = stored_readings(scoring, trained.dataset, "test", rows, (tmp_path,), lambda *done: told.append(done))
-    assert told == [(7, 20), (14, 20), (20, 20)]
+    question = Question(trained.dataset, "test", "paper", rows, rows, (tmp_path,), lambda *done: told.append(done))
+    first = stored_readings(scoring, question)
+    assert told == [(7 / 20, {"users": 7}), (14 / 20, {"users": 14}), (1, {"users": 20})]
     assert len(list(tmp_path.glob("test-readout-*.safetensors"))) == 3
-    users, histories = asked_of(trained)
-    torch.testing.assert_close(first, scoring.read(users, histories)[:20], atol=1e-5, rtol=1e-5)
+    histories = histories_of(trained)
+    torch.testing.assert_close(first, scoring.read(histories)[:20], atol=1e-5, rtol=1e-5)
     silent = SimpleNamespace(represent=None, read=None)
-    again = stored_readings(silent, trained.dataset, "test", rows, (tmp_path / "none", tmp_path), lambda *_: None)
+    again = stored_readings(silent, question._replace(folders=(tmp_path / "none", tmp_path)))
     assert torch.equal(again, first)
 
 
 @pytest.mark.parametrize("catalogue_users", [0, 9])
 def test_ranks_are_those_of_its_scores(trained, catalogue_users):
-    scoring, targets = trained.system.scoring, trained.dataset.targets["test"]
+    scoring, targets = trained.system.model, trained.dataset.targets["test"]
     folder = trained.run / "evaluate"
-    plan = replace(plan_of(trained.system.run.recipe(), folder, lambda *_: None), catalogue_users=catalogue_users)
+    plan = replace(plan_of(trained.system.run.recipe(), folder), catalogue_users=catalogue_users)
     kept = sorted(folder.glob("test-readout-*"))
-    ranked = scoring.rankers["readout"](trained.dataset, Task("test", "full-repeat", "readout"), plan, lambda *_: None)
-    users, histories = asked_of(trained)
-    scores = (scoring.read(users, histories) @ scoring.readout_items.T)[torch.from_numpy(ranked.rows)]
-    own = scores[torch.arange(len(ranked.rows)), torch.from_numpy(targets.items[ranked.rows]).long()]
+    rows, read = (plan.rows(SCORERS["readout"], "test", protocol, len(targets)) for protocol in ("full-repeat", None))
+    question = Question(trained.dataset, "test", "full-repeat", rows, read, plan.folders)
+    ranked = SCORERS["readout"].rank(scoring, question)
+    histories = histories_of(trained)
+    scores = (scoring.read(histories) @ scoring.readout_items.T)[torch.from_numpy(rows)]
+    own = scores[torch.arange(len(rows)), torch.from_numpy(targets.items[rows]).long()]
     assert ranked.ranks.tolist() == ((scores >= own[:, None]).sum(1) - 1).tolist()
-    assert len(ranked.rows) == (catalogue_users or len(plan.rows(Task("test", "paper", "readout"), len(targets))))
+    assert len(rows) == (catalogue_users or len(read))
     # Read once for all protocols.
     assert sorted(folder.glob("test-readout-*")) == kept
 
@@ -114,9 +116,9 @@ def test_ranks_are_those_of_its_scores(trained, catalogue_users):
 def test_stage_2_is_shared_by_runs_with_other_heads(trained, monkeypatch):
     run, recipe = trained.system.run, trained.system.run.recipe()
     other = recipe.model_copy(update={"readout": recipe.readout.model_copy(update={"sample": 7})})
-    before = {stage: stage_inputs(run, stage) for stage in ("alignment", "language_model", "readout")}
+    before = {name: stage_inputs(run, name) for name, stage in STAGES.items() if stage.inputs is not None}
     monkeypatch.setattr(run, "recipe", lambda: other)
-    assert {stage for stage in before if stage_inputs(run, stage) != before[stage]} == {"readout"}
+    assert {name for name in before if stage_inputs(run, name) != before[name]} == {"readout"}
 
 
 def test_its_seconds_are_told(trained):
@@ -126,8 +128,9 @@ def test_its_seconds_are_told(trained):
 
 def test_the_papers_recipe_has_none(trained, monkeypatch):
     assert not load_recipe("a-llmrec").readout.enabled
-    scoring = trained.system.scoring
-    monkeypatch.setattr(scoring, "readout", None)
-    assert "readout" not in scoring.rankers
+    scoring = trained.system.model
+    other = TrainedModel(scoring.run, scoring.llm)
+    monkeypatch.setattr(other.run, "recipe", lambda: load_recipe("a-llmrec"))
+    assert SCORERS["readout"].why_not(other, None, "paper") == ""
     with pytest.raises(InputError, match=r"no read-out head\. Train one with: --set readout\.enabled=true"):
-        scoring.read(torch.zeros(1, 16), [np.array([0])])
+        _ = other.readout

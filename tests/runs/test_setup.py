@@ -1,13 +1,13 @@
-"""What a run starts with and ends with: chance by the lists as they are, and no scorer that repeats another."""
+"""Chance by the lists as they are, no scorer that repeats another, and the choice of a language model."""
 
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from allrec.config import load_recipe
-from allrec.evaluation.results import Ranking
-from allrec.runs.setup import chances, choose_language_model, plan_of
+from allrec.config import choose_language_model, load_recipe
+from allrec.evaluation.results import Ranking, chances
+from allrec.runs.scorers import SCORERS
 
 
 def ranking(protocol, split="test"):
@@ -43,9 +43,22 @@ def test_chance_is_taken_from_validation_where_test_was_not_scored():
         (('alignment.network.kind="identity"',), {"joint"}),
     ],
 )
-def test_a_scorer_that_could_only_repeat_another_is_left_out(tmp_path, sets, left_out):
-    plan = plan_of(load_recipe("a-llmrec", sets), tmp_path, None)
-    assert {"cf", "joint", "llm", "llm-random-items", "llm-no-soft"} - set(plan.scorers) == left_out
+def test_a_scorer_that_could_only_repeat_another_is_left_out(sets, left_out):
+    titles = SimpleNamespace(fits=lambda candidates: True)
+    model = SimpleNamespace(recipe=load_recipe("a-llmrec", sets), has_llm=True, titles=titles, fused_ranker=None)
+    targets = SimpleNamespace(candidates={"paper": np.zeros((2, 3), int)})
+    reasons = {name: scorer.why_not(model, targets, "paper") for name, scorer in SCORERS.items()}
+    assert {
+        name for name in ("cf", "joint", "llm", "llm-random-items", "llm-no-soft") if reasons[name] == ""
+    } == left_out
+    assert {name for name in ("text", "fusion", "readout", "allround") if reasons[name] is None} == set()
+
+
+def test_a_run_without_a_language_model_has_none_of_its_scorers():
+    recipe = load_recipe("allround", ("llm.enabled=false",))
+    model = SimpleNamespace(recipe=recipe, has_llm=False, fused_ranker=SimpleNamespace(additions={"lists": None}))
+    has = {name for name, scorer in SCORERS.items() if scorer.why_not(model, None, "paper") is None}
+    assert has == {"cf", "joint", "text", "fusion"}
 
 
 @pytest.mark.parametrize(("asked", "name"), [(None, "embedded-small"), ("some/model", "some/model")])

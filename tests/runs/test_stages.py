@@ -12,17 +12,17 @@ from tests.killing import Killed, killed_at
 from tests.tiny import load_tiny
 from tests.training.histories import bytes_of, dataset_of, make_backbone
 
-from allrec.errors import InputError
 from allrec.alignment.model import AlignmentConfig
+from allrec.alignment.training import AlignmentStageConfig, train_alignment
+from allrec.backbones.base import represent_users
+from allrec.errors import InputError
+from allrec.llm import soft_token_training as stage_two
 from allrec.llm.likelihood import score_candidates
 from allrec.llm.prompt import USER, PromptBuilder, PromptConfig
-from allrec.llm.soft_tokens import SoftTokens, SoftTokensConfig
-from allrec.llm import soft_token_training as stage_two
-from allrec.alignment.training import AlignmentStageConfig, train_alignment
+from allrec.llm.soft_token_training import SoftTokensStageConfig, new_soft_tokens, train_soft_tokens
+from allrec.llm.soft_tokens import SoftTokens, SoftTokensConfig, project
 from allrec.training.examples import initialized, training_examples
-from allrec.backbones.base import represent_users
 from allrec.training.loop import LoopConfig
-from allrec.llm.soft_token_training import SoftTokensStageConfig, new_soft_tokens, project, train_soft_tokens
 
 HISTORIES = [[0, 1, 2, 3, 4, 5], [6, 7], [8], [1, 1, 2, 6, 7], [3, 2, 1], []]
 ADJECTIVES = ["rose", "silver", "velvet", "night"]

@@ -46,7 +46,7 @@ def test_plain_losses_and_gradients_are_the_packages(scene):
 
 def test_plain_scores_are_the_packages(scene):
     rows = np.arange(1)
-    torch.testing.assert_close(scene.scores(rows, 4096), plain.score(scene, rows), rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(scene.scores(rows, 4096), plain.score(scene, rows), rtol=5e-5, atol=1e-4)
 
 
 def test_plain_generation_takes_every_user(scene):

@@ -33,11 +33,11 @@ def call(*arguments: object) -> str:
 
 
 def ids(run: Path) -> list[str]:
-    return AllRec.from_pretrained(run).scoring.catalogue.item_ids
+    return AllRec.from_pretrained(run).model.catalogue.item_ids
 
 
 def test_titles_for_a_user(run: Path) -> None:
-    user = AllRec.from_pretrained(run).scoring.catalogue.user_ids[0]
+    user = AllRec.from_pretrained(run).model.catalogue.user_ids[0]
     found = json.loads(call("generate", run, "--user", user, "--task", "title", "-k", 2, "--json"))
     assert len(found) == 2
     assert set(found[0]) == {"title", "score", "item_ids", "is_in_catalogue", "is_candidate"}
@@ -52,7 +52,7 @@ def test_candidates_are_the_ones_given(run: Path) -> None:
         for listed in (others[:3], others[3:6], others[:3])
     ]
     assert texts[0] == texts[2] != texts[1]
-    with pytest.raises(InputError, match="stands in the list twice"):
+    with pytest.raises(InputError, match="is in the list twice"):
         call("generate", run, "--history", first, "--task", "title", "--candidates", f"{second},{second}")
 
 
@@ -64,7 +64,7 @@ def test_a_newcomer_is_written_for(run: Path, task: str) -> None:
 def test_genres_of_the_simulated_marketplace(run: Path) -> None:
     found = json.loads(call("generate", run, "--history", ids(run)[0], "--task", "genres", "--json"))
     assert [set(text) for text in found] == [{"text", "score", "known", "unknown"}]
-    genres = AllRec.from_pretrained(run).scoring.catalogue.genres
+    genres = AllRec.from_pretrained(run).model.catalogue.genres
     assert genres is not None
     assert "Kitchen" in genres[0]
 

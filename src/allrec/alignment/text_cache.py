@@ -1,5 +1,6 @@
 """Text embeddings on disk, by content: a text is encoded once for a model, whatever data set it stands in."""
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -71,3 +72,8 @@ def _read(folder: Path) -> Iterator[tuple[str, Float[Tensor, "text_dim"]]]:
             path.unlink()  # a damaged chunk is encoded again
             continue
         yield from zip(keys, chunk["embeddings"], strict=True)
+
+
+def default_cache() -> Path:
+    """Where text embeddings are cached: ``ALLREC_CACHE``, else the user's cache folder."""
+    return Path(os.environ.get("ALLREC_CACHE") or Path.home() / ".cache" / "allrec") / "texts"

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -85,9 +85,8 @@ def train_alignment(
     if config.network.kind == "identity":
         return NoAlignment(), FitReport(0, 0, [], [], None)
     item_embeddings = backbone.item_embeddings().detach()
-    alignment = initialized(
-        lambda: Alignment(item_embeddings.shape[1], text_embeddings.shape[1], config.network), seed, "alignment"
-    )
+    widths = (item_embeddings.shape[1], text_embeddings.shape[1])
+    alignment = initialized(lambda: Alignment(*widths, config.network), seed, "alignment")
     examples = training_examples(dataset, config.positions)
     users = represent_users(backbone, dataset, examples.users, examples.positions)
     groups = torch.from_numpy(text_groups(_told_apart(text_embeddings, config.network)))
@@ -108,10 +107,8 @@ def train_alignment(
         return {"total": losses.total(config.network.alpha, config.network.beta), **losses._asdict()}
 
     batches = _batches(dataset, examples.users, text_embeddings, config, seed)
-    report = fit(
-        module, batches, loss, config.loop, 
-        seed=seed, stream="alignment", checkpoint=checkpoint, on_progress=on_progress,
-    )  # fmt: skip
+    named: dict[str, Any] = {"seed": seed, "stream": "alignment", "checkpoint": checkpoint, "on_progress": on_progress}
+    report = fit(module, batches, loss, config.loop, **named)
     module.requires_grad_(False)
     return alignment, report
 

@@ -19,7 +19,7 @@ from allrec.data.items import read_new_items
 from allrec.data.published import PUBLISHED, PublishedSet, find_published
 from allrec.errors import InputError
 from allrec.evaluation.results import own_results
-from allrec.hybrid.recommending import families
+from allrec.hybrid.features import families
 from allrec.llm.generating import WrittenGenres, WrittenTitle
 from allrec.recommender import AllRec, Recommendation
 from allrec.report.figures import has_matplotlib
@@ -99,7 +99,7 @@ def run_add_items(run: Path, items: Path) -> None:
     rows = read_new_items(items)
     system = AllRec.from_pretrained(run)
     added = system.add_items(rows)
-    say(f"{len(added):,} items joined {run}, which has {system.scoring.catalogue.num_items:,} now.")
+    say(f"{len(added):,} items joined {run}, which has {system.model.catalogue.num_items:,} now.")
 
 
 def _trained(dataset: Path, run: Path, recipe: Recipe, llm: str | None, resume: bool) -> AllRec:
@@ -200,7 +200,7 @@ def show_recommendations(
     system: AllRec, user: str | None, history: Sequence[str] | None, found: Sequence[Recommendation]
 ) -> None:
     """Prints a history and the recommendations for it, warm and cold items marked."""
-    catalogue = system.scoring.catalogue
+    catalogue = system.model.catalogue
     told = system.history_of(user, history)
     out.print(f"\n[bold]{escape(user) if user else 'history'}[/bold], {len(told)} interactions, the latest:")
     for item in told[-5:]:
@@ -211,17 +211,25 @@ def show_recommendations(
         ("item", "left"),
         ("title", "left"),
         ("", "left"),
+        ("score", "right"),
         ("log P", "right"),
         ("cf", "right"),
         *((("why", "left"),) if any(item.contributions for item in found) else ()),
     ):
         table.add_column(column, justify=justify)
     for rank, item in enumerate(found, 1):
-        score = "" if item.score is None else f"{item.score:.2f}"
+        log_prob = "" if item.llm_log_prob is None else f"{item.llm_log_prob:.2f}"
         mark = "[cyan]cold[/cyan]" if item.is_cold else "warm"
         why = () if item.contributions is None else (reason(item, found),)
         table.add_row(
-            str(rank), escape(item.item_id), escape(item.title or "(no title)"), mark, score, f"{item.cf:.2f}", *why
+            str(rank),
+            escape(item.item_id),
+            escape(item.title or "(no title)"),
+            mark,
+            f"{item.score:.2f}",
+            log_prob,
+            f"{item.cf:.2f}",
+            *why,
         )
     out.print(table)
 

@@ -14,7 +14,7 @@ from allrec.experiments.compare import compare
 from allrec.experiments.rows import rows_of
 from allrec.experiments.summary import EVIDENCE_HEADER, HEADER, Cells, cells, evidence_cells, notes
 from allrec.report.page import write_report
-from allrec.runs.pipeline import Observer
+from allrec.runs.stages import Observer
 
 NAMES = ("recipe", "scorer")
 """Columns of names, which are not broken."""

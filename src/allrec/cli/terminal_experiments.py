@@ -1,7 +1,6 @@
 """What ``allrec evaluate``, ``scenario``, ``baselines`` and ``diagnose`` say."""
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,8 @@ from allrec.experiments.diagnostics import DIAGNOSTICS, diagnose
 from allrec.experiments.run_scenario import evaluate_scenario, train_scenario
 from allrec.experiments.scenarios import CROSS_DOMAIN
 from allrec.experiments.summary import p_text
-from allrec.recommender import AllRec
+from allrec.recommender import AllRec, plan_of
 from allrec.runs.run_folder import RunFolder
-from allrec.runs.setup import plan_of
 
 
 def run_evaluate(run: Path, dataset: Path, protocols: list[str], scenario: str | None) -> None:
@@ -35,7 +33,7 @@ def run_evaluate(run: Path, dataset: Path, protocols: list[str], scenario: str |
         recipe = recipe.model_copy(update={"evaluation": type(recipe.evaluation)(**values)})
     with observing() as observer:
         own = system.run.manifest["dataset"].get("scenario", "standard")
-        plan = plan_of(recipe, run / "evaluate", partial(observer, "evaluate"))
+        plan = plan_of(recipe, run / "evaluate", observer)
         evaluate_scenario(system, dataset, scenario or own, plan)
     show_results(system.run)
 

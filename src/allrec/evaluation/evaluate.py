@@ -1,29 +1,138 @@
-"""Scores a trained system under every protocol: from scores to ranks, resumed where it was killed."""
+"""Ranks the targets of a data set by every scorer under every protocol."""
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from numpy import ndarray
-from torch import Tensor
+from pydantic import Field
 
 from allrec.data.dataset import Dataset, Targets
-from allrec.errors import InputError
-from allrec.evaluation.llm_scores import Asked, LlmScorers, histories_before, stored_llm_scores
-from allrec.evaluation.ranks import candidate_ranks, dot_product_ranks
+from allrec.errors import Config, InputError
 from allrec.evaluation.results import Ranking
 from allrec.evaluation.segments import sample_rows
 from allrec.parallel import OnProgress, no_progress
 
-LLM_SCORERS = ("llm", "llm-random-items", "llm-no-soft")
-READ_BY_LLM = (*LLM_SCORERS, "readout", "allround")
-"""What the language model reads every user for."""
-RANKED_BY_THEMSELVES = ("text", "fusion", "readout", "allround")
-"""What a system with a fusion, or with a read-out head, ranks by itself."""
+Model = TypeVar("Model")
+
+
+class Question(NamedTuple):
+    """One scorer under one protocol, for some users of one split.
+
+    Attributes:
+        dataset: whose targets are ranked.
+        split: "valid" or "test".
+        protocol: see ``allrec.data.negatives``.
+        rows: rows of the split's targets.
+        read_rows: rows that the scorer ranks under any protocol, of which ``rows`` are a part.
+        folders: where the language model's scores are kept; the first is written to; may be none.
+        on_progress: with the number of ``users`` scored.
+    """
+
+    dataset: Dataset
+    split: str
+    protocol: str
+    rows: Int[ndarray, "rows"]
+    read_rows: Int[ndarray, "read"]
+    folders: tuple[Path, ...] = ()
+    on_progress: OnProgress = no_progress
+
+    @property
+    def targets(self) -> Targets:
+        """The targets of the rows."""
+        return self.dataset.targets[self.split].take(self.rows)
+
+
+class Ranked(NamedTuple):
+    """The ranks of a question's targets.
+
+    Attributes:
+        ranks: 0-based, ties against the target.
+        is_retrieved: whether retrieval found the target; None where every candidate was scored.
+    """
+
+    ranks: Int[ndarray, "rows"]
+    is_retrieved: Bool[ndarray, "rows"] | None = None
+
+
+@dataclass(frozen=True)
+class Scorer(Generic[Model]):
+    """A row of the table of scorers.
+
+    Attributes:
+        rank: ranks the targets of a question.
+        why_not: of (model, targets of a split, protocol): None where the scorer takes part, an empty text where the
+            model does not have it, else the reason why it is left out.
+        reads_llm: whether the language model reads every user, so that a sample of them may do.
+        is_control: whether it is an ablation, for which a smaller sample may do.
+        is_lead: whether the others are tested against it.
+    """
+
+    rank: Callable[[Model, Question], Ranked]
+    why_not: Callable[[Model, Targets, str], str | None]
+    reads_llm: bool = False
+    is_control: bool = False
+    is_lead: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to evaluate, and where partial scores are kept.
+
+    Attributes:
+        protocols: of ``metrics.json``.
+        splits: "valid", "test".
+        llm_users: the number of rows of each split that the language model scores; 0 is all.
+        ablation_users: the largest number that its ablations score; 0 is as many.
+        catalogue_users: the number of rows of each split that any scorer ranks the whole catalogue for; 0 is all.
+        scorers: names of the scorers, of those that the model has; None is all.
+        folder: partial scores lie here; None keeps none.
+        read_folders: further folders in which the language model's scores may lie already.
+        seed: of the sample of users.
+        on_progress: with the number of ``users`` scored so far, each scorer's counted.
+    """
+
+    protocols: tuple[str, ...]
+    splits: tuple[str, ...]
+    llm_users: Mapping[str, int] = field(default_factory=dict)
+    ablation_users: int = 0
+    catalogue_users: int = 0
+    scorers: tuple[str, ...] | None = None
+    folder: Path | None = None
+    read_folders: tuple[Path, ...] = ()
+    seed: int = 0
+    on_progress: OnProgress = no_progress
+
+    @classmethod
+    def of(cls, config: "EvaluationConfig", **where: Any) -> "Plan":
+        """The evaluation that a recipe asks for; ``where`` has the other attributes."""
+        return cls(
+            protocols=config.protocols,
+            splits=config.splits,
+            llm_users={"valid": config.llm_valid_users, "test": config.llm_users},
+            ablation_users=config.ablation_users,
+            catalogue_users=config.catalogue_users,
+            seed=config.bootstrap_seed,
+            **where,
+        )
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Where the language model's scores are looked for; the first is written to."""
+        return () if self.folder is None else (self.folder, *self.read_folders)
+
+    def rows(self, scorer: Scorer[Model], split: str, protocol: str | None, num_rows: int) -> Int[ndarray, "rows"]:
+        """Which rows of a split a scorer ranks, a fixed sample or all; under any protocol where that is None."""
+        limits = [
+            self.llm_users.get(split, 0) if scorer.reads_llm else 0,
+            self.ablation_users if scorer.is_control else 0,
+            self.catalogue_users if protocol is not None and protocol.startswith("full") else 0,
+        ]
+        return sample_rows(num_rows, min((size for size in limits if size), default=None), self.seed)
 
 
 class Task(NamedTuple):
@@ -34,144 +143,86 @@ class Task(NamedTuple):
     scorer: str
 
 
-class Ranked(NamedTuple):
-    """What a system ranked by itself.
+class Evaluation(NamedTuple):
+    """What an evaluation came to.
 
     Attributes:
-        rows: rows of the split's targets.
-        ranks: 0-based, ties against the target.
-        is_retrieved: whether retrieval found the target; None where there was none.
+        rankings: of every scorer that took part.
+        left_out: scorers that could not take part, and why.
     """
 
-    rows: Int[ndarray, "rows"]
-    ranks: Int[ndarray, "rows"]
-    is_retrieved: Bool[ndarray, "rows"] | None = None
+    rankings: list[Ranking]
+    left_out: dict[Task, str]
 
 
-class Scorers(LlmScorers, Protocol):
-    """What an evaluation asks of a system."""
-
-    item_embeddings: Float[Tensor, "items dim"]
-    joint_embeddings: Float[Tensor, "items dim"]
-
-    @property
-    def rankers(self) -> Mapping[str, "Ranker"]:
-        """Scorers that the system ranks by itself, by name; may be none."""
-        ...
-
-    def can_list(self, candidates: Int[ndarray, "rows candidates"]) -> bool:
-        """Whether a prompt has room for each row of candidates."""
-        ...
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What to evaluate, and where partial scores are kept.
-
-    Attributes:
-        protocols: of ``metrics.json``.
-        splits: "valid", "test".
-        llm_users: how many rows of each split the language model scores; 0 is all.
-        ablation_users: how many its ablations score at most; 0 is as many.
-        catalogue_users: how many rows of each split any scorer ranks the whole catalogue for; 0 is all.
-        scorers: which scorers, of all protocols that they can do.
-        folder: partial scores lie here; None keeps none.
-        read_folders: further folders in which the language model's scores may lie already.
-        seed: of the sample of users.
-        on_progress: called with the share done, and how many users were scored so far, each scorer's counted.
-    """
-
-    protocols: tuple[str, ...]
-    splits: tuple[str, ...]
-    llm_users: dict[str, int]
-    ablation_users: int = 0
-    catalogue_users: int = 0
-    scorers: tuple[str, ...] = ("cf", "joint", "text", "fusion", *LLM_SCORERS, "readout", "allround")
-    folder: Path | None = None
-    read_folders: tuple[Path, ...] = ()
-    seed: int = 0
-    on_progress: OnProgress = no_progress
-
-    @property
-    def folders(self) -> tuple[Path, ...]:
-        """Where the language model's scores are looked for; the first is written to."""
-        return () if self.folder is None else (self.folder, *self.read_folders)
-
-    def sample_of(self, task: Task) -> int | None:
-        """How many rows a task ranks; None is all."""
-        asked = [
-            self.llm_users.get(task.split, 0) if task.scorer in READ_BY_LLM else 0,
-            self.ablation_users if task.scorer in LLM_SCORERS[1:] else 0,
-            self.catalogue_users if task.protocol.startswith("full") else 0,
-        ]
-        return min((size for size in asked if size), default=None)
-
-    def rows(self, task: Task, num_rows: int) -> Int[ndarray, "rows"]:
-        """Which rows of a split a task ranks: a fixed sample, or all of them."""
-        return sample_rows(num_rows, self.sample_of(task), self.seed)
-
-
-Ranker = Callable[[Dataset, Task, Plan, OnProgress], Ranked]
-
-
-def evaluate(system: Scorers, dataset: Dataset, plan: Plan) -> list[Ranking]:
+def evaluate(model: Model, dataset: Dataset, plan: Plan, scorers: Mapping[str, Scorer[Model]]) -> Evaluation:
     """Ranks of every scorer under every protocol of the plan; a split without targets is left out.
 
-    Language-model scorers take part where a list of candidates is stored and fits into the prompt.
-    """
-    rankings: list[Ranking] = []
-    tasks = [
-        Task(split, protocol, scorer)
-        for split in plan.splits
-        for protocol in plan.protocols
-        for scorer in plan.scorers
-        if len(dataset.targets[split]) and _takes_part(system, dataset.targets[split], protocol, scorer)
-    ]
-    for done, task in enumerate(tasks):
-        start = time.perf_counter()
-        users_before = sum(len(ranking.rows) for ranking in rankings)
+    Args:
+        model: what the scorers rank with.
+        dataset: whose targets are ranked.
+        plan: which splits, protocols, scorers and users.
+        scorers: by name.
 
-        def report(share: float, values: dict[str, float], done: int = done, before: int = users_before) -> None:
+    Raises:
+        InputError: there is nobody to evaluate.
+    """
+    tasks, left_out = _tasks(model, dataset, plan, scorers)
+    rankings: list[Ranking] = []
+    for done, task in enumerate(tasks):
+        start, before = time.perf_counter(), sum(len(ranking.rows) for ranking in rankings)
+
+        def on_progress(share: float, values: dict[str, float], done: int = done, before: int = before) -> None:
             plan.on_progress((done + share) / len(tasks), {"users": before + values["users"]})
 
-        ranked = _ranked(system, dataset, task, plan, report)
+        scorer, num_rows = scorers[task.scorer], len(dataset.targets[task.split])
+        rows, read = (plan.rows(scorer, task.split, protocol, num_rows) for protocol in (task.protocol, None))
+        question = Question(dataset, task.split, task.protocol, rows, read, plan.folders, on_progress)
+        ranked = scorer.rank(model, question)
         seconds = time.perf_counter() - start
-        rankings.append(Ranking(*task, ranked.rows, ranked.ranks, seconds, ranked.is_retrieved))
-        report(1.0, {"users": float(len(ranked.rows))})
+        rankings.append(Ranking(*task, rows, np.asarray(ranked.ranks), seconds, ranked.is_retrieved))
+        on_progress(1.0, {"users": float(len(rows))})
     if not rankings:
         raise InputError(f"{dataset.name} has nobody to evaluate: no user has three interactions.")
-    return rankings
+    return Evaluation(rankings, left_out)
 
 
-def _ranked(system: Scorers, dataset: Dataset, task: Task, plan: Plan, on_progress: OnProgress) -> Ranked:
-    if task.scorer in system.rankers:
-        return system.rankers[task.scorer](dataset, task, plan, on_progress)
-    if task.scorer in LLM_SCORERS:
-        return Ranked(*_llm_ranks(system, dataset, task, plan, on_progress))
-    rows = plan.rows(task, len(dataset.targets[task.split]))
-    return Ranked(rows, _dot_product_ranks(system, dataset, dataset.targets[task.split].take(rows), task))
+def _tasks(
+    model: Model, dataset: Dataset, plan: Plan, scorers: Mapping[str, Scorer[Model]]
+) -> tuple[list[Task], dict[Task, str]]:
+    names = list(scorers) if plan.scorers is None else [name for name in scorers if name in plan.scorers]
+    tasks, left_out = [], {}
+    for split in plan.splits:
+        targets = dataset.targets[split]
+        for protocol in plan.protocols if len(targets) else ():
+            for name in names:
+                reason = scorers[name].why_not(model, targets, protocol)
+                if reason is None:
+                    tasks.append(Task(split, protocol, name))
+                elif reason:
+                    left_out[Task(split, protocol, name)] = reason
+    return tasks, left_out
 
 
-def _takes_part(system: Scorers, targets: Targets, protocol: str, scorer: str) -> bool:
-    if scorer in RANKED_BY_THEMSELVES and scorer not in system.rankers:
-        return False
-    if scorer not in (*LLM_SCORERS, "allround") or (scorer == "allround" and protocol.startswith("full")):
-        return True
-    return protocol in targets.candidates and system.can_list(targets.candidates[protocol])
+class EvaluationConfig(Config):
+    """What ``train`` measures at its end."""
 
-
-def _dot_product_ranks(system: Scorers, dataset: Dataset, targets: Targets, task: Task) -> Int[ndarray, "rows"]:
-    items = system.item_embeddings if task.scorer == "cf" else system.joint_embeddings
-    users = system.represent(histories_before(dataset, targets, np.arange(len(targets))))
-    return dot_product_ranks(users, items, dataset, targets, task.protocol)
-
-
-def _llm_ranks(
-    system: Scorers, dataset: Dataset, task: Task, plan: Plan, on_progress: OnProgress
-) -> tuple[Int[ndarray, "rows"], Int[ndarray, "rows"]]:
-    split, protocol, scorer = task
-    targets = dataset.targets[split]
-    rows = plan.rows(task, len(targets))
-    asked = Asked(split, protocol, scorer, rows, targets.candidates[protocol][rows])
-    scores = stored_llm_scores(system, dataset, asked, plan.folders, on_progress)
-    return rows, candidate_ranks(scores, asked.candidates, targets.items[rows])
+    protocols: tuple[Literal["paper", "sampled-99", "full", "full-repeat"], ...] = Field(
+        ("paper", "full"), min_length=1, description="Candidates: lists stored with the data set, or the catalogue."
+    )
+    splits: tuple[Literal["valid", "test"], ...] = Field(("valid", "test"), min_length=1, description="Which targets.")
+    llm_users: int = Field(
+        0, ge=0, description="Test users whom language-model scorers score, a fixed sample; 0 is all."
+    )
+    llm_valid_users: int = Field(1000, ge=0, description="The same for validation; 0 is all.")
+    ablation_users: int = Field(2000, ge=0, description="The same for llm-random-items and llm-no-soft; 0 is all.")
+    catalogue_users: int = Field(
+        100_000,
+        ge=0,
+        description="Users of each split whom any scorer ranks the whole catalogue for, a fixed sample; 0 is all.",
+    )
+    llm_tokens_per_batch: int = Field(16384, ge=1, description="Tokens read at once when candidates are scored.")
+    normalize: Literal["sum", "mean"] = Field(
+        "sum", description="Log-likelihood of a title: its sum over tokens, or mean."
+    )
+    bootstrap_seed: int = Field(0, ge=0, description="Seed of intervals, paired tests and samples of users.")

@@ -4,12 +4,12 @@ A rank counts the candidates before the target, so 0 is the best; a target that 
 names no item, say) has the number of candidates as its rank. Every function refuses empty and negative ranks.
 """
 
-from typing import Literal
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
-
-Metric = Literal["HR", "NDCG", "MRR"]
 
 
 def hits_at(ranks: Int[np.ndarray, "users"], k: int) -> Float[np.ndarray, "users"]:
@@ -61,27 +61,46 @@ def mrr(ranks: Int[np.ndarray, "users"]) -> float:
     return float(reciprocal_ranks(ranks).mean())
 
 
-def chance(metric: Metric, k: int, num_candidates: int) -> float:
+class Metric(NamedTuple):
+    """A metric of ``metrics.json``.
+
+    Attributes:
+        by_user: its value for each user, from their 0-based ranks.
+        has_interval: whether it gets a confidence interval and paired tests.
+    """
+
+    by_user: Callable[[Int[np.ndarray, "users"]], Float[np.ndarray, "users"]]
+    has_interval: bool = False
+
+
+METRICS: dict[str, Metric] = {
+    **{f"HR@{k}": Metric(partial(hits_at, k=k), has_interval=k == 1) for k in (1, 5, 10)},
+    **{f"NDCG@{k}": Metric(partial(gains_at, k=k), has_interval=k == 10) for k in (5, 10)},
+    "MRR": Metric(reciprocal_ranks),
+}
+"""Every metric by its name in ``metrics.json``: rows, chance levels, intervals and tests are made from this table."""
+
+
+def tested_metrics() -> dict[str, Metric]:
+    """The metrics that get an interval and a paired test."""
+    return {name: metric for name, metric in METRICS.items() if metric.has_interval}
+
+
+def chance(name: str, num_candidates: int) -> float:
     """What a metric gives on average when the target's rank is uniform among ``num_candidates``.
 
-    ``k`` is of no account for MRR; where it exceeds the number of candidates a hit is certain.
-
     Example:
-        >>> chance("HR", 5, 20)
+        >>> chance("HR@5", 20)
         0.25
     """
     if num_candidates < 1:
         raise ValueError(f"got {num_candidates} candidates, expected at least the target itself")
-    ranks = np.arange(num_candidates)
-    if metric == "MRR":
-        return mrr(ranks)
-    return hit_rate_at(ranks, k) if metric == "HR" else ndcg_at(ranks, k)
+    return float(METRICS[name].by_user(np.arange(num_candidates)).mean())
 
 
 def summary(ranks: Int[np.ndarray, "users"]) -> dict[str, float]:
     """Every metric of ``metrics.json`` by its name there."""
-    hit_rates = {f"HR@{k}": hit_rate_at(ranks, k) for k in (1, 5, 10)}
-    return hit_rates | {f"NDCG@{k}": ndcg_at(ranks, k) for k in (5, 10)} | {"MRR": mrr(ranks)}
+    return {name: float(metric.by_user(ranks).mean()) for name, metric in METRICS.items()}
 
 
 def _checked(ranks: Int[np.ndarray, "users"], k: int) -> Int[np.ndarray, "users"]:

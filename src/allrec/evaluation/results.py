@@ -1,27 +1,21 @@
 """Rows of metrics.json: ranks become metrics by segment, with intervals and paired tests; and ranks on disk."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from numpy import ndarray
 
 from allrec import seeds
 from allrec.data.dataset import Dataset
-from allrec.evaluation.metrics import gains_at, hits_at, summary
+from allrec.evaluation.metrics import METRICS, chance, summary, tested_metrics
+from allrec.evaluation.segments import segments
 from allrec.evaluation.significance import bootstrap_interval, compare, holm
 from allrec.files import load_tensors, save_tensors
-
-Values = Callable[[Int[ndarray, "users"]], Float[ndarray, "users"]]
-METRIC_VALUES: dict[str, Values] = {
-    "HR@1": lambda ranks: hits_at(ranks, 1),
-    "NDCG@10": lambda ranks: gains_at(ranks, 10),
-}
-"""The metrics that get an interval and a paired test, as one value a user."""
 
 
 @dataclass(frozen=True)
@@ -67,13 +61,15 @@ def result_rows(
         found = ranking.is_retrieved
         recall = {} if found is None else {"retrieved": float(found[chosen].mean())}
         rng = seeds.rng(seed, "interval", ranking.split, ranking.protocol, segment)
-        intervals = {name: list(bootstrap_interval(values(ranks), rng)) for name, values in METRIC_VALUES.items()}
+        intervals = {
+            name: list(bootstrap_interval(metric.by_user(ranks), rng)) for name, metric in tested_metrics().items()
+        }
         rows.append(
             {"scenario": scenario, "split": ranking.split, "protocol": ranking.protocol, "scorer": ranking.scorer}
             | {"segment": segment, "users": len(ranks)}
             | summary(ranks)
             | recall
-            | {"ci95": intervals, "invalid": 0}
+            | {"ci95": intervals}
         )
     return rows
 
@@ -96,7 +92,7 @@ def comparison_rows(rankings: list[Ranking], seed: int) -> list[dict[str, Any]]:
         _comparison(first, second, name, seed)
         for group in groups.values()
         for first, second in _against_first(group)
-        for name in METRIC_VALUES
+        for name in tested_metrics()
     ]
 
 
@@ -106,7 +102,7 @@ def _against_first(group: list[Ranking]) -> list[tuple[Ranking, Ranking]]:
 
 def _comparison(first: Ranking, second: Ranking, metric: str, seed: int) -> dict[str, Any]:
     _, ours, theirs = np.intersect1d(first.rows, second.rows, assume_unique=True, return_indices=True)
-    values = METRIC_VALUES[metric]
+    values = METRICS[metric].by_user
     result = compare(
         values(first.ranks[ours]),
         values(second.ranks[theirs]),
@@ -189,3 +185,69 @@ def load_ranks(folder: Path) -> StoredRanks:
             case [split, "targets"]:
                 targets[split] = values
     return StoredRanks(rankings, targets)
+
+
+def chances(dataset: Dataset, rankings: Sequence[Ranking]) -> dict[str, dict[str, float]]:
+    """What a random order gives, by protocol: a mean over test lists as long as they are, or validation's lists."""
+    splits: dict[str, set[str]] = {}
+    for ranking in rankings:
+        splits.setdefault(ranking.protocol, set()).add(ranking.split)
+    levels = {}
+    for protocol, among in sorted(splits.items()):
+        listed = dataset.targets["test" if "test" in among else "valid"].candidates.get(protocol)
+        sizes = np.array([dataset.num_items]) if listed is None else (listed >= 0).sum(axis=1)
+        lengths, counts = np.unique(sizes, return_counts=True)
+        shares = counts / counts.sum()
+        levels[protocol] = {name: float(shares @ [chance(name, int(length)) for length in lengths]) for name in METRICS}
+    return levels
+
+
+def metrics_of(
+    head: Mapping[str, Any],
+    dataset: Dataset,
+    rankings: Sequence[Ranking],
+    *,
+    leads: Sequence[str],
+    seed: int,
+    earlier: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What ``metrics.json`` holds.
+
+    Args:
+        head: format, data set, recipe, seed, language model and seconds of the run.
+        dataset: the run's.
+        rankings: of this evaluation and of earlier ones, as ``with_earlier`` joins them.
+        leads: scorers that the others are tested against; each of them against the ones after it alone.
+        seed: of intervals and tests.
+        earlier: what ``metrics.json`` held; rows of other data sets that joined it stay.
+    """
+    masks = {split: segments(dataset, dataset.targets[split]) for split in {ranking.split for ranking in rankings}}
+    rows = [row for one in rankings for row in result_rows(one, masks[one.split], seed, dataset.scenario)]
+    tests = [row for place in range(len(leads)) for row in comparison_rows(_led_by(leads, place, rankings), seed)]
+    return {
+        **head,
+        "scoring_seconds": scoring_seconds(earlier, rankings),
+        "chance": chances(dataset, rankings),
+        "results": rows + [row for row in earlier.get("results", []) if "dataset" in row],
+        "comparisons": corrected(tests),
+        "other_datasets": earlier.get("other_datasets", {}),
+    }
+
+
+def scoring_seconds(earlier: Mapping[str, Any], rankings: Sequence[Ranking]) -> dict[str, float]:
+    """Time by scorer, over splits, protocols and evaluations; scores that an earlier attempt kept count as read."""
+    seconds: dict[str, float] = dict(earlier.get("scoring_seconds", {}))
+    for ranking in rankings:
+        seconds[ranking.scorer] = seconds.get(ranking.scorer, 0.0) + ranking.seconds
+    return seconds
+
+
+def _led_by(leads: Sequence[str], place: int, rankings: Sequence[Ranking]) -> list[Ranking]:
+    """The rankings that a lead is tested against, its own first; earlier leads were tested against it already."""
+    groups = {(ranking.split, ranking.protocol) for ranking in rankings if ranking.scorer == leads[place]}
+    chosen = [
+        ranking
+        for ranking in rankings
+        if (ranking.split, ranking.protocol) in groups and ranking.scorer not in leads[:place]
+    ]
+    return sorted(chosen, key=lambda ranking: ranking.scorer != leads[place])

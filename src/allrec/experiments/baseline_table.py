@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,25 +14,27 @@ from numpy import ndarray
 from torch import Tensor
 
 from allrec import seeds
+from allrec.alignment.text_cache import default_cache
 from allrec.backbones.base import Backbone, freeze
 from allrec.backbones.registry import make_backbone
 from allrec.backbones.training import BackboneConfig, train_backbone
-from allrec.config import Recipe, load_recipe
+from allrec.config import Recipe, choose_language_model, load_recipe
 from allrec.data.dataset import Dataset, flat, load_dataset
 from allrec.errors import InputError
 from allrec.evaluation.beyond_accuracy import beyond_accuracy
 from allrec.evaluation.evaluate import Plan, evaluate
-from allrec.evaluation.results import Ranking, corrected, result_rows
+from allrec.evaluation.results import Ranking, chances, corrected, result_rows
 from allrec.evaluation.segments import segments
 from allrec.evaluation.significance import compare as compare_users
 from allrec.experiments.baselines import Choice, baseline_ranks, chosen_baselines, top_items
-from allrec.experiments.summary import METRICS, cell
+from allrec.experiments.summary import SHOWN, cell
 from allrec.files import load_tensors, read_json, save_tensors, write_json
 from allrec.hybrid.features import histories_before
-from allrec.runs.pipeline import Observer, ignore, train_stages
-from allrec.runs.run_folder import CHECKPOINT, MANIFEST, RunFolder
-from allrec.runs.scoring import Scoring
-from allrec.runs.setup import chances, choose_language_model, default_cache, describe, load_language_model
+from allrec.recommender import begin_training
+from allrec.runs.run_folder import CHECKPOINT, MANIFEST, describe
+from allrec.runs.scorers import SCORERS
+from allrec.runs.stages import Observer, ignore, train_stages
+from allrec.runs.trained_model import TrainedModel
 
 FORMAT_VERSION = 1
 BASELINES = "baselines.json"
@@ -68,7 +70,7 @@ class Measured:
 
     def by_user(self, split: str, protocol: str, metric: str) -> Float[ndarray, "rows"]:
         """Each user's mean over the seeds."""
-        return np.mean([METRICS[metric](ranks) for ranks in self.ranks[split, protocol]], axis=0)
+        return np.mean([SHOWN[metric](ranks) for ranks in self.ranks[split, protocol]], axis=0)
 
 
 @dataclass(frozen=True)
@@ -138,26 +140,26 @@ def run_baselines(
 
 def _run_seed(job: Job, seed: int, found: dict[str, Measured]) -> None:
     folder, dataset = job.folder / f"seed{seed}", job.dataset
-    scoring = _without_llm(job, seed)
-    backbones = {"sasrec-bce": _backbone(job, folder / "sasrec-bce", seed), "sasrec-softmax": scoring.backbone}
-    makers = chosen_baselines(dataset, scoring.text_embeddings, backbones, seed)
+    model = _without_llm(job, seed)
+    backbones = {"sasrec-bce": _backbone(job, folder / "sasrec-bce", seed), "sasrec-softmax": model.backbone}
+    makers = chosen_baselines(dataset, model.text_embeddings, backbones, seed)
     for number, (name, make) in enumerate(makers.items()):
         measured = found.setdefault(name, Measured(name))
         if name in DRAWN or not measured.facts:
-            _measure(folder, measured, partial(_of_choice, make, dataset, scoring.text_embeddings))
+            _measure(folder, measured, partial(_of_choice, make, dataset, model.text_embeddings))
         job.observer("baselines", (number + 1) / len(makers), {})
-    if scoring.fused is not None:
+    if model.fused_ranker is not None:
         measured = found.setdefault(FUSION, Measured(FUSION))
-        _measure(folder, measured, partial(_of_fusion, scoring, dataset))
+        _measure(folder, measured, partial(_of_fusion, model, dataset))
 
 
-def _without_llm(job: Job, seed: int) -> Scoring:
+def _without_llm(job: Job, seed: int) -> TrainedModel:
     """Every stage but the language model's, in a run folder of its own."""
     recipe = choose_language_model(job.recipe.model_copy(update={"seed": seed}), None)
-    llm = load_language_model(recipe, "cpu")
     path = job.folder / f"seed{seed}" / FUSION
-    run = RunFolder.create(path, recipe, describe(job.dataset), llm.fingerprint, (path / MANIFEST).is_file())
-    return train_stages(run, job.dataset, llm, job.cache, job.observer)
+    resume = (path / MANIFEST).is_file()
+    training = begin_training(job.dataset, path, recipe, None, resume=resume, cache=job.cache)
+    return train_stages(replace(training, observer=job.observer))
 
 
 def _of_choice(make: Callable[[], Choice], dataset: Dataset, texts: Float[Tensor, "items dim"]) -> Found:
@@ -169,18 +171,16 @@ def _of_choice(make: Callable[[], Choice], dataset: Dataset, texts: Float[Tensor
     return Found(ranks, facts)
 
 
-def _of_fusion(scoring: Scoring, dataset: Dataset) -> Found:
+def _of_fusion(model: TrainedModel, dataset: Dataset) -> Found:
     protocols = tuple(dict.fromkeys(protocol for _, protocol in ASKED))
-    plan = Plan(protocols=protocols, splits=("valid", "test"), llm_users={}, scorers=(FUSION,))
-    ranks = {(one.split, one.protocol): one.ranks for one in evaluate(scoring, dataset, plan)}
-    fused, targets = scoring.fused, dataset.targets["test"]
-    if fused is None:
-        raise ValueError("the run has no fusion")
+    plan = Plan(protocols=protocols, splits=("valid", "test"), scorers=(FUSION,))
+    ranks = {(one.split, one.protocol): one.ranks for one in evaluate(model, dataset, plan, SCORERS).rankings}
+    ranker, targets = model.ranker, dataset.targets["test"]
     # No item of the history is excepted here: a list for a user knows no target.
     nothing = np.full(len(targets), -1)
-    found = fused.find(histories_before(dataset, targets), excepted=nothing)
-    lists = np.concatenate([np.take_along_axis(part.candidates, part.best(K), axis=1) for part in found])
-    beyond = _beyond(lists, dataset, scoring.text_embeddings)
+    ranked = ranker.rank_catalogue(histories_before(dataset, targets), nothing)
+    lists = np.concatenate([np.take_along_axis(scored.items, scored.best(K), axis=1) for scored in ranked])
+    beyond = _beyond(lists, dataset, model.text_embeddings)
     return Found(ranks, {"setting": {}, "tried": [], f"beyond@{K}": beyond})
 
 
@@ -217,7 +217,7 @@ def summarise_baselines(found: Sequence[Measured], dataset: Dataset, seeds: Sequ
 def _table_row(one: Measured) -> dict[str, Any]:
     cells = {
         f"{split}/{protocol}": {metric: cell([values(ranks) for ranks in one.ranks[split, protocol]])
-                                for metric, values in METRICS.items()}
+                                for metric, values in SHOWN.items()}
         for split, protocol in ASKED
     }  # fmt: skip
     return {"name": one.name, "seeds": len(one.facts), "chosen": one.facts, **cells}
@@ -226,7 +226,7 @@ def _table_row(one: Measured) -> dict[str, Any]:
 def _tests(one: Measured, best: Measured) -> list[dict[str, Any]]:
     rows = []
     for protocol in ("paper", "full"):
-        for metric in METRICS:
+        for metric in SHOWN:
             values, others = (each.by_user("test", protocol, metric) for each in (best, one))
             result = compare_users(values, others, seeds.rng(0, "baselines", "paired", protocol, metric))
             rows.append(

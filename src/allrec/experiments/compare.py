@@ -1,72 +1,25 @@
 """Trains and evaluates recipes over seeds, every shared stage once, and measures what that cost."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from allrec.config import Recipe
+from allrec.alignment.text_cache import default_cache
+from allrec.config import Recipe, choose_language_model
 from allrec.data.dataset import Dataset, load_dataset
 from allrec.errors import InputError
 from allrec.experiments.rows import Row, run_name
 from allrec.experiments.summary import summarise, to_csv, to_markdown
 from allrec.files import read_json, write_json, write_text
 from allrec.llm.language_model import LanguageModel
-from allrec.recommender import AllRec
-from allrec.runs.pipeline import Observer, ignore, train_stages
-from allrec.runs.run_folder import MANIFEST, METRICS, RunFolder
-from allrec.runs.setup import choose_language_model, default_cache, describe, load_language_model
+from allrec.recommender import AllRec, begin_training
+from allrec.runs.run_folder import MANIFEST, METRICS_FILE, RunFolder, describe
+from allrec.runs.stages import Observer, adopt_stages, ignore, train_stages
 from allrec.runs.tensorboard import recording
-
-SHARED = ("catalogue", "backbone", "text", "alignment", "content", "ensemble", "language_model", "readout")
-"""Stages that another run may have done already; fusion and evaluation are their run's own."""
-NEVER = {"name", "evaluation"}
-RETRIEVAL = {"search", "depth", "fitted_candidates"}
-"""Keys of the evidence that nothing is trained by."""
-AFTER_ALIGNMENT = {"llm", "prompt", "soft_tokens", "readout", "cold_below", "fusion"}
-
-
-def stage_inputs(run: RunFolder, stage: str) -> dict[str, Any]:
-    """All that decides what a stage of a run comes to: equal inputs, equal bytes.
-
-    What nobody has told apart here counts as an input, so a new key of the recipe costs time and never truth.
-    """
-    recipe = run.recipe().model_dump(mode="json", exclude=NEVER)
-    inputs = {"dataset": run.manifest["dataset"]["sha256"]}
-    if stage == "catalogue":
-        return inputs
-    if stage == "text":
-        return inputs | {"text": recipe["text"]}
-    if stage == "backbone":
-        return inputs | {"backbone": recipe["backbone"], "seed": recipe["seed"]}
-    if stage == "alignment":
-        return inputs | {key: value for key, value in recipe.items() if key not in AFTER_ALIGNMENT}
-    if stage in ("content", "ensemble"):
-        content = {key: recipe[key] for key in ("text", "alignment", "backbone", "seed")}
-        evidence = {key: value for key, value in recipe["fusion"]["evidence"].items() if key not in RETRIEVAL}
-        evidence["ensemble"] = evidence["ensemble"] if stage == "ensemble" else None
-        return inputs | content | {"evidence": evidence}
-    chosen = {"fingerprint": run.manifest["llm"], "chosen": recipe["llm"]["chosen"]}
-    readout = recipe["readout"] if stage == "readout" else None
-    return inputs | recipe | chosen | {"llm": None, "fusion": None, "readout": readout}
-
-
-def adopt_stages(run: RunFolder, others: Iterable[RunFolder]) -> list[str]:
-    """Takes over every stage that ``run`` lacks and another run has done from the same inputs, and names them."""
-    others = [other for other in others if other.path != run.path]
-    adopted = []
-    for stage in SHARED:
-        if run.is_done(stage):
-            continue
-        inputs = stage_inputs(run, stage)
-        donor = next((other for other in others if other.is_done(stage) and stage_inputs(other, stage) == inputs), None)
-        if donor is not None:
-            run.adopt(stage, donor)
-            adopted.append(stage)
-    return adopted
-
+from allrec.runs.trained_model import load_language_model
 
 FORMAT_VERSION = 1
 COMPARISON, RUNS = "compare.json", "runs"
@@ -120,15 +73,17 @@ class Comparison:
     def finish(self, name: str, recipe: Recipe, watch: Watch, place: str) -> None:
         """Trains and evaluates a run as far as that is not done yet."""
         path = self.folder / RUNS / name
-        model = self.llm(recipe)
-        run = RunFolder.create(path, recipe, describe(self.dataset), model.fingerprint, (path / MANIFEST).is_file())
+        model, resume = self.llm(recipe) if recipe.llm.enabled else None, (path / MANIFEST).is_file()
+        training = begin_training(
+            self.dataset, path, recipe, model, resume=resume, cache=self.cache, device=self.device
+        )
+        run = training.run
         shared = adopt_stages(run, self.runs())
-        if run.is_done("evaluate") and (path / METRICS).is_file():
+        if run.is_done("evaluate") and (path / METRICS_FILE).is_file():
             return
         taken = f", takes over {', '.join(stage.replace('_', ' ') for stage in shared)}" if shared else ""
         with watch(f"{name} ({place}){taken}") as observer, recording(path / "events", observer) as recorder:
-            scoring = train_stages(run, self.dataset, model, self.cache, recorder)
-            AllRec(scoring, run).evaluate(self.dataset, observer=observer)
+            AllRec(train_stages(replace(training, observer=recorder))).evaluate(self.dataset, observer=observer)
 
     def cost(self) -> dict[str, float]:
         """Seconds of the comparison, of the stages that its runs trained and scored in that time, and what is above."""

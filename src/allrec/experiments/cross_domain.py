@@ -12,12 +12,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from allrec.alignment.model import Alignment
+from allrec.alignment.text_cache import default_cache
 from allrec.backbones.base import Backbone, StatesBackbone, freeze
 from allrec.data.catalogue import Catalogue
 from allrec.data.dataset import Dataset
 from allrec.errors import InputError
-from allrec.evaluation.evaluate import LLM_SCORERS, Plan, evaluate
-from allrec.evaluation.results import Ranking, result_rows
+from allrec.evaluation.evaluate import Plan, evaluate
+from allrec.evaluation.results import Ranking, chances, result_rows
 from allrec.evaluation.segments import repeats
 from allrec.experiments.baselines import TextSimilarity, baseline_ranks
 from allrec.experiments.scenarios import CROSS_DOMAIN
@@ -25,11 +26,11 @@ from allrec.files import read_json, write_json
 from allrec.hybrid.similarity import DenseSpace
 from allrec.recommender import AllRec
 from allrec.runs.add_items import encode_texts
-from allrec.runs.run_folder import METRICS
-from allrec.runs.scoring import Scoring
-from allrec.runs.setup import chances, default_cache, describe, plan_of
+from allrec.runs.run_folder import METRICS_FILE, describe
+from allrec.runs.scorers import SCORERS
+from allrec.runs.trained_model import TrainedModel
 
-SCORERS = ("joint", *LLM_SCORERS)
+SCORED = ("joint", "llm", "llm-random-items", "llm-no-soft")
 """Beside text similarity: what reads an item by its text. There is no E_i of a foreign item, hence no cf."""
 
 
@@ -57,9 +58,9 @@ def evaluate_cross_domain(
     if dataset.sha256 == system.run.manifest["dataset"]["sha256"]:
         raise InputError(f"{system.run.path} was trained on {dataset.name!r} itself; {CROSS_DOMAIN} asks for another.")
     texts = encode_texts(system.run, dataset.texts, cache or default_cache())
-    scoring = foreign_scoring(system.scoring, dataset, texts)
+    model = foreign_model(system.model, dataset, texts)
     plan = foreign_plan(system, dataset, protocols)
-    rankings = [*text_rankings(texts, dataset, plan), *evaluate(scoring, dataset, plan)]
+    rankings = [*text_rankings(texts, dataset, plan), *evaluate(model, dataset, plan, SCORERS).rankings]
     targets = dataset.targets["test"]
     is_repeat = repeats(dataset, targets)
     masks = {"all": np.ones(len(targets), bool), "repeat": is_repeat, "new": ~is_repeat}
@@ -70,7 +71,7 @@ def evaluate_cross_domain(
     return rows
 
 
-def foreign_scoring(own: Scoring, dataset: Dataset, texts: Float[Tensor, "items text_dim"]) -> Scoring:
+def foreign_model(own: TrainedModel, dataset: Dataset, texts: Float[Tensor, "items text_dim"]) -> TrainedModel:
     """A run's frozen parts over another catalogue, all of whose items are cold.
 
     Raises:
@@ -83,8 +84,7 @@ def foreign_scoring(own: Scoring, dataset: Dataset, texts: Float[Tensor, "items 
     backbone = with_items(own.backbone, embeddings)
     # Nothing of this catalogue was trained on, whatever the data set calls its training part.
     catalogue = replace(Catalogue.of(dataset), train_counts=np.zeros(dataset.num_items, np.int64))
-    recipe = own.recipe.model_copy(update={"cold_below": max(1, own.recipe.cold_below)})
-    return Scoring(recipe, catalogue, backbone, texts, own.alignment, own.llm, own.soft_tokens)
+    return own.over(catalogue, texts, backbone)
 
 
 def with_items(backbone: Backbone, embeddings: Float[Tensor, "items dim"]) -> StatesBackbone:
@@ -104,17 +104,8 @@ def foreign_plan(system: AllRec, dataset: Dataset, protocols: Sequence[str]) -> 
     """What the recipe asks for, on test targets, by the scorers that read texts."""
     recipe, run = system.run.recipe(), system.run
     folder = run.path / "evaluate" / f"{CROSS_DOMAIN}-{dataset.sha256[:12]}"
-    own = plan_of(recipe, folder, lambda share, users: None)
-    return Plan(
-        protocols=tuple(protocols) or own.protocols,
-        splits=("test",),
-        llm_users=own.llm_users,
-        ablation_users=own.ablation_users,
-        catalogue_users=own.catalogue_users,
-        scorers=tuple(scorer for scorer in own.scorers if scorer in SCORERS),
-        folder=folder,
-        seed=own.seed,
-    )
+    own = Plan.of(recipe.evaluation, folder=folder, scorers=SCORED)
+    return replace(own, protocols=tuple(protocols) or own.protocols, splits=("test",))
 
 
 def text_rankings(texts: Float[Tensor, "items text_dim"], dataset: Dataset, plan: Plan) -> list[Ranking]:
@@ -133,7 +124,7 @@ def add_rows(system: AllRec, dataset: Dataset, rows: list[dict[str, Any]], chanc
     Raises:
         InputError: the run has not been evaluated on its own data.
     """
-    metrics = read_json(system.run.path / METRICS)
+    metrics = read_json(system.run.path / METRICS_FILE)
     protocols = {row["protocol"] for row in rows}
     kept = [
         row for row in metrics["results"]
@@ -141,4 +132,4 @@ def add_rows(system: AllRec, dataset: Dataset, rows: list[dict[str, Any]], chanc
     ]  # fmt: skip
     about = {key: value for key, value in describe(dataset).items() if key != "wording"} | {"chance": chance}
     others = metrics.get("other_datasets", {}) | {dataset.name: about}
-    write_json(system.run.path / METRICS, metrics | {"results": kept + rows, "other_datasets": others})
+    write_json(system.run.path / METRICS_FILE, metrics | {"results": kept + rows, "other_datasets": others})

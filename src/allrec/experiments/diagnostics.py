@@ -14,18 +14,18 @@ from torch import Tensor
 from allrec import seeds
 from allrec.data.dataset import Dataset, load_dataset
 from allrec.errors import InputError
-from allrec.evaluation.metrics import hits_at
+from allrec.evaluation.metrics import hits_at, tested_metrics
 from allrec.evaluation.ranks import candidate_ranks
-from allrec.evaluation.results import METRIC_VALUES
 from allrec.evaluation.segments import sample_rows
 from allrec.evaluation.significance import bootstrap_interval, compare, holm
 from allrec.experiments.scenarios import make_scenario
 from allrec.files import write_json
 from allrec.hybrid.features import histories_of
+from allrec.hybrid.ranking import FusedRanker
 from allrec.llm.generating import WrittenTitle, write_titles
 from allrec.recommender import AllRec
-from allrec.runs.pipeline import Observer, ignore
-from allrec.runs.scoring import LlmScorer, Scoring
+from allrec.runs.stages import Observer, ignore
+from allrec.runs.trained_model import TrainedModel
 
 STREAM = "diagnostics"
 """Apart from every other draw of the same seed."""
@@ -91,9 +91,9 @@ def order_of_history(scorers: Mapping[str, Score], asked: Asked, seed: int) -> l
              "shuffled": float(values(ranks[1]).mean())} | _tested(values(ranks[0]), values(ranks[1]), seed)
             | {"changed": float((first_choices(kept, part) != first_choices(mixed, part)).mean()),
                "correlation": mean_correlation(kept, mixed, part.candidates >= 0)}
-            for metric, values in METRIC_VALUES.items()
+            for metric, (values, _) in tested_metrics().items()
         ]  # fmt: skip
-    for metric in METRIC_VALUES:
+    for metric in tested_metrics():
         family = [row for row in rows if row["metric"] == metric]
         for row, p in zip(family, holm(np.array([row["p"] for row in family])), strict=True):
             row["p_holm"] = float(p)
@@ -255,18 +255,18 @@ def diagnose(
         InputError: another data set than the run's, or one without test lists.
     """
     dataset = dataset if isinstance(dataset, Dataset) else load_dataset(dataset)
-    scoring, run = system.scoring, system.run
-    dataset = make_scenario(dataset, run.manifest["dataset"].get("scenario", "standard"), scoring.recipe.seed).asked
+    model, run = system.model, system.run
+    dataset = make_scenario(dataset, run.manifest["dataset"].get("scenario", "standard"), model.recipe.seed).asked
     run.check_dataset(dataset.sha256, dataset.name)
-    seed, protocol = scoring.recipe.evaluation.bootstrap_seed, "paper"
+    seed, protocol = model.recipe.evaluation.bootstrap_seed, "paper"
     asked = asked_of(dataset, protocol, num_users, seed)
-    scorers = list_scorers(scoring, asked)
+    scorers = list_scorers(model, asked)
     observer("diagnose", 0.0, {})
     history = order_of_history(scorers, asked, seed)
     observer("diagnose", 0.3, {})
     places = place_in_prompt(scorers["llm"], asked, num_orders, seed) if "llm" in scorers else None
     observer("diagnose", 0.7, {})
-    answers = written_answers(written(scoring, asked), scoring.catalogue.item_ids, asked) if places else None
+    answers = written_answers(written(model, asked), model.catalogue.item_ids, asked) if places else None
     observer("diagnose", 1.0, {})
     result = {
         "format": FORMAT_VERSION, "dataset": dataset.name, "scenario": dataset.scenario, "protocol": protocol,
@@ -276,35 +276,35 @@ def diagnose(
     return result
 
 
-def list_scorers(scoring: Scoring, asked: Asked) -> dict[str, Score]:
+def list_scorers(model: TrainedModel, asked: Asked) -> dict[str, Score]:
     """What a run scores given lists with, by name."""
     scorers = {
-        "cf": dot_product(scoring.represent, scoring.item_embeddings),
-        "joint": dot_product(scoring.represent, scoring.joint_embeddings),
+        "cf": dot_product(model.represent, model.item_embeddings),
+        "joint": dot_product(model.represent, model.joint_embeddings),
     }
-    fused = scoring.fused
-    if fused is not None:
-        score = fused.score("lists")
-        scorers["fusion"] = lambda histories, candidates: fused.score_lists(histories_of(histories), candidates, score)
-    if scoring.readout is not None:
-        scorers["readout"] = partial(with_llm, scoring, "readout")
-    if scoring.soft_tokens is not None and scoring.can_list(asked.candidates):
-        scorers["llm"] = partial(with_llm, scoring, "llm")
+    if model.fused_ranker is not None:
+        scorers["fusion"] = partial(fused_scores_of, model.fused_ranker)
+    if model.has_llm and model.recipe.readout.enabled:
+        scorers["readout"] = partial(model.llm_scores, name="readout")
+    if model.has_llm and model.titles.fits(asked.candidates):
+        scorers["llm"] = model.llm_scores
     return scorers
 
 
-def with_llm(
-    scoring: Scoring, scorer: LlmScorer, histories: Histories, candidates: Int[ndarray, "users candidates"]
+def fused_scores_of(
+    ranker: FusedRanker, histories: Histories, candidates: Int[ndarray, "users candidates"]
 ) -> Float[ndarray, "users candidates"]:
-    """What the language model makes of every candidate: log P(title | prompt), or the read-out head's score."""
-    return scoring.score_with_llm(scoring.represent(histories), histories, candidates, scorer)
+    """The fused score of every candidate."""
+    return np.concatenate([scored.scores for scored in ranker.rank_lists(histories_of(histories), candidates)])
 
 
-def written(scoring: Scoring, asked: Asked) -> list[WrittenTitle]:
+def written(model: TrainedModel, asked: Asked) -> list[WrittenTitle]:
     """The likeliest title for each user, in greedy steps."""
     answers = []
     for start in range(0, len(asked.targets), WRITTEN_TOGETHER):
         part = asked.rows(np.arange(start, min(start + WRITTEN_TOGETHER, len(asked.targets))))
-        users = scoring.represent(part.histories)
-        answers += [row[0] for row in write_titles(scoring, users, part.histories, part.candidates)]
+        users = model.represent(part.histories)
+        answers += [
+            row[0] for row in write_titles(model.titles, model.catalogue, users, part.histories, part.candidates)
+        ]
     return answers

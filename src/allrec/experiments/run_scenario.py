@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from allrec.alignment.text_cache import default_cache
 from allrec.backbones.training import BackboneConfig
 from allrec.config import Recipe
 from allrec.data.dataset import Dataset, load_dataset
@@ -11,8 +12,7 @@ from allrec.evaluation.evaluate import Plan
 from allrec.experiments.scenarios import CROSS_DOMAIN, Scenario, make_scenario
 from allrec.recommender import AllRec
 from allrec.runs.add_items import store_items
-from allrec.runs.pipeline import Observer, ignore, load_scoring
-from allrec.runs.setup import default_cache
+from allrec.runs.stages import Observer, ignore
 
 FEW_SHOT = "few-shot-"
 STEPS, SMALLEST = 10, 32
@@ -56,9 +56,9 @@ def train_scenario(
         made.train, run=run, recipe=recipe, llm=llm, resume=resume, cache=cache, device=device, observer=observer,
         is_evaluated=False,
     )  # fmt: skip
-    if made.asked.num_items > system.scoring.catalogue.num_items:
+    if made.asked.num_items > system.model.catalogue.num_items:
         store_items(system.run, later_items(made.asked, made.train.num_items), cache or default_cache())
-        system = AllRec(load_scoring(system.run, system.scoring.llm), system.run)
+        system = AllRec(system.model.reloaded())
     system.evaluate(made.asked, observer=observer)
     return system
 

@@ -14,18 +14,16 @@ from numpy import ndarray
 
 from allrec import seeds
 from allrec.config import Recipe
-from allrec.evaluation.metrics import gains_at, hits_at
-from allrec.evaluation.results import StoredRanks, Values, load_ranks
+from allrec.evaluation.metrics import METRICS
+from allrec.evaluation.results import StoredRanks, load_ranks
 from allrec.evaluation.significance import Interval, bootstrap_interval, holm
 from allrec.evaluation.significance import compare as compare_users
 from allrec.experiments.rows import Row, run_name
 from allrec.runs.run_folder import RunFolder
+from allrec.runs.scorers import SCORERS
 
-METRICS: dict[str, Values] = {
-    "NDCG@10": lambda ranks: gains_at(ranks, 10),
-    "HR@10": lambda ranks: hits_at(ranks, 10),
-    "HR@1": lambda ranks: hits_at(ranks, 1),
-}
+SHOWN = {name: METRICS[name].by_user for name in ("NDCG@10", "HR@10", "HR@1")}
+"""The metrics of the table."""
 SPLITS = ("valid", "test")
 TRAINING = {
     "llm": ("backbone", "text", "alignment", "language_model"),
@@ -36,7 +34,7 @@ TRAINING = {
     "allround": ("backbone", "text", "alignment", "content", "ensemble", "language_model", "readout", "fusion"),
 }
 """The stages that a row's time counts; a backbone alone needs no other."""
-EVIDENCE = ("cf", "joint", "text", "fusion", "llm", "llm-random-items", "llm-no-soft", "readout", "allround")
+EVIDENCE = tuple(SCORERS)
 TESTS = ("against_first", "against_random_items")
 LEVEL = 0.05
 STUDENT = (
@@ -68,7 +66,7 @@ class Result:
     @cached_property
     def stored(self) -> list[StoredRanks]:
         """The ranks of each run."""
-        return [load_ranks(run.folder("evaluate")) for run in self.runs]
+        return [load_ranks(run.verified_folder("evaluate")) for run in self.runs]
 
     @property
     def protocol(self) -> str:
@@ -88,13 +86,13 @@ class Result:
     def cells(self, split: str, scorer: str) -> dict[str, list[float]]:
         """Mean, low and high of every metric."""
         ranks = [ranks for _, ranks in self.ranks(split, scorer)]
-        return {name: cell([values(one) for one in ranks]) for name, values in METRICS.items()} if ranks else {}
+        return {name: cell([values(one) for one in ranks]) for name, values in SHOWN.items()} if ranks else {}
 
     def by_user(self, metric: str, scorer: str) -> tuple[Int[ndarray, "users"], Float[ndarray, "users"]]:
         """The test users that every seed scored, and each one's mean over the seeds."""
         ranks = self.ranks("test", scorer)
         users = reduce(np.intersect1d, [rows for rows, _ in ranks], ranks[0][0] if ranks else np.zeros(0, np.int64))
-        values = [METRICS[metric](ranks)[np.searchsorted(rows, users)] for rows, ranks in ranks]
+        values = [SHOWN[metric](ranks)[np.searchsorted(rows, users)] for rows, ranks in ranks]
         return users, np.mean(values, axis=0) if values else np.zeros(0)
 
 
@@ -120,7 +118,7 @@ def summarise(runs: Path, rows: Sequence[Row], seeds: Sequence[int]) -> dict[str
         "dataset": first.runs[0].manifest["dataset"]["name"],
         "protocol": first.protocol,
         "seeds": list(seeds),
-        "chance": {name: chance[name] for name in METRICS},
+        "chance": {name: chance[name] for name in SHOWN},
         "rows": table,
         "evidence": [table_row(result, scorer, None) for result in one_a_run for scorer in EVIDENCE
                      if result.ranks("test", scorer)],
@@ -170,7 +168,7 @@ def seconds(result: Result, scorer: str) -> dict[str, float]:
 def tests(ours: Result, scorer: str, theirs: Result, against: str) -> dict[str, Any] | None:
     """Paired comparison on the test users that both scored; None where there are none."""
     found = {}
-    for metric in METRICS:
+    for metric in SHOWN:
         our_users, our_values = ours.by_user(metric, scorer)
         their_users, their_values = theirs.by_user(metric, against)
         _, mine, other = np.intersect1d(our_users, their_users, assume_unique=True, return_indices=True)
@@ -185,7 +183,7 @@ def tests(ours: Result, scorer: str, theirs: Result, against: str) -> dict[str, 
 
 def correct(family: Sequence[dict[str, Any]]) -> None:
     """Adds ``p_holm`` to the tests of several rows: p corrected for all of them, each metric by itself."""
-    for metric in METRICS:
+    for metric in SHOWN:
         corrected = holm(np.array([test[metric]["p"] for test in family]))
         for test, p in zip(family, corrected, strict=True):
             test[metric]["p_holm"] = float(p)
@@ -240,7 +238,7 @@ def llm_label(recipe: Recipe) -> str:
 Cells = list[list[str]]
 HEADER = (
     "recipe", "language model", "training, s", "inference, s",
-    *(f"{split} {metric}" for split in SPLITS for metric in METRICS), "test HR@1 less the first row's",
+    *(f"{split} {metric}" for split in SPLITS for metric in SHOWN), "test HR@1 less the first row's",
     "test HR@1 less its llm-random-items",
 )  # fmt: skip
 
@@ -248,7 +246,7 @@ HEADER = (
 def cells(table: dict[str, Any]) -> Cells:
     """The poster's table as text, a list a row, without its header; the last row is chance."""
     rows = [_cells(row) for row in table["rows"]]
-    chance = [f"{table['chance'][metric]:.4f}" for metric in METRICS]
+    chance = [f"{table['chance'][metric]:.4f}" for metric in SHOWN]
     return [*rows, ["chance", "", "", "", *chance, *chance, "", ""]]
 
 
@@ -311,7 +309,7 @@ def _seconds(value: float) -> str:
 
 
 def _metrics(row: dict[str, Any]) -> list[str]:
-    return [_cell(row[split].get(metric)) for split in SPLITS for metric in METRICS]
+    return [_cell(row[split].get(metric)) for split in SPLITS for metric in SHOWN]
 
 
 def _cell(values: list[float] | None) -> str:

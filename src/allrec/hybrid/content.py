@@ -10,23 +10,33 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from numpy import ndarray
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrize
 
 from allrec import seeds
-from allrec.backbones.base import freeze
+from allrec.backbones.base import Module, freeze
 from allrec.backbones.dropout import Dropout, dropout
 from allrec.backbones.sasrec import SASRec, SASRecConfig
 from allrec.backbones.training import BackboneConfig, Batch, TrainingBatches, validation
 from allrec.data.dataset import Dataset
 from allrec.errors import Config, InputError
+from allrec.files import load_tensors, read_json, save_tensors, write_json
+from allrec.hybrid.retrieval import SearchConfig
 from allrec.parallel import OnProgress
-from allrec.training.batches import LazyBatches, pad_histories
+from allrec.training.batches import LazyBatches, latest_first, pad_histories
 from allrec.training.loop import FitReport, LoopConfig, fit
 
+TABLE = "model.item_table"
+CHECKPOINTS = ("tower-checkpoint.safetensors", "checkpoint.safetensors")
+"""Of the tower and of the content backbone."""
 WORD = re.compile(r"[^\W_]+")
+BACKBONE_STREAM = "content backbone"
+TOWER_STREAM = "content tower"
+NEVER = -1e9
+"""Added to a logit that must not count; finite, so that no gradient becomes nan."""
 
 
 class ContentConfig(Config):
@@ -37,6 +47,50 @@ class ContentConfig(Config):
     id_dropout: float = Field(
         0.5, ge=0, lt=1, description="How often an item goes by its content alone in a training step of the backbone."
     )
+
+
+class TowerConfig(Config):
+    """The content tower and how it is trained."""
+
+    content: ContentConfig = Field(ContentConfig(), description="What reads an item's content.")
+    dropout: float = Field(0.2, ge=0, lt=1, description="Share of a content embedding dropped while training.")
+    max_history: int = Field(10, ge=1, description="Latest items of a history that count.")
+    batch_size: int = Field(512, ge=1, description="Histories of a batch.")
+    loop: LoopConfig = Field(
+        LoopConfig(epochs=5, optimizer="adamw", learning_rate=2e-3), description="Optimizer and epochs."
+    )
+
+
+class ContentBackboneConfig(Config):
+    """A SASRec whose items are content first, and how it is trained: softmax over the items seen in training."""
+
+    content: ContentConfig = Field(ContentConfig(), description="What reads an item's content.")
+    backbone: BackboneConfig = Field(
+        BackboneConfig(
+            model=SASRecConfig(dim=128),
+            loss="softmax",
+            tokens_per_batch=1024,
+            loop=LoopConfig(epochs=30, learning_rate=2e-3, betas=(0.9, 0.98), patience=3),
+        ),
+        description="Shape and training of the SASRec.",
+    )
+
+
+class EvidenceConfig(Config):
+    """What gives evidence, and how it is trained."""
+
+    tower: TowerConfig = Field(TowerConfig(), description="Content embeddings tuned on what is bought together.")
+    content: ContentBackboneConfig = Field(
+        ContentBackboneConfig(), description="The second backbone, whose items are content first."
+    )
+    ensemble: int = Field(
+        1,
+        ge=1,
+        description="Trainings whose evidence is averaged: the run's own, and the rest with other seeds.",
+    )
+    search: SearchConfig = Field(SearchConfig(), description="How the nearest items are found.")
+    depth: int = Field(100, ge=1, description="Items that each scorer and each retrieving space finds.")
+    fitted_candidates: int = Field(40, ge=2, description="Retrieved candidates of a row that fusion is fitted on.")
 
 
 class Words(NamedTuple):
@@ -164,39 +218,6 @@ class ContentTower(nn.Module):
         weights = (histories >= 0) * torch.exp(-functional.softplus(self.raw_decay) * steps)
         weights = weights / weights.sum(dim=1, keepdim=True).clamp(min=1e-9)
         return self.log_scale.exp() * torch.einsum("bl,bld->bd", weights, items[histories.clamp(min=0)])
-
-
-BACKBONE_STREAM = "content backbone"
-TOWER_STREAM = "content tower"
-NEVER = -1e9
-"""Added to a logit that must not count; finite, so that no gradient becomes nan."""
-
-
-class ContentBackboneConfig(Config):
-    """A SASRec whose items are content first, and how it is trained: softmax over the items seen in training."""
-
-    content: ContentConfig = Field(ContentConfig(), description="What reads an item's content.")
-    backbone: BackboneConfig = Field(
-        BackboneConfig(
-            model=SASRecConfig(dim=128),
-            loss="softmax",
-            tokens_per_batch=1024,
-            loop=LoopConfig(epochs=30, learning_rate=2e-3, betas=(0.9, 0.98), patience=3),
-        ),
-        description="Shape and training of the SASRec.",
-    )
-
-
-class TowerConfig(Config):
-    """The content tower and how it is trained."""
-
-    content: ContentConfig = Field(ContentConfig(), description="What reads an item's content.")
-    dropout: float = Field(0.2, ge=0, lt=1, description="Share of a content embedding dropped while training.")
-    max_history: int = Field(10, ge=1, description="Latest items of a history that count.")
-    batch_size: int = Field(512, ge=1, description="Histories of a batch.")
-    loop: LoopConfig = Field(
-        LoopConfig(epochs=5, optimizer="adamw", learning_rate=2e-3), description="Optimizer and epochs."
-    )
 
 
 class CatalogueContent(NamedTuple):
@@ -348,7 +369,151 @@ class NextItems:
         return self.histories[torch.from_numpy(rows)], torch.from_numpy(self.targets[rows])
 
 
-def latest_first(histories: Int[Tensor, "rows length"]) -> Int[Tensor, "rows length"]:
-    """Histories turned round: the latest item first, padding still on the right."""
-    places = (histories >= 0).sum(dim=1, keepdim=True) - 1 - torch.arange(histories.shape[1])
-    return histories.gather(1, places.clamp(min=0)).masked_fill(places < 0, -1)
+class TrainingHistories(NamedTuple):
+    """What was trained on, frozen with a run: items that come later have no part in it.
+
+    Attributes:
+        offsets: where every user's training items begin.
+        items: training items, oldest first within a user.
+        num_items: size of the catalogue that was trained on.
+    """
+
+    offsets: Int[ndarray, "users+1"]
+    items: Int[ndarray, "interactions"]
+    num_items: int
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> "TrainingHistories":
+        """Of a data set."""
+        return cls(*dataset.train_csr(), dataset.num_items)
+
+
+class ContentParts(NamedTuple):
+    """What was trained on content, frozen.
+
+    Attributes:
+        catalogue: texts and words of the items.
+        tower: content embeddings tuned on what is bought together.
+        model: the second backbone, with a plain item table.
+        content: gives a new item its row in that table.
+    """
+
+    catalogue: CatalogueContent
+    tower: ContentTower
+    model: SASRec
+    content: ItemContent
+
+    @torch.no_grad()
+    def tuned(self) -> Float[Tensor, "items dim"]:
+        """The tower's unit vectors of all items."""
+        return self.tower.items(self.catalogue.texts, self.catalogue.words)
+
+
+def train_content_parts(
+    dataset: Dataset,
+    text_embeddings: Float[Tensor, "items text_dim"],
+    config: EvidenceConfig,
+    *,
+    seed: int,
+    checkpoints: Path | None = None,
+    prefix: str = "",
+    on_progress: OnProgress | None = None,
+) -> ContentParts:
+    """Trains the tower and the content backbone; test targets are not read.
+
+    Args:
+        dataset: its training interactions and validation targets are read.
+        text_embeddings: of every item.
+        config: of both.
+        seed: of both.
+        checkpoints: folder of their checkpoints; None keeps none.
+        prefix: of the checkpoints' names.
+        on_progress: told of both, one after the other.
+    """
+    files = [None if checkpoints is None else checkpoints / f"{prefix}{name}" for name in CHECKPOINTS]
+    told = [None if on_progress is None else _half(on_progress, half) for half in range(2)]
+    catalogue = catalogue_content(dataset, text_embeddings)
+    tower = train_tower(dataset, catalogue, config.tower, seed=seed, checkpoint=files[0], on_progress=told[0])
+    backbone = train_content_backbone(
+        dataset, catalogue, config.content, seed=seed, checkpoint=files[1], on_progress=told[1]
+    )
+    return ContentParts(catalogue, tower, backbone.model, backbone.content)
+
+
+def _half(on_progress: OnProgress, half: int) -> OnProgress:
+    return lambda share, values: on_progress((half + share) / 2, values)
+
+
+def save_content_parts(folder: Path, parts: ContentParts, name: str = "content") -> dict[str, str]:
+    """Writes ``NAME.safetensors`` and ``NAME.json``, without the texts. Returns the tensors' SHA-256."""
+    modules = {"tower": parts.tower, "content": parts.content, "model": parts.model}
+    tensors = {
+        f"{part}.{name}": value for part, module in modules.items() for name, value in module.state_dict().items()
+    }
+    write_json(folder / f"{name}.json", {"words": parts.catalogue.vocabulary.words})
+    rarity = parts.catalogue.vocabulary.rarity
+    return {f"{name}.safetensors": save_tensors(folder / f"{name}.safetensors", {**tensors, "rarity": rarity})}
+
+
+def save_training_histories(folder: Path, train: TrainingHistories) -> None:
+    """Writes ``histories.safetensors``."""
+    arrays = {"offsets": train.offsets, "items": train.items, "num_items": np.array([train.num_items])}
+    save_tensors(folder / "histories.safetensors", {name: torch.from_numpy(array) for name, array in arrays.items()})
+
+
+def load_training_histories(folder: Path) -> TrainingHistories:
+    """Reads what ``save_training_histories`` wrote."""
+    tensors = load_tensors(folder / "histories.safetensors")
+    return TrainingHistories(tensors["offsets"].numpy(), tensors["items"].numpy(), int(tensors["num_items"]))
+
+
+def load_content_parts(
+    folder: Path,
+    titles: Sequence[str | None],
+    text_embeddings: Float[Tensor, "items text_dim"],
+    config: EvidenceConfig,
+    name: str = "content",
+    catalogue: CatalogueContent | None = None,
+) -> ContentParts:
+    """Reads what ``save_content_parts`` wrote; items beyond those that were trained enter by their content.
+
+    Args:
+        folder: the folder.
+        titles: of the catalogue, new items last.
+        text_embeddings: of the same items.
+        config: what the parts were trained with.
+        name: of the files.
+        catalogue: of the same items where it is known, so that their titles are not weighed again.
+
+    Raises:
+        InputError: a file is missing or damaged, or the catalogue has fewer items.
+    """
+    tensors = load_tensors(folder / f"{name}.safetensors")
+    num_trained = len(tensors[TABLE])
+    if len(titles) < num_trained:
+        raise InputError(
+            f"{folder} holds content of {num_trained} items, got {len(titles)}. Give the catalogue it was trained on."
+        )
+    if catalogue is None:
+        vocabulary = Vocabulary(read_json(folder / f"{name}.json")["words"], tensors["rarity"])
+        catalogue = CatalogueContent(text_embeddings, vocabulary, vocabulary.weigh(titles))
+    shape = config.content.backbone.model
+    if not isinstance(shape, SASRecConfig):
+        raise InputError(f"content.backbone.model is {type(shape).__name__}, expected SASRecConfig: leave kind out.")
+    generator, sizes = torch.Generator(), (text_embeddings.shape[1], len(catalogue.vocabulary))
+    content_config = config.content.content.model_copy(update={"dim": shape.dim})
+    content = _filled(ItemContent(*sizes, content_config, generator), tensors, "content")
+    tower = ContentTower(ItemContent(*sizes, config.tower.content, generator), config.tower.dropout)
+    with torch.no_grad():
+        new_rows = content.embed(catalogue.texts, catalogue.words)[num_trained:]
+    tensors[TABLE] = torch.cat([tensors[TABLE], new_rows])
+    model = _filled(SASRec(len(titles), shape, generator), tensors, "model")
+    return ContentParts(catalogue, _filled(tower, tensors, "tower"), model, content)
+
+
+def _filled(module: Module, tensors: dict[str, Tensor], prefix: str) -> Module:
+    start = f"{prefix}."
+    module.load_state_dict(
+        {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
+    )
+    return freeze(module)

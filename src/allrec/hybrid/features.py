@@ -11,12 +11,19 @@ from torch import Tensor
 from torch.nn import functional
 
 from allrec.backbones.base import Backbone, encode_histories
+from allrec.backbones.ensemble import together
 from allrec.data.dataset import Dataset, Targets
-from allrec.hybrid.content import latest_first
+from allrec.hybrid.content import (
+    ContentParts,
+    TrainingHistories,
+)
 from allrec.hybrid.retrieval import Search, SearchConfig, agreed
-from allrec.hybrid.similarity import DenseSpace, Space
+from allrec.hybrid.similarity import DenseSpace, Neighbours, Space, WordSpace
 from allrec.parallel import ordered_map
-from allrec.training.batches import pad_histories
+from allrec.training.batches import latest_first, pad_histories
+
+RETRIEVING = ("text", "tuned_text")
+"""Spaces that retrieve beside the scorers; what those of the backbones' items would add is hardly ever ranked first."""
 
 Rows = slice | Int[ndarray, "part"]
 
@@ -62,6 +69,8 @@ STEP_BACK = 0.7
 """Weight of an item in a mean over the history, relative to the item after it."""
 RECALLED = 50
 """Latest items of a history in which a candidate is looked up."""
+ROWS = 1024
+"""Rows whose evidence is held at one time where one column of it is wanted."""
 CELLS = 1 << 13
 """Candidates whose evidence is computed at one time: with fewer, threads hand over more often than that saves."""
 
@@ -136,7 +145,7 @@ class Evidence:
         search: SearchConfig | None = None,
         retrieving: Sequence[str] | None = None,
     ) -> None:
-        self.log_counts = torch.from_numpy(np.log1p(train_counts)).float()
+        self.train_counts, self.log_counts = train_counts, torch.from_numpy(np.log1p(train_counts)).float()
         self.num_items = len(train_counts)
         self.num_trained = self.num_items if num_trained is None else num_trained
         self.scorers, self.spaces = dict(scorers), dict(spaces)
@@ -179,6 +188,16 @@ class Evidence:
         features[candidates < 0] = 0
         return features
 
+    def column(
+        self, name: str, histories: Histories, candidates: Int[ndarray, "rows candidates"]
+    ) -> Float[ndarray, "rows candidates"]:
+        """One evidence for every candidate of every row."""
+        values = np.zeros(candidates.shape, np.float32)
+        for start in range(0, len(candidates), ROWS):
+            part = slice(start, start + ROWS)
+            values[part] = self.features(histories.part(part), candidates[part])[:, :, self.names.index(name)]
+        return values
+
     @torch.no_grad()
     def represent(self, histories: Histories) -> "Users":
         """What scorers know of users; every one of them passes over the catalogue once."""
@@ -199,10 +218,6 @@ class Evidence:
         for name, space in self.retrieving.items():
             lists.append(self.searches[name].nearest(mean_embeddings(latest, space), depth, 0, num_queries)[0])
         return Found(agreed(lists, latest.numpy()), users)
-
-    def retrieve(self, histories: Histories, depth: int) -> Int[ndarray, "rows retrieved"]:
-        """The candidates of ``find``."""
-        return self.find(histories, depth).candidates
 
     def _find(
         self, histories: Histories, depth: int, num_queries: int | None
@@ -266,3 +281,66 @@ def mean_embeddings(latest: Int[Tensor, "rows length"], space: DenseSpace) -> Fl
     """The weighted mean of the latest items' embeddings, the very latest first."""
     told = functional.embedding(latest.clamp(min=0), space.unit)
     return (step_weights(latest)[:, None] @ told)[:, 0]
+
+
+class Learned(NamedTuple):
+    """What one training learned that gives evidence, frozen.
+
+    Attributes:
+        backbone: the collaborative one.
+        content: of ``train_content_parts``.
+        joint_embeddings: what x_u meets in the joint score; None leaves that evidence out.
+    """
+
+    backbone: Backbone
+    content: ContentParts
+    joint_embeddings: Float[Tensor, "items dim"] | None = None
+
+
+def collect(train: TrainingHistories, ensemble: Sequence[Learned], search: SearchConfig | None = None) -> Evidence:
+    """All evidence but the language model's.
+
+    Of several trainings a score is the mean of theirs, and so is a similarity of embeddings that were trained. What is
+    not trained (texts, words, neighbours, counts) is the first one's.
+
+    Args:
+        train: what was trained on.
+        ensemble: of the same data, one a seed; one at least.
+        search: how the nearest items are found.
+    """
+    content, parts = ensemble[0].content, [learned.content for learned in ensemble]
+    catalogue, num_items = content.catalogue, len(content.catalogue.texts)
+    backbone = together([learned.backbone for learned in ensemble])
+    model = together([part.model for part in parts])
+    counts = np.bincount(train.items, minlength=num_items)
+    scorers = {"cf": Scorer(backbone, backbone.item_embeddings().detach())}
+    scorers["content"] = Scorer(model, model.item_embeddings().detach())
+    joint = [learned.joint_embeddings for learned in ensemble if learned.joint_embeddings is not None]
+    if joint:
+        scorers["joint"] = Scorer(backbone, torch.cat(joint, dim=1))
+    spaces: dict[str, Space] = {
+        "text": DenseSpace.of(catalogue.texts),
+        "tuned_text": DenseSpace.of(*(part.tuned() for part in parts)),
+        "cf_items": DenseSpace.of(*(learned.backbone.item_embeddings() for learned in ensemble)),
+        "content_items": DenseSpace.of(*(part.model.item_table for part in parts)),
+        "words": WordSpace.of(catalogue.words, len(catalogue.vocabulary)),
+        "neighbours": Neighbours.of(train.offsets, train.items, num_items),
+    }
+    return Evidence(counts, scorers, spaces, train.num_items, search, RETRIEVING)
+
+
+def families(contributions: dict[str, float]) -> dict[str, float]:
+    """Contributions summed by where they come from, for a reader in a hurry."""
+    sums: dict[str, float] = {}
+    for name, value in contributions.items():
+        family = next((family for start, family in FAMILIES.items() if name.startswith(start)), name)
+        sums[family] = sums.get(family, 0.0) + value
+    return sums
+
+
+FAMILIES = {
+    "cf": "cf", "joint": "joint", "content": "content", "text": "text", "tuned_text": "text", "words": "words",
+    "neighbours": "neighbours", "in_history": "history", "times_in": "history", "recency": "history",
+    "log_count": "popularity", "history_length": "history", "llm": "llm",
+}  # fmt: skip
+"""Where evidence comes from, by how its name begins."""

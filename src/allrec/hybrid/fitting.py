@@ -1,6 +1,6 @@
 """The stage that fits fusion: on validation targets, in given lists and over the whole catalogue."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -8,33 +8,59 @@ import torch
 from jaxtyping import Float, Int
 from numpy import ndarray
 from pydantic import Field
+from torch import Tensor
 from torch.nn import functional
 
 from allrec import seeds
+from allrec.backbones.base import freeze
 from allrec.data.dataset import Dataset
 from allrec.errors import Config, InputError
-from allrec.evaluation.llm_scores import Asked
-from allrec.evaluation.segments import sample_rows
-from allrec.hybrid.collect import EvidenceConfig
+from allrec.evaluation.segments import RARE, sample_rows
+from allrec.hybrid.content import EvidenceConfig
 from allrec.hybrid.features import CONTEXT, FREE, Evidence, histories_before
-from allrec.hybrid.fused import LLM_EVIDENCE, Fused, Scope, best_of, llm_features
-from allrec.hybrid.fusion import Fusion, FusionConfig
-from allrec.hybrid.fusion_training import (
-    FittedFusion,
-    FusionTrainingConfig,
-    Lists,
-    Roles,
-    cross_fit,
+from allrec.hybrid.fusion import (
+    LLM_EVIDENCE,
+    SCOPES,
+    STREAM,
+    EvidenceScale,
+    Fusion,
+    FusionConfig,
+    Scope,
+    evidence_scale,
     fold_of,
     fused_scores,
+    llm_features,
 )
-from allrec.hybrid.whole_catalogue import catalogue_lists
-from allrec.training.loop import LoopConfig
+from allrec.hybrid.ranking import FusedRanker, Listed, LlmReader, Scored, listed_features, listed_scores, retrieve
+from allrec.training.batches import LazyBatches
+from allrec.training.loop import FitReport, LoopConfig, fit
 
-SCOPES: tuple[Scope, ...] = ("lists", "catalogue")
+COUNT = "log_count"
+"""The evidence that tells how often an item was seen: log(1 + training interactions)."""
+SCALED = 1 << 19
+"""Candidates at most that the scale of the evidence is read from."""
+NewReader = Callable[[str, str, Int[ndarray, "rows"]], LlmReader]
+"""The language model for lists of some rows: (split, name of the lists, rows of the targets of the split)."""
 LISTED = "paper"
 """The stored lists that fusion is fitted on."""
-AskLlm = Callable[[Asked], Float[ndarray, "rows candidates"]]
+
+
+class FusionTrainingConfig(Config):
+    """The fusion model and how it is fitted."""
+
+    model: FusionConfig = Field(FusionConfig(members=4), description="Shape of the fusion model; a member a fold.")
+    held_out: float = Field(0.25, gt=0, lt=1, description="Share of the users that only say when to stop.")
+    batch_size: int = Field(256, ge=1, description="Users of a batch.")
+    unseen_weight: float = Field(
+        2.0, gt=0, description="Weight in the loss of users whose target was never seen in training."
+    )
+    rare_weight: float = Field(
+        1.0, gt=0, description="Weight in the loss of users whose target was seen in training, five times at most."
+    )
+    loop: LoopConfig = Field(
+        LoopConfig(epochs=60, optimizer="adamw", learning_rate=2e-2, weight_decay=1e-3, patience=4),
+        description="Optimizer, epochs and patience.",
+    )
 
 
 class FusionStageConfig(Config):
@@ -63,27 +89,69 @@ class FusionStageConfig(Config):
     )
 
 
+class Lists(NamedTuple):
+    """Lists of candidates with their evidence, one a user, each with its target once.
+
+    Attributes:
+        features: evidence.
+        candidates: item positions, -1 pads.
+        targets: the item of each row that counts.
+        offsets: scores that are known already, to which fusion adds; None is zeros.
+    """
+
+    features: Float[ndarray, "rows candidates evidence"]
+    candidates: Int[ndarray, "rows candidates"]
+    targets: Int[ndarray, "rows"]
+    offsets: Float[ndarray, "rows candidates"] | None = None
+
+    def take(self, rows: ndarray) -> "Lists":
+        """Some of the rows."""
+        offsets = None if self.offsets is None else self.offsets[rows]
+        return Lists(self.features[rows], self.candidates[rows], self.targets[rows], offsets)
+
+
+class Roles(NamedTuple):
+    """The names of the evidence, and what some of it may do.
+
+    Attributes:
+        names: of the evidence, in the order of the features.
+        free: evidence that may count either way.
+        context: evidence that decides how much the rest counts.
+    """
+
+    names: Sequence[str]
+    free: Sequence[str]
+    context: Sequence[str]
+
+
+class FittedFusion(NamedTuple):
+    """A frozen fusion and how its fitting went; a report's validations are negative cross-entropies."""
+
+    model: Fusion
+    reports: list[FitReport]
+
+
 class FittedFusions(NamedTuple):
     """What the stage fitted, by scope.
 
-    ``with_llm`` lacks a scope of which the language model read nothing, and has None where what it read adds nothing.
+    ``additions`` lacks a scope of which the language model read nothing, and has None where what it read adds nothing.
     """
 
-    models: dict[Scope, FittedFusion]
-    with_llm: dict[Scope, FittedFusion | None]
+    fusions: dict[Scope, FittedFusion]
+    additions: dict[Scope, FittedFusion | None]
 
-    def fused(self, evidence: Evidence, config: FusionStageConfig) -> Fused:
+    def ranker(self, evidence: Evidence, config: FusionStageConfig, seed: int) -> FusedRanker:
         """Ready to rank with."""
-        models = {scope: one.model for scope, one in self.models.items()}
-        with_llm = {scope: None if one is None else one.model for scope, one in self.with_llm.items()}
-        return Fused(evidence, models, with_llm, config.evidence.depth, config.num_ranked, config.num_fused)
+        fusions = {scope: one.model for scope, one in self.fusions.items()}
+        additions = {scope: None if one is None else one.model for scope, one in self.additions.items()}
+        return new_ranker(evidence, fusions, additions, config, seed)
 
 
 def fit_fusions(
     dataset: Dataset,
     evidence: Evidence,
     config: FusionStageConfig,
-    ask: AskLlm | None,
+    new_reader: NewReader | None,
     *,
     seed: int,
     sample_seed: int,
@@ -92,13 +160,13 @@ def fit_fusions(
     """Fits fusion without the language model, then what that adds; a scope where that is nothing goes without it.
 
     Args:
-        dataset: its validation targets and what stands before them are read, its test targets are not.
+        dataset: its validation targets and what precedes them are read, its test targets are not.
         evidence: all but the language model's.
         config: of the stage.
-        ask: scores lists with the language model; None leaves it out.
+        new_reader: the language model for some lists; None leaves it out.
         seed: of folds, draws and first weights.
-        sample_seed: of the users whom the language model reads.
-        llm_evidence: what ``ask`` is asked for.
+        sample_seed: of the users whose lists the language model reads.
+        llm_evidence: names of its evidence.
 
     Raises:
         InputError: there are no validation targets.
@@ -109,24 +177,162 @@ def fit_fusions(
             f"{dataset.name} has {len(folds)} validation users, too few to fit fusion on. Set fusion.enabled=false."
         )
     roles = Roles(evidence.names, FREE, CONTEXT)
-    models = {}
+    fusions = {}
     for scope in SCOPES:
         lists, rows = lists_of(scope, dataset, evidence, config, seed)
-        models[scope] = cross_fit(lists, roles, config.training, folds[rows], seed=seed)
-    fused = FittedFusions(models, {}).fused(evidence, config)
-    if ask is None or config.llm_users == 0:
-        return FittedFusions(models, {})
-    rows = sample_rows(len(folds), config.llm_users, sample_seed)
-    rng = seeds.rng(seed, "fusion", "listed")
-    read = {scope: read_lists(scope, dataset, fused, rows, folds, ask, rng, llm_evidence) for scope in SCOPES}
-    own = Roles([*llm_evidence, *CONTEXT], FREE, CONTEXT)
-    small = _with_members(config.with_llm, config.training.model.members)
-    with_llm = {}
-    for scope, (lists, chosen) in read.items():
-        if _is_enough(folds[chosen]):
-            fitted = cross_fit(lists, own, small, folds[chosen], seed=seed)
-            with_llm[scope] = fitted if is_gain(lists, fitted.model, folds[chosen], config.least_gain) else None
-    return FittedFusions(models, with_llm)
+        fusions[scope] = cross_fit(lists, roles, config.training, folds[rows], seed=seed)
+    fitted = FittedFusions(fusions, {})
+    if new_reader is None or config.llm_users == 0:
+        return fitted
+    ranker, rows = fitted.ranker(evidence, config, seed), sample_rows(len(folds), config.llm_users, sample_seed)
+    small, additions = _with_members(config.with_llm, config.training.model.members), {}
+    for scope in SCOPES:
+        lists, read = read_lists(scope, dataset, ranker, rows, folds, new_reader, llm_evidence)
+        if _is_enough(folds[read]):
+            added = cross_fit(lists, Roles([*llm_evidence, *CONTEXT], FREE, CONTEXT), small, folds[read], seed=seed)
+            additions[scope] = added if is_gain(lists, added.model, folds[read], config.least_gain) else None
+    return FittedFusions(fusions, additions)
+
+
+def lists_of(
+    scope: Scope, dataset: Dataset, evidence: Evidence, config: FusionStageConfig, seed: int
+) -> tuple[Lists, Int[ndarray, "kept"]]:
+    """Validation users' lists to fit on, with their evidence, and which rows of the targets they are.
+
+    Over the catalogue items of the history stay among the candidates, whatever the protocol: without them the target
+    would be the only item of the history that is left, and to be in the history would give it away.
+
+    Raises:
+        InputError: retrieval finds hardly any target.
+    """
+    targets = dataset.targets["valid"]
+    histories = histories_before(dataset, targets)
+    candidates, kept = targets.candidates[LISTED], np.arange(len(targets))
+    if scope == "catalogue":
+        rng = seeds.rng(seed, "fusion", "candidates")
+        retrieved, _ = retrieve(evidence, histories, config.evidence.depth)
+        candidates, kept = sampled_lists(retrieved, targets.items, config.evidence.fitted_candidates, rng)
+    if len(kept) < 2 * config.training.model.members:
+        raise InputError(
+            f"retrieval finds the targets of {len(kept)} validation users of {dataset.name}, too few to fit fusion on. "
+            "Set fusion.evidence.depth higher."
+        )
+    return Lists(evidence.features(histories.part(kept), candidates), candidates, targets.items[kept]), kept
+
+
+def read_lists(
+    scope: Scope,
+    dataset: Dataset,
+    ranker: FusedRanker,
+    rows: Int[ndarray, "rows"],
+    folds: Int[ndarray, "all_rows"],
+    new_reader: NewReader,
+    names: Sequence[str],
+) -> tuple[Lists, Int[ndarray, "kept"]]:
+    """Lists that the language model read, of the validation rows whose target is in its list.
+
+    Returns:
+        The lists, with the fused score of a model that never met the user as what is known already; and their rows.
+    """
+    targets = dataset.targets["valid"]
+    histories, wanted = histories_before(dataset, targets, rows), targets.items[rows]
+    if scope == "lists":
+        reader = new_reader("valid", LISTED, rows)
+        ranked = ranker.rank_lists(histories, targets.candidates[LISTED][rows], folds=folds[rows])
+    else:
+        reader = new_reader("valid", f"{scope}-fit", rows)
+        ranked = ranker.rank_catalogue(histories, None, folds=folds[rows])
+    parts, kept = [], []
+    for scored in ranked:
+        listed = ranker.read_best(scored, histories, reader, scope, names)
+        listed = listed.take((listed.items == wanted[scored.rows][listed.rows][:, None]).any(axis=1))
+        parts.append(_lists_of_read(ranker, scored, listed, wanted, names))
+        kept.append(rows[scored.rows][listed.rows])
+    return joined(parts), np.concatenate(kept)
+
+
+def _lists_of_read(
+    ranker: FusedRanker, scored: Scored, listed: Listed, wanted: Int[ndarray, "rows"], names: Sequence[str]
+) -> Lists:
+    features = llm_features(ranker.evidence.names, [*names, *CONTEXT], listed_features(scored, listed), listed.values)
+    return Lists(features, listed.items, wanted[scored.rows][listed.rows], listed_scores(scored, listed))
+
+
+def cross_fit(
+    lists: Lists, roles: Roles, config: FusionTrainingConfig, folds: Int[ndarray, "rows"], *, seed: int
+) -> FittedFusion:
+    """A fusion whose member k was fitted without the users of fold k; asked as a whole it is the members' mean.
+
+    So a user who was fitted on can still be tested: by the one member that never met them.
+
+    Args:
+        lists: of validation targets, never of test targets.
+        roles: of the evidence.
+        config: shape and optimizer; ``model.members`` is the number of folds.
+        folds: of every row, see ``fold_of``.
+        seed: fixes who is held out, initial weights and batches.
+
+    Raises:
+        InputError: see ``fit_fusion``; or there are fewer than two folds.
+    """
+    if config.model.members < 2:
+        raise InputError(f"got {config.model.members} members of fusion, expected at least 2: a fold is left out each.")
+    check(lists, roles.names)
+    alone = config.model_copy(update={"model": config.model.model_copy(update={"members": 1})})
+    scale = scale_of(lists, config.model.knots)
+    fitted = []
+    for fold in range(config.model.members):
+        own_seed = seeds.derived(seed, STREAM, "fold", fold)
+        fitted.append(fit_fusion(lists.take(folds != fold), roles, alone, seed=own_seed, scale=scale))
+    model = Fusion(*roles, config.model, scale, torch.Generator().manual_seed(0))
+    for member, part in zip(model.members, fitted, strict=True):
+        member.load_state_dict(part.model.members[0].state_dict())
+    return FittedFusion(freeze(model), [report for part in fitted for report in part.reports])
+
+
+def fit_fusion(
+    lists: Lists, roles: Roles, config: FusionTrainingConfig, *, seed: int, scale: EvidenceScale | None = None
+) -> FittedFusion:
+    """Fits fusion by a softmax over each row's candidates.
+
+    Args:
+        lists: of validation targets, never of test targets.
+        roles: of the evidence.
+        config: shape and optimizer.
+        seed: fixes who is held out, initial weights and batches.
+        scale: of the evidence; that of the lists where None.
+
+    Raises:
+        InputError: fewer than two users, evidence that is no number, or a row without its target.
+    """
+    check(lists, roles.names)
+    places = torch.from_numpy((lists.candidates == lists.targets[:, None]).argmax(axis=1))
+    features, is_candidate = torch.from_numpy(lists.features), torch.from_numpy(lists.candidates >= 0)
+    offsets = None if lists.offsets is None else torch.from_numpy(lists.offsets)
+    order = seeds.rng(seed, STREAM, "held out").permutation(len(places))
+    num_held_out = max(1, int(config.held_out * len(places)))
+    held_out, fitted = torch.from_numpy(order[:num_held_out]), order[num_held_out:]
+    generator = seeds.torch_generator(seed, STREAM, "weights")
+    model = Fusion(*roles, config.model, scale or scale_of(lists, config.model.knots), generator)
+    weights = target_weights(features[torch.arange(len(places)), places], roles.names, config)
+
+    def loss(rows: Int[Tensor, "batch"]) -> Tensor:
+        known = None if offsets is None else offsets[rows]
+        return model.loss(features[rows], is_candidate[rows], places[rows], known, weights[rows])
+
+    def validate() -> float:
+        chunks = torch.split(held_out, 4 * config.batch_size)
+        parts = [loss(rows).item() * float(weights[rows].sum()) for rows in chunks]
+        return -sum(parts) / float(weights[held_out].sum())
+
+    def batches(epoch: int) -> LazyBatches[Tensor]:
+        shuffled = seeds.rng(seed, STREAM, "order", epoch).permutation(fitted)
+        starts = range(0, len(shuffled), config.batch_size)
+        rows = [shuffled[start : start + config.batch_size] for start in starts]
+        return LazyBatches(rows, lambda index, chosen: torch.from_numpy(chosen))
+
+    report = fit(model, batches, loss, config.loop, seed=seed, stream=STREAM, validate=validate)
+    return FittedFusion(freeze(model), [report])
 
 
 def _with_members(config: FusionTrainingConfig, members: int) -> FusionTrainingConfig:
@@ -158,66 +364,95 @@ def _cross_entropy(lists: Lists, scores: Float[ndarray, "rows candidates"]) -> F
     return functional.cross_entropy(logits, places, reduction="none").numpy()
 
 
-def lists_of(
-    scope: Scope, dataset: Dataset, evidence: Evidence, config: FusionStageConfig, seed: int
-) -> tuple[Lists, Int[ndarray, "kept"]]:
-    """Validation users' lists to fit on, with their evidence, and which rows of the targets they are.
+def scale_of(lists: Lists, num_knots: int) -> EvidenceScale:
+    """How the evidence of lists spreads; who the target is takes no part."""
+    values = torch.from_numpy(lists.features[lists.candidates >= 0])
+    return evidence_scale(values[:: 1 + len(values) // SCALED], num_knots)
 
-    Over the catalogue items of the history stay among the candidates, whatever the protocol: taken out, the target
-    would be the one item of the history that is left, and standing in the history would give it away.
+
+def target_weights(
+    targets: Float[Tensor, "rows evidence"], names: Sequence[str], config: FusionTrainingConfig
+) -> Float[Tensor, "rows"]:
+    """Weights of users, by how often their target was seen in training; 1 where no evidence tells."""
+    if COUNT not in names:
+        return torch.ones(len(targets))
+    counts = targets[:, list(names).index(COUNT)]
+    rare = torch.where(counts < np.log1p(RARE + 0.5), config.rare_weight, 1.0)
+    return torch.where(counts < np.log1p(0.5), config.unseen_weight, rare)
+
+
+def check(lists: Lists, names: Sequence[str]) -> None:
+    """Refuses lists that fusion cannot be fitted on.
 
     Raises:
-        InputError: retrieval finds hardly any target.
+        InputError: says what is wrong.
     """
-    targets = dataset.targets["valid"]
-    histories = histories_before(dataset, targets)
-    candidates, kept = targets.candidates[LISTED], np.arange(len(targets))
-    if scope == "catalogue":
-        candidates, kept = catalogue_lists(
-            evidence, histories, targets.items, seeds.rng(seed, "fusion", "candidates"),
-            depth=config.evidence.depth, num_candidates=config.evidence.fitted_candidates, excludes_history=False,
-        )  # fmt: skip
-    if len(kept) < 2 * config.training.model.members:
-        raise InputError(
-            f"retrieval finds the targets of {len(kept)} validation users of {dataset.name}, too few to fit fusion on. "
-            "Set fusion.evidence.depth higher."
-        )
-    return Lists(evidence.features(histories.part(kept), candidates), candidates, targets.items[kept]), kept
+    if len(lists.targets) < 2:
+        raise InputError(f"got {len(lists.targets)} validation users, expected at least 2. Give longer histories.")
+    if lists.features.shape[2] != len(names):
+        raise InputError(f"got {lists.features.shape[2]} columns of evidence, expected {len(names)}: {list(names)}")
+    is_candidate = lists.candidates >= 0
+    if (count := (lists.candidates == lists.targets[:, None]).sum(axis=1)).min() != 1 or count.max() != 1:
+        raise InputError(f"row {int((count != 1).argmax())} does not hold its target once. Add it to the candidates.")
+    is_finite = np.isfinite(lists.features).all(axis=(0, 1)) | np.isfinite(lists.features[is_candidate]).all(axis=0)
+    if not is_finite.all():
+        raise InputError(f"evidence {names[int((~is_finite).argmax())]!r} is not finite. Leave it out, or mend it.")
 
 
-def read_lists(
-    scope: Scope,
-    dataset: Dataset,
-    fused: Fused,
-    rows: Int[ndarray, "rows"],
-    folds: Int[ndarray, "all_rows"],
-    ask: AskLlm,
+def new_ranker(
+    evidence: Evidence,
+    fusions: Mapping[Scope, Fusion],
+    additions: Mapping[Scope, Fusion | None],
+    config: FusionStageConfig,
+    seed: int,
+) -> FusedRanker:
+    """A ranker with the numbers of a recipe."""
+    return FusedRanker(
+        evidence, fusions, additions,
+        depth=config.evidence.depth, num_fused=config.num_fused, num_ranked=config.num_ranked, seed=seed,
+    )  # fmt: skip
+
+
+def sampled_lists(
+    retrieved: Int[ndarray, "rows candidates"],
+    targets: Int[ndarray, "rows"],
+    num_candidates: int,
     rng: np.random.Generator,
-    llm_evidence: Sequence[str] = LLM_EVIDENCE,
-) -> tuple[Lists, Int[ndarray, "kept"]]:
-    """Lists that the language model read, of the rows whose target stands in its list.
+) -> tuple[Int[ndarray, "kept listed"], Int[ndarray, "kept"]]:
+    """The target and a sample of what else was retrieved, shuffled.
+
+    Rows whose target was not retrieved are left out: no ranking will ever see such a target.
+
+    Args:
+        retrieved: candidates, -1 pads.
+        targets: of the same rows.
+        num_candidates: sampled a row, the target not counted.
+        rng: draws the sample and the order.
 
     Returns:
-        The lists, with the fused score of a model that never met the user as what is known already; and their rows.
+        The lists, and which rows they are of.
     """
-    targets = dataset.targets["valid"]
-    histories, wanted = histories_before(dataset, targets, rows), targets.items[rows]
-    if scope == "lists":
-        candidates = targets.candidates[LISTED][rows]
-    else:
-        found = fused.find(histories, folds[rows])
-        candidates = padded([best_of(part, fused.num_ranked, rng)[0] for part in found])
-    kept = np.flatnonzero((candidates == wanted[:, None]).any(axis=1))
-    name = LISTED if scope == "lists" else f"{scope}-fit"
-    read = {each: ask(Asked("valid", name, each, rows, candidates))[kept] for each in llm_evidence}
-    features = fused.evidence.features(histories.part(kept), candidates[kept])
-    known = fused_scores(fused.models[scope], features, folds[rows[kept]])
-    own = llm_features(fused.evidence.names, [*llm_evidence, *CONTEXT], features, read)
-    return Lists(own, candidates[kept], wanted[kept], known), rows[kept]
+    is_target = retrieved == targets[:, None]
+    kept = np.flatnonzero(is_target.any(axis=1))
+    others = np.where(is_target, -1, retrieved)[kept]
+    keys = np.where(others < 0, 2.0, rng.random(others.shape))
+    sampled = np.take_along_axis(others, np.argsort(keys, axis=1)[:, :num_candidates], axis=1)
+    lists = np.column_stack([targets[kept], sampled])
+    order = np.argsort(np.where(lists < 0, 2.0, rng.random(lists.shape)), axis=1)
+    return np.take_along_axis(lists, order, axis=1), kept
 
 
-def padded(parts: Sequence[Int[ndarray, "part width"]]) -> Int[ndarray, "rows widest"]:
-    """Parts of rows as one array, -1 where a part is narrower."""
-    widest = max(part.shape[1] for part in parts)
-    fill = [np.pad(part, ((0, 0), (0, widest - part.shape[1])), constant_values=-1) for part in parts]
-    return np.concatenate(fill)
+def joined(parts: Sequence[Lists]) -> Lists:
+    """Lists of any width as one, the narrower ones padded."""
+    widest = max(part.candidates.shape[1] for part in parts)
+
+    def wide(values: ndarray, filling: float) -> ndarray:
+        missing = [(0, 0), (0, widest - values.shape[1]), (0, 0)][: values.ndim]
+        return np.pad(values, missing, constant_values=filling)
+
+    return Lists(
+        np.concatenate([wide(part.features, 0) for part in parts]),
+        np.concatenate([wide(part.candidates, -1) for part in parts]),
+        np.concatenate([part.targets for part in parts]),
+        np.concatenate([wide(part.offsets, 0) for part in parts if part.offsets is not None]),
+    )

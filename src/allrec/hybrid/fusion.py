@@ -10,16 +10,35 @@ Source: neural additive models, Agarwal et al., arXiv:2004.13912; positive weigh
 """
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple, cast
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple, cast
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from numpy import ndarray
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from allrec import seeds
+from allrec.backbones.base import freeze
 from allrec.errors import Config
+from allrec.files import load_tensors, read_json, save_tensors, write_json
+
+Scope = Literal["lists", "catalogue"]
+"""Which candidates a fusion was fitted on: given lists of the target among random items, or what was retrieved."""
+SCOPES: tuple[Scope, ...] = ("lists", "catalogue")
+
+LLM_EVIDENCE = ("llm",)
+"""Evidence of the language model, by the scorer that gives it; ``readout`` joins where the head is trained."""
+
+STREAM = "fusion"
+
+SCORED = 1 << 12
+"""Candidates scored at one time: so few that what is computed of them stays in a core's cache."""
+
 
 INTERPLAY = "interplay"
 BLOCK = 64
@@ -249,3 +268,94 @@ def _columns(name: str, members: Sequence[Member]) -> Float[Tensor, "members wid
 def drawn(inputs: int, outputs: int, generator: torch.Generator) -> nn.Parameter:
     """A weight, normal with variance 1 / inputs."""
     return nn.Parameter(torch.randn(inputs, outputs, generator=generator) / math.sqrt(inputs))
+
+
+def save_fusion(folder: Path, fusion: Fusion, name: str = "fusion") -> dict[str, str]:
+    """Writes ``NAME.safetensors`` and ``NAME.json``. Returns the tensors' SHA-256."""
+    described = {"names": fusion.names, "free": fusion.free, "context": fusion.context}
+    write_json(folder / f"{name}.json", described | {"config": fusion.config.model_dump()})
+    return {f"{name}.safetensors": save_tensors(folder / f"{name}.safetensors", fusion.state_dict())}
+
+
+def save_addition(folder: Path, fusion: Fusion | None, name: str) -> None:
+    """Writes what is added to a fusion, or that nothing is: ``NAME.json`` is then null."""
+    if fusion is None:
+        write_json(folder / f"{name}.json", None)
+    else:
+        save_fusion(folder, fusion, name)
+
+
+def load_addition(folder: Path, name: str) -> Fusion | None:
+    """Reads what ``save_addition`` wrote.
+
+    Raises:
+        InputError: a file is missing or damaged.
+    """
+    return None if read_json(folder / f"{name}.json") is None else load_fusion(folder, name)
+
+
+def load_fusion(folder: Path, name: str = "fusion") -> Fusion:
+    """Reads what ``save_fusion`` wrote, frozen.
+
+    Raises:
+        InputError: a file is missing or damaged.
+    """
+    described, tensors = read_json(folder / f"{name}.json"), load_tensors(folder / f"{name}.safetensors")
+    scale = EvidenceScale(tensors["mean"], tensors["spread"], tensors["members.0.knots"])
+    config = FusionConfig(**described["config"])
+    fusion = Fusion(
+        described["names"], described["free"], described["context"], config, scale, torch.Generator().manual_seed(0)
+    )
+    fusion.load_state_dict(tensors)
+    return freeze(fusion)
+
+
+def fold_of(num_rows: int, num_folds: int, seed: int) -> Int[ndarray, "rows"]:
+    """The fold of every row of a split's targets, each as large as the others."""
+    rng = seeds.rng(seed, STREAM, "folds", num_folds)
+    return np.asarray(rng.permutation(num_rows) % num_folds)
+
+
+@torch.no_grad()
+def fused_scores(
+    model: Fusion,
+    features: Float[ndarray, "rows candidates evidence"],
+    folds: Int[ndarray, "rows"] | None = None,
+) -> Float[ndarray, "rows candidates"]:
+    """Scores of candidates, in chunks of rows; with ``folds`` each row by the member that was fitted without it."""
+    scores = np.zeros(features.shape[:2], np.float32)
+    step = max(1, SCORED // max(1, features.shape[1]))
+    everyone = np.arange(len(features))
+    groups = [(None, everyone)] if folds is None else [(k, everyone[folds == k]) for k in range(len(model.members))]
+    for member, rows in groups:
+        for start in range(0, len(rows), step):
+            part = rows[start : start + step]
+            scores[part] = model.score(torch.from_numpy(features[part]), member).numpy()
+    return scores
+
+
+def llm_features(
+    names: Sequence[str],
+    wanted: Sequence[str],
+    features: Float[ndarray, "rows candidates evidence"],
+    read: Mapping[str, Float[ndarray, "rows candidates"]],
+) -> Float[ndarray, "rows candidates wanted"]:
+    """The language model's evidence and the context it is read in.
+
+    Its scores depend on the list in the prompt, so each is taken as a log probability within that list, in nats;
+    padding, which scores minus infinity, has zeros.
+
+    Args:
+        names: of ``features``.
+        wanted: names of the language model's evidence and of context.
+        features: all other evidence.
+        read: the language model's scores by name.
+    """
+    columns = [within_list(read[name]) if name in read else features[:, :, list(names).index(name)] for name in wanted]
+    return np.stack(columns, axis=2).astype(np.float32)
+
+
+def within_list(scores: Float[ndarray, "rows candidates"]) -> Float[ndarray, "rows candidates"]:
+    """Log of a softmax over each row; 0 where a score is minus infinity."""
+    values: Tensor = torch.from_numpy(scores).log_softmax(dim=1)
+    return values.nan_to_num(nan=0.0, neginf=0.0).numpy()

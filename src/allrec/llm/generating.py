@@ -10,11 +10,12 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 from torch import Tensor
 
+from allrec.data.catalogue import Catalogue
 from allrec.errors import InputError
 from allrec.llm.generation import LIST_STOP, TITLE_STOP, Stop, Written, write
 from allrec.llm.prompt import CLOSING, GENRES, Prompts
-from allrec.llm.soft_token_training import project
-from allrec.runs.scoring import Scoring
+from allrec.llm.soft_tokens import project
+from allrec.llm.title_scorer import TitleScorer
 
 Task = Literal["title", "genres"]
 TASKS: tuple[Task, ...] = ("title", "genres")
@@ -59,7 +60,8 @@ class WrittenGenres:
 
 
 def write_titles(
-    scoring: Scoring,
+    scorer: TitleScorer,
+    catalogue: Catalogue,
     users: Float[Tensor, "users dim"],
     histories: list[Int[ndarray, "length"]],
     candidates: Int[ndarray, "users candidates"],
@@ -68,25 +70,27 @@ def write_titles(
     """The k likeliest titles that the language model writes for each user; nothing keeps it to the catalogue.
 
     Args:
-        scoring: the frozen parts.
+        scorer: the language model over the catalogue.
+        catalogue: its items.
         users: x_u of each user.
         histories: item positions, oldest first.
         candidates: item positions that the prompt lists, -1 pads.
         k: width of the beam; 1 is greedy.
     """
-    prompts = scoring.builder.prompts(histories, candidates, CLOSING)
+    prompts = scorer.builder.prompts(histories, candidates, CLOSING)
     # The quotes are among a title's tokens; the end of the sequence is one more.
-    max_tokens = scoring.builder.config.max_title_tokens + 1
-    rows = _write(scoring, users, prompts, TITLE_STOP, k, max_tokens)
-    items_of = items_by_title(scoring)
+    max_tokens = scorer.builder.config.max_title_tokens + 1
+    rows = _write(scorer, users, prompts, TITLE_STOP, k, max_tokens)
+    items_of = items_by_title(scorer, catalogue)
     return [
-        [_title(scoring, written, items_of, set(listed)) for written in row]
+        [_title(catalogue, written, items_of, set(listed)) for written in row]
         for row, listed in zip(rows, candidates.tolist(), strict=True)
     ]
 
 
 def write_genres(
-    scoring: Scoring,
+    scorer: TitleScorer,
+    catalogue: Catalogue,
     users: Float[Tensor, "users dim"],
     histories: list[Int[ndarray, "length"]],
     k: int = 1,
@@ -96,25 +100,25 @@ def write_genres(
     Raises:
         InputError: the data set has no genres.
     """
-    genres = scoring.catalogue.genres
+    genres = catalogue.genres
     if genres is None:
         raise InputError(
             "no genres are known in this run: its data set has no column genres, genre, categories or category, or it "
             "was trained before they were kept. Prepare a source that has one, and train anew; or ask for a title."
         )
     known = {genre.casefold(): genre for row in genres for genre in row}
-    prompts = scoring.builder.prompts(histories, [[] for _ in histories], GENRES)
-    rows = _write(scoring, users, prompts, LIST_STOP, k, GENRE_TOKENS)
+    prompts = scorer.builder.prompts(histories, [[] for _ in histories], GENRES)
+    rows = _write(scorer, users, prompts, LIST_STOP, k, GENRE_TOKENS)
     return [[_genres(written, known) for written in row] for row in rows]
 
 
-def items_by_title(scoring: Scoring) -> dict[str, list[int]]:
+def items_by_title(scorer: TitleScorer, catalogue: Catalogue) -> dict[str, list[int]]:
     """The items of every title, as prompts tell it: cut where it is too long, quotes inside it made single."""
-    titles = [None if title is None else title.replace('"', "'") for title in scoring.catalogue.titles]
-    builder = scoring.builder
+    titles = [None if title is None else title.replace('"', "'") for title in catalogue.titles]
+    builder = scorer.builder
     long = np.flatnonzero(builder.title_lengths >= builder.config.max_title_tokens)
     answers = builder.answers(long)
-    texts = scoring.llm.decode([answers[row].tolist() for row in range(len(long))])
+    texts = scorer.llm.decode([answers[row].tolist() for row in range(len(long))])
     for item, text in zip(long.tolist(), texts, strict=True):
         titles[item] = _quoted(text) if titles[item] is not None else None
     items: dict[str, list[int]] = {}
@@ -125,13 +129,13 @@ def items_by_title(scoring: Scoring) -> dict[str, list[int]]:
 
 
 def _write(
-    scoring: Scoring, users: Float[Tensor, "users dim"], prompts: Prompts, stop: Stop, k: int, max_tokens: int
+    scorer: TitleScorer, users: Float[Tensor, "users dim"], prompts: Prompts, stop: Stop, k: int, max_tokens: int
 ) -> list[list[Written]]:
     if k < 1:
         raise InputError(f"got k = {k}, expected at least 1.")
     with torch.no_grad():
-        soft = project(scoring.trained_soft_tokens, users, scoring.item_inputs, prompts.soft_items)
-    return write(scoring.llm, prompts, soft, stop, k=k, max_tokens=max_tokens)
+        soft = project(scorer.soft_tokens, users, scorer.item_inputs, prompts.soft_items)
+    return write(scorer.llm, prompts, soft, stop, k=k, max_tokens=max_tokens)
 
 
 def _quoted(text: str) -> str:
@@ -139,11 +143,11 @@ def _quoted(text: str) -> str:
     return (parts[1] if len(parts) > 1 else text).strip()
 
 
-def _title(scoring: Scoring, written: Written, items_of: dict[str, list[int]], listed: set[int]) -> WrittenTitle:
+def _title(catalogue: Catalogue, written: Written, items_of: dict[str, list[int]], listed: set[int]) -> WrittenTitle:
     title = _quoted(written.text)
     # A title that was broken off may equal a shorter one by chance.
     items = items_of.get(title, []) if written.is_whole else []
-    ids = [scoring.catalogue.item_ids[item] for item in items]
+    ids = [catalogue.item_ids[item] for item in items]
     return WrittenTitle(title, written.log_prob, ids, bool(ids), not listed.isdisjoint(items))
 
 

@@ -11,7 +11,7 @@ text, so a title may say anything.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -19,6 +19,9 @@ from numpy import ndarray
 from pydantic import Field
 
 from allrec.errors import Config, InputError, Wording
+
+if TYPE_CHECKING:
+    from allrec.llm.language_model import LanguageModel
 
 Encode = Callable[[list[str]], list[list[int]]]
 Row = Sequence[int] | Int[ndarray, "length"]
@@ -127,17 +130,26 @@ class PromptBuilder:
             raise InputError("the tokenizer has no end-of-sequence token; an answer could never end. Choose another.")
         self.config = config
         self.max_length = max_length
+        self._given: dict[str, Any] = {
+            "encode": encode, "titles": titles, "wording": wording,
+            "begin": begin, "end": end, "max_length": max_length,
+        }  # fmt: skip
         spoken = [*wording_pieces(wording, config), genre_question(wording)]
         fixed = [*begin], [end[0]], *encode([","]), [*end], *encode(spoken)
         self.pieces = Packed.of([*fixed, *title_tokens(encode, titles, wording, config)])
         self._lengths = self.pieces.lengths
 
-    def extend(self, encode: Encode, titles: Sequence[str | None], wording: Wording) -> None:
-        """Adds titles behind the last item, for items that came later."""
-        more = Packed.of(title_tokens(encode, titles, wording, self.config))
-        offsets = np.concatenate([self.pieces.offsets, self.pieces.offsets[-1] + more.offsets[1:]])
-        self.pieces = Packed(np.concatenate([self.pieces.values, more.values]), offsets)
-        self._lengths = self.pieces.lengths
+    @classmethod
+    def of(
+        cls, llm: "LanguageModel", titles: Sequence[str | None], wording: Wording, config: PromptConfig
+    ) -> "PromptBuilder":
+        """For a language model: with its tokens and its limit."""
+        return cls(llm.encode, titles, wording, config, begin=llm.begin, end=llm.end, max_length=llm.max_length)
+
+    def bare(self) -> "PromptBuilder":
+        """Of the same prompts without any soft token."""
+        config = self.config.model_copy(update={"soft_token": "none", "has_user": False})
+        return PromptBuilder(config=config, **self._given)
 
     @property
     def title_lengths(self) -> Int[ndarray, "items"]:
@@ -145,13 +157,20 @@ class PromptBuilder:
         return self._lengths[FIRST_TITLE:]
 
     def fits(self, candidates: Int[ndarray, "rows candidates"]) -> bool:
-        """Whether the longest row of candidates, -1 pads, can be listed in a prompt that the model reads."""
-        titles = np.where(candidates >= 0, self.title_lengths[candidates], 0)
+        """Whether every row of candidates, -1 pads, can be listed in a prompt that the model reads."""
+        return bool(self.fits_each(candidates).all())
+
+    def fits_each(self, candidates: Int[ndarray, "rows candidates"]) -> Bool[ndarray, "rows"]:
+        """Which rows of candidates, -1 pads, can be listed in a prompt that the model reads, history left out."""
+        is_listed = candidates >= 0
+        num_listed = is_listed.sum(axis=1)
+        titles = np.where(is_listed, self.title_lengths[candidates], 0)
         around = self._lengths[COMMA] + self._lengths[MARKER] * (self.config.soft_token != "none")
+        listing = self._lengths[CANDIDATES] + titles.sum(axis=1) + around * num_listed - self._lengths[COMMA]
         # The answer is one of the titles, at worst the longest.
-        longest = titles.sum(axis=1) + titles.max(axis=1) + around * (candidates >= 0).sum(axis=1)
-        listed = [int(item) for item in candidates[longest.argmax()] if item >= 0]
-        return self._length([], listed) <= self.max_length
+        longest = np.where(num_listed > 0, titles.max(axis=1, initial=0), self.config.max_title_tokens)
+        bare = self._lengths[self._pieces([], [])].sum() + self._lengths[END]
+        return bare + np.where(num_listed > 0, listing, 0) + longest <= self.max_length
 
     def answers(self, items: Int[ndarray, "rows"]) -> Packed:
         """The answer for each item: its title between quotes, then the end of the sequence.

@@ -18,7 +18,6 @@ from allrec.backbones.losses import Negatives, sampled_softmax, softmax
 from allrec.backbones.training import drawn_shares, shared_negatives, validation_targets
 from allrec.data.dataset import Dataset
 from allrec.errors import Config
-from allrec.evaluation.llm_scores import histories_before
 from allrec.evaluation.metrics import ndcg_at
 from allrec.evaluation.ranks import dot_product_ranks
 from allrec.llm.language_model import LanguageModel
@@ -31,8 +30,8 @@ from allrec.llm.readout import (
     read_out,
     uniformity_loss,
 )
-from allrec.llm.soft_token_training import project, told_lengths
-from allrec.llm.soft_tokens import SoftTokens
+from allrec.llm.soft_token_training import told_lengths
+from allrec.llm.soft_tokens import SoftTokens, project
 from allrec.parallel import OnProgress
 from allrec.training.batches import LazyBatches, length_batches
 from allrec.training.examples import initialized, sampled, training_examples
@@ -244,7 +243,9 @@ def _validation(
     if len(targets) == 0:
         return None
     users = represent_users(reader.backbone, dataset, targets.users, targets.positions)
-    histories = histories_before(dataset, targets, np.arange(len(targets)))
+    starts = dataset.offsets[targets.users]
+    ends = starts + targets.positions
+    histories = [dataset.items[start:end] for start, end in zip(starts, ends, strict=True)]
 
     def validate() -> float:
         vectors = reader.read(readout, users, histories, config.batch_tokens)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,8 +18,8 @@ from allrec.data.negatives import Touched, draw_candidates
 from allrec.errors import Config
 from allrec.llm.language_model import LanguageModel
 from allrec.llm.likelihood import answer_loss
-from allrec.llm.prompt import USER, PromptBuilder
-from allrec.llm.soft_tokens import SoftTokens, SoftTokensConfig
+from allrec.llm.prompt import PromptBuilder
+from allrec.llm.soft_tokens import SoftTokens, SoftTokensConfig, project
 from allrec.llm.warm_up import WarmUpConfig, warm_up
 from allrec.parallel import OnProgress
 from allrec.training.batches import LazyBatches, length_batches
@@ -103,31 +103,15 @@ def train_soft_tokens(
         return answer_loss(llm, prompts, builder.answers(examples.items[rows]), soft)
 
     batches = _drawn_anew(dataset, examples, builder, config, seed)
-    report = fit(
-        soft_tokens, batches, loss, config.loop, 
-        seed=seed, stream="soft tokens", checkpoint=checkpoint, on_progress=on_progress,
-    )  # fmt: skip
+    named: dict[str, Any] = {
+        "seed": seed,
+        "stream": "soft tokens",
+        "checkpoint": checkpoint,
+        "on_progress": on_progress,
+    }
+    report = fit(soft_tokens, batches, loss, config.loop, **named)
     soft_tokens.requires_grad_(False)
     return soft_tokens, report
-
-
-def item_inputs_of(
-    joint_items: Float[Tensor, "items joint"], source: Literal["joint", "random"], seed: int
-) -> Float[Tensor, "items joint"]:
-    """What F_I reads of every item, in training and in scoring alike.
-
-    Args:
-        joint_items: e_i, or q_i where cold.
-        source: "joint" takes them as they are; "random" takes standard normal vectors of the same width, which belong
-            to an item for good: more items at the end change none of them.
-        seed: of the random vectors.
-
-    Source: arXiv:2404.11343, section 5.3, the ablation of stage 2.
-    """
-    if source == "joint":
-        return joint_items
-    drawn = seeds.rng(seed, "soft tokens", "random items").standard_normal(tuple(joint_items.shape))
-    return torch.from_numpy(drawn).to(joint_items)
 
 
 def new_soft_tokens(
@@ -146,31 +130,6 @@ def new_soft_tokens(
         soft_tokens.user.standardize(users)
         soft_tokens.item.standardize(joint_items)
     return soft_tokens
-
-
-def project(
-    soft_tokens: SoftTokens,
-    users: Float[Tensor, "rows dim"],
-    joint_items: Float[Tensor, "items joint"],
-    soft_items: Int[ndarray, "soft"],
-) -> Float[Tensor, "soft llm_dim"]:
-    """The soft tokens of a batch of prompts, in the order of their places; an item is projected once.
-
-    Args:
-        soft_tokens: F_U and F_I.
-        users: x_u of each prompt's user.
-        joint_items: e_i, or q_i where cold, of every item.
-        soft_items: whose soft token each place takes; ``USER`` stands for the users in their order.
-    """
-    is_user = soft_items == USER
-    unique, places = np.unique(soft_items[~is_user], return_inverse=True)
-    num_users = int(is_user.sum())
-    projected = torch.cat(
-        [soft_tokens.user(users[:num_users]), soft_tokens.item(joint_items[torch.from_numpy(unique)])]
-    )
-    order = np.empty(len(soft_items), np.int64)
-    order[is_user], order[~is_user] = np.arange(num_users), num_users + places
-    return projected[torch.from_numpy(order)]
 
 
 def _drawn_anew(

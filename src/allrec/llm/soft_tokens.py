@@ -1,11 +1,18 @@
 """F_U and F_I: a user representation and a joint embedding become soft tokens, the size of the model's own."""
 
+from collections.abc import Mapping
+from typing import Literal
+
+import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
+from numpy import ndarray
 from pydantic import Field
 from torch import Tensor, nn
 
+from allrec import seeds
 from allrec.errors import Config
+from allrec.llm.prompt import USER
 
 
 class SoftTokensConfig(Config):
@@ -74,6 +81,14 @@ class SoftTokens(nn.Module):
         self.user = Projection(user_dim, llm_dim, nn.LeakyReLU(), scale)
         self.item = Projection(joint_dim, llm_dim, nn.GELU(), scale)
 
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "SoftTokens":
+        """With weights that were stored, whose shapes give the widths."""
+        (llm_dim, user_dim), joint_dim = tensors["user.inner.weight"].shape, tensors["item.inner.weight"].shape[1]
+        soft_tokens = cls(user_dim, joint_dim, llm_dim)
+        soft_tokens.load_state_dict(dict(tensors))
+        return soft_tokens
+
 
 def insert(
     embeddings: Float[Tensor, "*places dim"], is_marker: Bool[Tensor, "*places"], soft: Float[Tensor, "markers dim"]
@@ -89,3 +104,47 @@ def insert(
     if soft.shape[-1] != embeddings.shape[-1]:
         raise ValueError(f"soft tokens are {soft.shape[-1]} wide, the model's embeddings {embeddings.shape[-1]}")
     return embeddings.masked_scatter(is_marker.unsqueeze(-1), soft.to(embeddings.dtype))
+
+
+def item_inputs_of(
+    joint_items: Float[Tensor, "items joint"], source: Literal["joint", "random"], seed: int
+) -> Float[Tensor, "items joint"]:
+    """What F_I reads of every item, in training and in scoring alike.
+
+    Args:
+        joint_items: e_i, or q_i where cold.
+        source: "joint" takes them as they are; "random" takes standard normal vectors of the same width, which belong
+            to an item for good: more items at the end change none of them.
+        seed: of the random vectors.
+
+    Source: arXiv:2404.11343, section 5.3, the ablation of stage 2.
+    """
+    if source == "joint":
+        return joint_items
+    drawn = seeds.rng(seed, "soft tokens", "random items").standard_normal(tuple(joint_items.shape))
+    return torch.from_numpy(drawn).to(joint_items)
+
+
+def project(
+    soft_tokens: SoftTokens,
+    users: Float[Tensor, "rows dim"],
+    joint_items: Float[Tensor, "items joint"],
+    soft_items: Int[ndarray, "soft"],
+) -> Float[Tensor, "soft llm_dim"]:
+    """The soft tokens of a batch of prompts, in the order of their places; an item is projected once.
+
+    Args:
+        soft_tokens: F_U and F_I.
+        users: x_u of each prompt's user.
+        joint_items: e_i, or q_i where cold, of every item.
+        soft_items: whose soft token each place takes; ``USER`` stands for the users in their order.
+    """
+    is_user = soft_items == USER
+    unique, places = np.unique(soft_items[~is_user], return_inverse=True)
+    num_users = int(is_user.sum())
+    projected = torch.cat(
+        [soft_tokens.user(users[:num_users]), soft_tokens.item(joint_items[torch.from_numpy(unique)])]
+    )
+    order = np.empty(len(soft_items), np.int64)
+    order[is_user], order[~is_user] = np.arange(num_users), num_users + places
+    return projected[torch.from_numpy(order)]

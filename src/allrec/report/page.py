@@ -25,7 +25,8 @@ from allrec.report.figures import (
     stage_times,
 )
 from allrec.report.view import RunView, load_view
-from allrec.runs.run_folder import MANIFEST, STAGES
+from allrec.runs.run_folder import MANIFEST
+from allrec.runs.stages import EVALUATE, STAGES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -112,7 +113,8 @@ def curves_of_runs(views: Sequence[RunView]) -> Iterator[str]:
 
 def times(views: Sequence[RunView]) -> Iterator[str]:
     """Seconds by stage, a bar a run."""
-    ran = [stage for stage in STAGES[1:] if any(view.run.seconds(stage) for view in views)]
+    names = [*list(STAGES)[1:], EVALUATE]
+    ran = [stage for stage in names if any(view.run.seconds(stage) for view in views)]
     rows = [(view.name, {stage: view.run.seconds(stage) for stage in ran}) for view in views]
     yield from _figure("Time by stage", lambda: stage_times(rows), _TIME)
 

@@ -13,12 +13,12 @@ from allrec.alignment.model import Alignment
 from allrec.config import Recipe
 from allrec.data.catalogue import Catalogue
 from allrec.errors import InputError
-from allrec.evaluation.llm_scores import USERS_A_CHUNK
 from allrec.evaluation.results import RANKS, StoredRanks, load_ranks, own_results
 from allrec.files import load_tensors, read_json
-from allrec.runs.aligned import load_aligned
-from allrec.runs.run_folder import METRICS, RunFolder
+from allrec.llm.score_files import USERS_A_CHUNK
+from allrec.runs.run_folder import METRICS_FILE, RunFolder
 from allrec.runs.tensorboard import read_curves
+from allrec.runs.trained_model import TrainedModel
 
 FUSION = "fusion"
 TRAINED = ("backbone", "alignment", "warm_up", "language_model")
@@ -112,13 +112,13 @@ def load_view(path: Path, name: str | None = None) -> RunView:
         name: how the page calls it; the recipe's name if left out.
     """
     run = RunFolder.open(path)
-    catalogue = Catalogue.load(run.folder("catalogue"), run.wording()) if run.is_done("catalogue") else None
-    stored = load_ranks(run.folder("evaluate")) if (path / "evaluate" / RANKS).is_file() else None
+    catalogue = Catalogue.load(run.verified_folder("catalogue"), run.wording()) if run.is_done("catalogue") else None
+    stored = load_ranks(run.verified_folder("evaluate")) if (path / "evaluate" / RANKS).is_file() else None
     return RunView(
         name=name or str(run.manifest["recipe"]),
         run=run,
         recipe=run.recipe(),
-        metrics=run.metrics() if (path / METRICS).is_file() else None,
+        metrics=run.metrics() if (path / METRICS_FILE).is_file() else None,
         reports=_reports(run),
         curves=_curves(run),
         stored=stored,
@@ -176,7 +176,10 @@ def _first(genres: list[list[str]]) -> list[str | None]:
 
 def _joint(run: RunFolder) -> Joint | None:
     try:
-        catalogue, backbone, texts, alignment = load_aligned(run)
+        model = TrainedModel(run)
+        catalogue, backbone, texts, alignment = (
+            model.catalogue, model.backbone, model.text_embeddings, model.alignment,
+        )  # fmt: skip
     except InputError:
         return None
     if not isinstance(alignment, Alignment):

@@ -8,28 +8,26 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from allrec.files import load_tensors, save_tensors
-from allrec.data.items import NewItems, clean_new_items
-from allrec.alignment.text_encoder import TextEncoder
-from allrec.runs.run_folder import RunFolder
-from allrec.runs.scoring import Scoring
 from allrec.alignment.text_cache import text_embeddings
-from allrec.alignment.text_encoder import embed_texts
+from allrec.alignment.text_encoder import TextEncoder, embed_texts
+from allrec.data.catalogue import Catalogue
+from allrec.data.items import NewItems, clean_new_items
+from allrec.files import load_tensors, save_tensors
+from allrec.runs.run_folder import RunFolder
 
 
-def add_items(run: RunFolder, scoring: Scoring, rows: Sequence[Mapping[str, Any]], cache: Path) -> NewItems:
+def add_items(run: RunFolder, catalogue: Catalogue, rows: Sequence[Mapping[str, Any]], cache: Path) -> NewItems:
     """Stores new items and their text embeddings in a folder of their own; the manifest takes note of it last.
 
     Args:
         run: a trained run.
-        scoring: what it learned.
+        catalogue: its items.
         rows: item_id, title, description, genres.
         cache: folder of cached text embeddings.
 
     Raises:
         InputError: an id is known, missing or given twice, or an item has no text.
     """
-    catalogue = scoring.catalogue
     items = clean_new_items(rows, {item_id: place for place, item_id in enumerate(catalogue.item_ids)})
     store_items(run, items, cache)
     return items
@@ -48,6 +46,6 @@ def encode_texts(run: RunFolder, texts: Sequence[str | None], cache: Path) -> Fl
     if not recipe.alignment.tune_text:
         return text_embeddings(texts, recipe.text, cache)
     encoder = TextEncoder(recipe.text)
-    encoder.load_weights(load_tensors(run.folder("alignment") / "text_encoder.safetensors"))
+    encoder.load_weights(load_tensors(run.verified_folder("alignment") / "text_encoder.safetensors"))
     with torch.no_grad():
         return embed_texts(texts, encoder.encode, encoder.dim)

@@ -12,18 +12,13 @@ from typing import Any
 
 import torch
 
-from allrec.files import check_sha256, link_or_copy, read_json, sha256_file, write_json, write_text
-from allrec.errors import InputError, Wording
 from allrec.config import Recipe, dump_recipe, load_recipe
+from allrec.data.dataset import Dataset
+from allrec.errors import InputError, Wording
+from allrec.files import check_sha256, link_or_copy, read_json, sha256_file, write_json, write_text
 
 FORMAT_VERSION = 1
-MANIFEST, RECIPE, METRICS = "manifest.json", "recipe.toml", "metrics.json"
-STAGES = (
-    "catalogue", "backbone", "text", "alignment", "content", "ensemble", "language_model", "readout", "fusion",
-    "evaluate",
-)  # fmt: skip
-"""A recipe without fusion leaves out ``content``, ``ensemble`` and ``fusion``, one whose evidence is of a single
-training ``ensemble``, one without a read-out head ``readout``."""
+MANIFEST, RECIPE, METRICS_FILE = "manifest.json", "recipe.toml", "metrics.json"
 REQUIRED = {"recipe", "seed", "dataset", "llm", "versions", "stages"}
 """What every manifest says beside its format; a run of an earlier day has no checksum of its recipe."""
 CHECKPOINT = "checkpoint.safetensors"
@@ -39,6 +34,8 @@ class RunFolder:
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
         self.path = path
         self.manifest = manifest
+        self._recipe: Recipe | None = None
+        self._verified: set[str] = set()
 
     @classmethod
     def create(
@@ -84,10 +81,7 @@ class RunFolder:
                 f"{path} already holds a run ({run.state()}). Go on with it: --resume. Or give another --run."
             )
         run.check_dataset(dataset["sha256"], dataset["name"])
-        if run.manifest["llm"] != llm:
-            raise InputError(
-                f"{path} was begun with the language model {run.manifest['llm']['name']!r}, got {llm['name']!r}."
-            )
+        run.check_llm(llm)
         if run.recipe() != recipe:
             raise InputError(
                 f"{path} was begun with another recipe. Resume with the one in {path / RECIPE}, or give another --run."
@@ -118,13 +112,19 @@ class RunFolder:
         Raises:
             InputError: it is not as it was written.
         """
-        if "recipe_sha256" in self.manifest:
-            check_sha256(self.path / RECIPE, self.manifest["recipe_sha256"])
-        return load_recipe(str(self.path / RECIPE))
+        if self._recipe is None:
+            if "recipe_sha256" in self.manifest:
+                check_sha256(self.path / RECIPE, self.manifest["recipe_sha256"])
+            self._recipe = load_recipe(str(self.path / RECIPE))
+        return self._recipe
 
     def metrics(self) -> dict[str, Any]:
-        """What ``metrics.json`` holds."""
-        return dict(read_json(self.path / METRICS))
+        """What ``metrics.json`` holds.
+
+        Raises:
+            InputError: the run has not been evaluated.
+        """
+        return dict(read_json(self.path / METRICS_FILE))
 
     def wording(self) -> Wording:
         """How the run's prompts speak of its items."""
@@ -139,10 +139,16 @@ class RunFolder:
                 f"({sha256[:12]}). Give the run's own data set, or train another run."
             )
 
+    def check_llm(self, fingerprint: dict[str, Any]) -> None:
+        """Refuses another language model than the run's."""
+        own = self.manifest["llm"]
+        if own != fingerprint:
+            names = [f"{one['name']!r} ({str(one.get('sha256'))[:12]})" for one in (own, fingerprint)]
+            raise InputError(f"{self.path} was begun with the language model {names[0]}, got {names[1]}.")
+
     def state(self) -> str:
-        """Every stage with its state, for messages."""
-        stages = self.manifest["stages"]
-        return ", ".join(f"{name}: {stages.get(name, {}).get('state', 'missing')}" for name in STAGES)
+        """Every stage that was begun with its state, for messages."""
+        return ", ".join(f"{name}: {noted['state']}" for name, noted in self.manifest["stages"].items()) or "just begun"
 
     def is_done(self, stage: str) -> bool:
         """Whether a stage has ended."""
@@ -181,7 +187,7 @@ class RunFolder:
         Raises:
             InputError: the stage is not done there, or a file is damaged.
         """
-        source, target = other.folder(stage), self.path / stage
+        source, target = other.verified_folder(stage), self.path / stage
         for checkpoint in target.glob(f"*{CHECKPOINT}"):
             checkpoint.unlink()
         for file in sorted(source.rglob("*")):
@@ -190,8 +196,8 @@ class RunFolder:
         noted = other.manifest["stages"][stage]
         self._note(stage, noted | {"adopted": noted.get("adopted", other.path.name)})
 
-    def folder(self, stage: str) -> Path:
-        """The folder of a stage that is done, its files checked.
+    def verified_folder(self, stage: str) -> Path:
+        """The folder of a stage that is done, its files checked against their checksums once.
 
         Raises:
             InputError: the stage is not done, or a file is damaged.
@@ -202,10 +208,8 @@ class RunFolder:
                 f"no {stage} in {self.path}: stage {stage!r} is {state!r}. "
                 f"Resume with: allrec train DATASET --run {self.path} --resume"
             )
-        folder = self.path / stage
-        for name, sha256 in self.manifest["stages"][stage]["sha256"].items():
-            check_sha256(folder / name, sha256)
-        return folder
+        self._verify(stage, self.manifest["stages"][stage]["sha256"])
+        return self.path / stage
 
     @contextmanager
     def adding(self) -> Iterator[Path]:
@@ -231,11 +235,17 @@ class RunFolder:
         """
         entries = self.manifest.get("added", [])
         for entry in entries:
-            for name, sha256 in entry["sha256"].items():
-                check_sha256(self.path / entry["folder"] / name, sha256)
+            self._verify(entry["folder"], entry["sha256"])
         return [self.path / entry["folder"] for entry in entries]
 
+    def _verify(self, folder: str, files: dict[str, str]) -> None:
+        if folder not in self._verified:
+            for name, sha256 in files.items():
+                check_sha256(self.path / folder / name, sha256)
+            self._verified.add(folder)
+
     def _note(self, stage: str, value: dict[str, Any]) -> None:
+        self._verified.discard(stage)
         self.manifest["stages"][stage] = value
         self._write()
 
@@ -253,3 +263,12 @@ def machine() -> str:
 def _is_foreign(file: Path) -> bool:
     # A run that was killed before its manifest was written is none yet: its folder counts as empty.
     return file.name != RECIPE and not file.match(PARTS)
+
+
+def describe(dataset: Dataset) -> dict[str, Any]:
+    """What a run remembers of its data set."""
+    return {
+        "name": dataset.name, "sha256": dataset.sha256, "users": dataset.num_users, "items": dataset.num_items,
+        "interactions": dataset.num_interactions, "wording": dataset.wording.model_dump(),
+        "scenario": dataset.scenario,
+    }  # fmt: skip

@@ -144,3 +144,9 @@ class NegativeSampler:
         ranks = rng.integers(num_untouched)
         num_before = np.searchsorted(self.shifted, users * self.num_items + ranks, side="right") - self.first[users]
         return np.asarray(ranks + num_before)
+
+
+def latest_first(histories: Int[Tensor, "rows length"]) -> Int[Tensor, "rows length"]:
+    """Histories turned round: the latest item first, padding still on the right."""
+    places = (histories >= 0).sum(dim=1, keepdim=True) - 1 - torch.arange(histories.shape[1])
+    return histories.gather(1, places.clamp(min=0)).masked_fill(places < 0, -1)

@@ -45,7 +45,7 @@ def test_constant_and_random_scores_do_not_beat_chance(seed):
     assert hit_rate_at(candidate_ranks(np.ones((2000, 20)), candidates, targets), 10) == 0
     random = hit_rate_at(candidate_ranks(rng.random((2000, 20)), candidates, targets), 10)
     # Seven standard errors of a share of one half.
-    assert random <= chance("HR", 10, 20) + 7 * (1 / 4 / 2000) ** 0.5
+    assert random <= chance("HR@10", 20) + 7 * (1 / 4 / 2000) ** 0.5
 
 
 def full_ranks_one_by_one(scores, targets, excluded):

@@ -1,0 +1,211 @@
+"""The table of scorers: what evaluation can rank the targets by, each by its name in ``metrics.json``."""
+
+from functools import partial
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy import ndarray
+from torch import Tensor
+
+from allrec.data.dataset import Targets
+from allrec.evaluation.evaluate import Question, Ranked, Scorer
+from allrec.evaluation.ranks import candidate_ranks, catalogue_ranks, dot_product_ranks, excluded_history
+from allrec.hybrid.features import histories_before, largest_similarity
+from allrec.hybrid.fusion import fold_of
+from allrec.hybrid.ranking import LlmReader, RetrievedRanks
+from allrec.hybrid.similarity import DenseSpace
+from allrec.llm.score_files import SCORES, chunk_name, stored
+from allrec.runs.trained_model import TrainedModel
+
+TEXT = "text"
+READ_A_CHUNK = 2048
+"""Users read by the read-out head between two writes."""
+
+
+def rank_by_dot_products(model: TrainedModel, question: Question, *, of_joint: bool) -> Ranked:
+    """x_u · E_i, or x_u · what stage 1 decodes of e_i or q_i."""
+    items = model.joint_embeddings if of_joint else model.item_embeddings
+    users = model.represent(_histories(question))
+    return Ranked(dot_product_ranks(users, items, question.dataset, question.targets, question.protocol))
+
+
+def rank_by_text(model: TrainedModel, question: Question) -> Ranked:
+    """The largest cosine of the candidate's text with the texts of the latest items; nothing of it was trained."""
+    targets, space = question.targets, model.evidence.spaces[TEXT]
+    histories = histories_before(question.dataset, targets)
+    if question.protocol.startswith("full") and isinstance(space, DenseSpace):
+        is_excluding = question.protocol == "full"
+        excluded = excluded_history(question.dataset, targets, np.arange(len(targets))) if is_excluding else None
+        return Ranked(
+            catalogue_ranks(
+                lambda part: largest_similarity(histories.part(part), space), targets.items, len(space.unit), excluded
+            )
+        )
+    candidates = targets.candidates[question.protocol]
+    scores = model.evidence.column(f"{TEXT}_largest", histories, candidates)
+    return Ranked(candidate_ranks(scores, candidates, targets.items))
+
+
+def rank_by_fusion(model: TrainedModel, question: Question, *, with_llm: bool) -> Ranked:
+    """All evidence, with or without the language model's.
+
+    On validation each user is ranked by the members that were fitted without them; on test by all members, which met
+    the user's validation target and never the test target.
+    """
+    ranker, targets = model.fused_ranker, question.targets
+    if ranker is None:
+        raise ValueError("the model has no fusion")
+    folds = None
+    if question.split == "valid":
+        num_rows = len(question.dataset.targets["valid"])
+        folds = fold_of(num_rows, len(ranker.fusions["lists"].members), model.recipe.seed)[question.rows]
+    histories = histories_before(question.dataset, targets)
+    if question.protocol.startswith("full"):
+        reader = stored_reader(model, question, f"{question.protocol}-best") if with_llm else None
+        ranked = ranker.rank_catalogue(histories, _excepted(question), reader, folds=folds)
+        last = model.catalogue.num_items - 1
+        parts = [scored.ranks(targets.items[scored.rows], last) for scored in ranked]
+        return Ranked(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+    reader = stored_reader(model, question, question.protocol) if with_llm else None
+    lists = ranker.rank_lists(histories, targets.candidates[question.protocol], reader, folds=folds)
+    return Ranked(np.concatenate([scored.ranks(targets.items[scored.rows], -1).ranks for scored in lists]))
+
+
+def rank_by_llm(model: TrainedModel, question: Question, *, name: str = "llm") -> Ranked:
+    """log P(title | prompt), or a control of it; over the catalogue of the backbone's best items, the rest as it is."""
+    targets, ranker = question.targets, model.backbone_ranker
+    histories = histories_before(question.dataset, targets)
+    if question.protocol.startswith("full"):
+        reader = stored_reader(model, question, f"{question.protocol}-best")
+        ranked = ranker.rank_catalogue(histories, _excepted(question), reader)
+        parts = [scored.ranks(targets.items[scored.rows], -1) for scored in ranked]
+        ranks, is_retrieved = RetrievedRanks(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+        return Ranked(np.where(is_retrieved, ranks, rank_by_dot_products(model, question, of_joint=False).ranks))
+    reader = stored_reader(model, question, question.protocol, name)
+    lists = ranker.rank_lists(histories, targets.candidates[question.protocol], reader)
+    return Ranked(np.concatenate([scored.ranks(targets.items[scored.rows], -1).ranks for scored in lists]))
+
+
+def rank_by_readout(model: TrainedModel, question: Question) -> Ranked:
+    """The read-out head's dot products; a user is read once for all protocols."""
+    users = stored_readings(model, question)[torch.from_numpy(np.searchsorted(question.read_rows, question.rows))]
+    targets, protocol = question.targets, question.protocol
+    return Ranked(dot_product_ranks(users, model.readout_items, question.dataset, targets, protocol))
+
+
+def stored_reader(model: TrainedModel, question: Question, lists: str, variant: str = "llm") -> LlmReader:
+    """The language model for the rows of a question, its scores read where one of the folders has them.
+
+    Args:
+        model: scores.
+        question: whose rows and folders.
+        lists: name of the lists, in the names of files.
+        variant: control in place of the scorer "llm".
+    """
+
+    def score(places: Int[ndarray, "part"], candidates: ndarray, name: str) -> Float[ndarray, "part listed"]:
+        scorer, rows = variant if name == "llm" else name, question.rows[places]
+        file = chunk_name(f"{question.split}-{lists}-{scorer}", int(places[0]), rows, candidates)
+
+        def compute() -> Tensor:
+            return torch.from_numpy(model.llm_scores(_histories(question, rows), candidates, scorer))
+
+        scores = stored(question.folders, file, SCORES, compute).numpy()
+        done = float(places[-1] + 1)
+        question.on_progress(done / len(question.rows), {"users": done})
+        return scores
+
+    return LlmReader(score, model.titles.fits_each)
+
+
+def stored_readings(model: TrainedModel, question: Question) -> Float[Tensor, "read readout_dim"]:
+    """The head's vector of each user, read where one of the folders has it, else computed and written to the first."""
+    chunks = []
+    for start in range(0, len(question.read_rows), READ_A_CHUNK):
+        rows = question.read_rows[start : start + READ_A_CHUNK]
+
+        def compute(rows: Int[ndarray, "rows"] = rows) -> Tensor:
+            return model.read(_histories(question, rows))
+
+        file = chunk_name(f"{question.split}-readout", start, rows)
+        chunks.append(stored(question.folders, file, "vectors", compute))
+        question.on_progress((start + len(rows)) / len(question.read_rows), {"users": float(start + len(rows))})
+    return torch.cat(chunks)
+
+
+def _histories(question: Question, rows: Int[ndarray, "rows"] | None = None) -> list[Int[ndarray, "length"]]:
+    """The history before each target, oldest first."""
+    targets = question.dataset.targets[question.split].take(question.rows if rows is None else rows)
+    known = histories_before(question.dataset, targets)
+    return [known.items[start:end] for start, end in zip(known.starts, known.ends, strict=True)]
+
+
+def _excepted(question: Question) -> Int[ndarray, "rows"] | None:
+    return question.targets.items if question.protocol == "full" else None
+
+
+def _always(model: TrainedModel, targets: Targets, protocol: str) -> str | None:
+    return None
+
+
+def _joint(model: TrainedModel, targets: Targets, protocol: str) -> str | None:
+    return "" if model.recipe.alignment.network.kind == "identity" else None
+
+
+def _fusion(model: TrainedModel, targets: Targets, protocol: str) -> str | None:
+    return None if model.recipe.fusion.enabled else ""
+
+
+def _readout(model: TrainedModel, targets: Targets, protocol: str) -> str | None:
+    return None if model.has_llm and model.recipe.readout.enabled else ""
+
+
+def _llm(model: TrainedModel, targets: Targets, protocol: str) -> str | None:
+    if not model.has_llm:
+        return ""
+    if protocol.startswith("full"):
+        # The ranking that is served is measured; where that is a fusion, this one is not served.
+        return "" if model.recipe.fusion.enabled else None
+    return _lists_fit(model, targets, protocol)
+
+
+def _control(model: TrainedModel, targets: Targets, protocol: str) -> str | None:
+    return "" if not model.has_llm or protocol.startswith("full") else _lists_fit(model, targets, protocol)
+
+
+def _random_items(model: TrainedModel, targets: Targets, protocol: str) -> str | None:
+    return "" if model.recipe.prompt.soft_token == "none" else _control(model, targets, protocol)
+
+
+def _no_soft(model: TrainedModel, targets: Targets, protocol: str) -> str | None:
+    return "" if model.recipe.prompt.is_bare else _control(model, targets, protocol)
+
+
+def _allround(model: TrainedModel, targets: Targets, protocol: str) -> str | None:
+    return None if model.has_llm and model.fused_ranker is not None and model.fused_ranker.additions else ""
+
+
+def _lists_fit(model: TrainedModel, targets: Targets, protocol: str) -> str | None:
+    if model.titles.fits(targets.candidates[protocol]):
+        return None
+    return (
+        f"lists of {targets.candidates[protocol].shape[1]} candidates outgrow the prompt: the language model reads "
+        f"{model.llm.max_length} tokens. Lower prompt.max_title_tokens, or take a model that reads more."
+    )
+
+
+SCORERS: dict[str, Scorer[TrainedModel]] = {
+    "cf": Scorer(partial(rank_by_dot_products, of_joint=False), _always),
+    "joint": Scorer(partial(rank_by_dot_products, of_joint=True), _joint),
+    "text": Scorer(rank_by_text, _fusion),
+    "llm": Scorer(rank_by_llm, _llm, reads_llm=True, is_lead=True),
+    "llm-random-items": Scorer(
+        partial(rank_by_llm, name="llm-random-items"), _random_items, reads_llm=True, is_control=True
+    ),
+    "llm-no-soft": Scorer(partial(rank_by_llm, name="llm-no-soft"), _no_soft, reads_llm=True, is_control=True),
+    "readout": Scorer(rank_by_readout, _readout, reads_llm=True),
+    "fusion": Scorer(partial(rank_by_fusion, with_llm=False), _fusion, is_lead=True),
+    "allround": Scorer(partial(rank_by_fusion, with_llm=True), _allround, reads_llm=True, is_lead=True),
+}
+"""Every scorer, in the order of tables; of those that lead, a later one is tested against all earlier ones."""
