@@ -15,16 +15,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from allrec.evidence import CONTEXT, FREE, DenseSpace, Evidence, Neighbours, Scorer, WordSpace
 
 from allrec.backbones.base import Backbone, freeze
 from allrec.backbones.ensemble import together
 from allrec.backbones.sasrec import SASRec, SASRecConfig
 from allrec.data import Dataset
 from allrec.hybrid.content import Vocabulary
-from allrec.hybrid.features import RETRIEVING, Histories, histories_before
-from allrec.hybrid.fused import Fused
+from allrec.hybrid.features import CONTEXT, FREE, RETRIEVING, Evidence, Histories, Scorer, histories_before
 from allrec.hybrid.fusion import Fusion, FusionConfig, evidence_scale, fused_scores
+from allrec.hybrid.ranking import FusedRanker
+from allrec.hybrid.similarity import DenseSpace, Neighbours, WordSpace
 from measure import dataset_of, options, rates, show, start
 
 TEXT_DIM, TOWER_DIM, CF_DIM = 384, 128, 50
@@ -34,7 +34,7 @@ ALONE = 64
 
 
 def make_evidence(dataset: Dataset, seed: int, ensemble: int) -> Evidence:
-    """Evidence of the kinds and widths that ``evidence.collect`` gives."""
+    """Evidence of the kinds and widths that ``features.collect`` gives."""
     generator = torch.Generator().manual_seed(seed)
     num_items = dataset.num_items
 
@@ -80,7 +80,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     dataset = dataset_of(given)
     evidence, targets = make_evidence(dataset, given.seed, given.ensemble), dataset.targets["test"]
     fusion = make_fusion(evidence, histories_before(dataset, targets, slice(0, 32)), dataset.num_items, given.seed)
-    fused = Fused(evidence, {"catalogue": fusion}, {}, given.depth, 1, given.num_fused or dataset.num_items)
+    fused = FusedRanker(
+        evidence, {"catalogue": fusion}, {},
+        depth=given.depth, num_fused=given.num_fused or dataset.num_items, num_ranked=1, seed=given.seed,
+    )  # fmt: skip
     found: dict[str, Any] = {}
 
     def part(repeat: int) -> Histories:
@@ -100,13 +103,13 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
         return given.users
 
     def rank(repeat: int) -> float:
-        for _ in fused.find(part(repeat)):
+        for _ in fused.rank_catalogue(part(repeat), None):
             pass
         return given.users
 
     def rank_one_by_one(repeat: int) -> float:
         for row in range(ALONE):
-            for _ in fused.find(part(repeat).part(slice(row, row + 1))):
+            for _ in fused.rank_catalogue(part(repeat).part(slice(row, row + 1)), None):
                 pass
         return ALONE
 
