@@ -103,13 +103,8 @@ def train_soft_tokens(
         return answer_loss(llm, prompts, builder.answers(examples.items[rows]), soft)
 
     batches = _drawn_anew(dataset, examples, builder, config, seed)
-    named: dict[str, Any] = {
-        "seed": seed,
-        "stream": "soft tokens",
-        "checkpoint": checkpoint,
-        "on_progress": on_progress,
-    }
-    report = fit(soft_tokens, batches, loss, config.loop, **named)
+    kept: dict[str, Any] = {"seed": seed, "checkpoint": checkpoint, "on_progress": on_progress}
+    report = fit(soft_tokens, batches, loss, config.loop, stream="soft tokens", **kept)
     soft_tokens.requires_grad_(False)
     return soft_tokens, report
 
