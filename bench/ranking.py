@@ -16,7 +16,7 @@ ASKED = {"20 whole sequences": (10.0, 15.0), "a title token by token": (1.5, 3.0
 def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     """Measures and prints; returns the ratios."""
     parser = options(__doc__ or "")
-    parser.add_argument("--shape", choices=SHAPES, default="embedded-small")
+    parser.add_argument("--shape", choices=SHAPES, default="smollm2-135m")
     parser.add_argument("--users", type=int, default=4, help="a repeat")
     parser.add_argument("--tokens", type=int, default=16384, help="tokens_per_batch of the package")
     given = start(parser, arguments)

@@ -1,6 +1,6 @@
 """Ranking the whole catalogue by the read-out head, users a second, against ranking 20 candidates by likelihood.
 
-python bench/readout.py --shape embedded-small
+python bench/readout.py --shape smollm2-135m
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ ASKED = {"20 by likelihood": (3.0, 10.0)}
 def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     """Measures and prints; returns the ratio."""
     parser = options(__doc__ or "")
-    parser.add_argument("--shape", choices=SHAPES, default="embedded-small")
+    parser.add_argument("--shape", choices=SHAPES, default="smollm2-135m")
     parser.add_argument("--users", type=int, default=16, help="a repeat")
     parser.add_argument("--tokens", type=int, default=16384, help="tokens_per_batch of ranking by likelihood")
     given = start(parser, arguments)

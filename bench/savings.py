@@ -1,6 +1,6 @@
 """What each saving of the frozen language model does to the loss, the gradient and the speed of stage 2.
 
-    python bench/savings.py --shape embedded-small
+    python bench/savings.py --shape smollm2-135m
     python bench/savings.py --shape opt-125m --users 4 --compiled
 
 ``kept`` is what is kept for the gradient of prompts that are read at one time, in MiB, of the largest such part.
@@ -57,7 +57,7 @@ def kept(scene: Scene, users: int) -> float:
 def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     """Measures and prints; returns the ratios of speed to that of float32."""
     parser = options(__doc__ or "")
-    parser.add_argument("--shape", choices=SHAPES, default="embedded-small")
+    parser.add_argument("--shape", choices=SHAPES, default="smollm2-135m")
     parser.add_argument("--users", type=int, default=12, help="a repeat")
     parser.add_argument("--compiled", action="store_true", help="also compiled layers, which takes minutes to begin")
     given = start(parser, arguments)

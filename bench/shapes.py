@@ -6,21 +6,22 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, OPTConfig, OPTForCausalLM, PreTrainedModel
 
 from allrec.llm.language_model import LanguageModel
-from allrec.llm.loading import LanguageModelConfig, embedded_folder, spared
+from allrec.llm.loading import LanguageModelConfig, local_folder, spared
+from allrec.llm.packaged import DEFAULT
 
-VOCABULARY, TINY_VOCABULARY, POSITIONS = 50272, 4096, 2048
+VOCABULARY, POSITIONS = 50272, 2048
 SIZES = {"tiny": (64, 2, 2), "opt-125m": (768, 12, 12), "opt-6.7b": (4096, 32, 32), "opt-13b": (5120, 40, 40)}
 """Width, layers and heads (arXiv:2205.01068, table 1; tiny is ours)."""
-SHAPES = ("embedded-small", *SIZES)
+SHAPES = (DEFAULT, *SIZES)
 
 
 def make_model(shape: str, device: str, dtype: torch.dtype, seed: int) -> PreTrainedModel:
-    """A model on its device; ``embedded-small`` has its own weights, all others random ones."""
+    """A model on its device; ``smollm2-135m`` has its own weights, all others random ones."""
     if shape not in SIZES:
-        return AutoModelForCausalLM.from_pretrained(embedded_folder(shape), dtype=dtype).to(device).eval()
+        return AutoModelForCausalLM.from_pretrained(local_folder(shape), dtype=dtype).to(device).eval()
     dim, layers, heads = SIZES[shape]
     config = OPTConfig(
-        vocab_size=TINY_VOCABULARY if shape == "tiny" else VOCABULARY, max_position_embeddings=POSITIONS,
+        vocab_size=VOCABULARY, max_position_embeddings=POSITIONS,
         hidden_size=dim, word_embed_proj_dim=dim, ffn_dim=4 * dim, num_hidden_layers=layers, num_attention_heads=heads,
     )  # fmt: skip
     torch.manual_seed(seed)
@@ -36,8 +37,8 @@ def make_model(shape: str, device: str, dtype: torch.dtype, seed: int) -> PreTra
 def make_llm(
     shape: str, device: str = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0, **savings: Any
 ) -> LanguageModel:
-    """A frozen language model; its tokenizer is the embedded models', whose titles are longer than OPT's in tokens."""
-    tokenizer = AutoTokenizer.from_pretrained(embedded_folder("embedded-small"))
+    """A frozen language model; all shapes have SmolLM2's tokenizer."""
+    tokenizer = AutoTokenizer.from_pretrained(local_folder(DEFAULT))
     model = make_model(shape, device, dtype, seed).requires_grad_(False)
     model = spared(model, LanguageModelConfig(**savings), torch.device(device))
     return LanguageModel(model, tokenizer, {"name": shape, "revision": None, "sha256": None})

@@ -1,6 +1,6 @@
 """Stage 2, users a second: the package against batch 2, every logit, padded, tokenising in the loop.
 
-python bench/stage_two.py --shape embedded-small
+python bench/stage_two.py --shape smollm2-135m
 python bench/stage_two.py --shape opt-125m --users 4
 """
 
@@ -11,14 +11,14 @@ from measure import compared, dataset_of, options, rates, start
 from scene import make_scene
 from shapes import SHAPES, make_llm
 
-ASKED = {"embedded-small": (2.5, 5.0)}
+ASKED = {"smollm2-135m": (2.5, 5.0)}
 OTHERS = (1.4, 2.0)
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     """Measures and prints; returns the ratio."""
     parser = options(__doc__ or "")
-    parser.add_argument("--shape", choices=SHAPES, default="embedded-small")
+    parser.add_argument("--shape", choices=SHAPES, default="smollm2-135m")
     parser.add_argument(
         "--users", type=int, default=48, help="a repeat; the package takes them in batches of like length"
     )

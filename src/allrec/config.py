@@ -4,7 +4,7 @@ import json
 import tomllib
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from huggingface_hub import try_to_load_from_cache
@@ -17,20 +17,24 @@ from allrec.errors import Config, InputError, nearest
 from allrec.evaluation.evaluate import EvaluationConfig
 from allrec.hybrid.fitting import FusionStageConfig
 from allrec.llm.loading import LanguageModelConfig
+from allrec.llm.packaged import DEFAULT, PACKAGED, is_installed
 from allrec.llm.prompt import PromptConfig
 from allrec.llm.readout_training import ReadOutStageConfig
 from allrec.llm.soft_token_training import SoftTokensStageConfig
 
+LISTING_WEIGHTS = 1_000_000_000
+"""Models with fewer parameters are confused by a list of candidates in the prompt (docs/experiments.md)."""
+
 
 class LanguageModelChoice(Config):
-    """The language model that a recipe is written for, and the embedded one that stands in for it."""
+    """The language model that a recipe is written for, and a small one that stands in for it."""
 
     enabled: bool = Field(
         True, description="Whether stage 2 is trained and the language model ranks; without it cf, joint and fusion do."
     )
     published: LanguageModelConfig = LanguageModelConfig(name="facebook/opt-6.7b")
-    stand_in: Literal["embedded-small", "embedded-large"] = Field(
-        "embedded-small", description="Used where none is asked for."
+    stand_in: str = Field(
+        DEFAULT, min_length=1, description="Used where none is asked for and the published one is out of reach."
     )
     chosen: LanguageModelConfig | None = Field(None, description="The one that was used; written when a run begins.")
 
@@ -150,7 +154,8 @@ def choose_language_model(recipe: Recipe, asked: str | None) -> Recipe:
     """The recipe with its language model decided, so that a run's recipe says which one was used.
 
     Taken is the one asked for; else the recipe's own where an accelerator is there and the weights are on disk; else
-    the embedded one that stands in for it. Precision and savings are the recipe's, whichever it is.
+    the one that stands in for it, or where that is not installed the default one. Precision and savings are the
+    recipe's, whichever it is.
     """
     if recipe.llm.chosen is not None and asked is None:
         return recipe
@@ -159,12 +164,36 @@ def choose_language_model(recipe: Recipe, asked: str | None) -> Recipe:
     elif torch.cuda.is_available() and is_within_reach(recipe.llm.published):
         chosen = recipe.llm.published
     else:
-        chosen = recipe.llm.published.model_copy(update={"name": recipe.llm.stand_in, "revision": None})
+        stand_in = recipe.llm.stand_in
+        name = DEFAULT if stand_in in PACKAGED and not is_installed(stand_in) else stand_in
+        chosen = recipe.llm.published.model_copy(update={"name": name, "revision": None})
     return recipe.model_copy(update={"llm": recipe.llm.model_copy(update={"chosen": chosen})})
+
+
+def chosen_of(recipe: Recipe) -> LanguageModelConfig:
+    """The language model that a run of the recipe has; the one that stands in where none has been chosen yet."""
+    return recipe.llm.chosen or recipe.llm.published.model_copy(update={"name": recipe.llm.stand_in, "revision": None})
+
+
+def settled(recipe: Recipe, dtype: str, num_weights: int) -> Recipe:
+    """The recipe with what it leaves to the language model decided, so that a run says what it was.
+
+    Args:
+        recipe: has chosen its language model.
+        dtype: precision that it was loaded in.
+        num_weights: parameters that it has.
+    """
+    prompt, chosen = recipe.prompt, chosen_of(recipe)
+    if prompt.lists_candidates is None:
+        prompt = prompt.model_copy(update={"lists_candidates": num_weights >= LISTING_WEIGHTS})
+    llm = recipe.llm.model_copy(update={"chosen": chosen.model_copy(update={"dtype": dtype})})
+    return recipe.model_copy(update={"llm": llm, "prompt": prompt})
 
 
 def is_within_reach(config: LanguageModelConfig) -> bool:
     """Whether a model's weights are on disk: a folder, or in the hub's cache. Nothing is downloaded to find out."""
-    if Path(config.name).is_dir():
+    if config.name in PACKAGED:
+        return is_installed(config.name)
+    if Path(config.name).exists():
         return True
     return isinstance(try_to_load_from_cache(config.name, "config.json", revision=config.revision), str)

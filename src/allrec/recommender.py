@@ -13,7 +13,7 @@ from numpy import ndarray
 
 from allrec.alignment.measures import measure_alignment
 from allrec.alignment.text_cache import default_cache
-from allrec.config import Recipe, choose_language_model, load_recipe
+from allrec.config import Recipe, choose_language_model, load_recipe, settled
 from allrec.data.dataset import Dataset, load_dataset
 from allrec.errors import InputError, nearest
 from allrec.evaluation.evaluate import Plan, evaluate
@@ -95,7 +95,7 @@ class AllRec:
             dataset: a data set or its folder.
             run: folder to write; new, or with ``resume`` a run's that was stopped.
             recipe: a recipe, its name, or a TOML file.
-            llm: any causal language model by name or path, or an embedded one; the recipe's choice where None.
+            llm: any causal language model by name or path, or a packaged one; the recipe's choice where None.
             resume: go on where the run stopped; it ends in the same bytes.
             cache: folder of cached text embeddings.
             device: "cpu", "cuda", ...; the accelerator where there is one.
@@ -107,8 +107,9 @@ class AllRec:
         """
         dataset = dataset if isinstance(dataset, Dataset) else load_dataset(dataset)
         recipe = choose_language_model(load_recipe(recipe) if isinstance(recipe, str) else recipe, llm)
-        model = load_language_model(recipe, device) if recipe.llm.enabled else None
-        if not (Path(run) / MANIFEST).is_file():
+        known = [RunFolder.open(run)] if (Path(run) / MANIFEST).is_file() else []
+        model = load_language_model(recipe, device, known) if recipe.llm.enabled else None
+        if not known:
             check_before_training(dataset, recipe, model, is_evaluated)
         training = begin_training(dataset, run, recipe, model, resume=resume, cache=cache, device=device)
         with recording(training.run.path / "events", observer) as recorder:
@@ -263,7 +264,8 @@ class AllRec:
         Raises:
             InputError: an id is known, missing or given twice, or an item has no text.
         """
-        added = add_items(self.run, self.model.catalogue, items, cache or default_cache())
+        priors_of = self.model.priors_of_new if self.model.is_llm_within_reach else None
+        added = add_items(self.run, self.model.catalogue, items, cache or default_cache(), priors_of)
         self.model = self.model.reloaded()
         return added.item_ids
 
@@ -362,6 +364,8 @@ def begin_training(
     device: str | None = None,
 ) -> Training:
     """Makes or opens the folder of a run whose recipe has chosen its language model; that is None without stage 2."""
+    if llm is not None:
+        recipe = settled(recipe, str(llm.dtype).removeprefix("torch."), llm.num_weights)
     folder = RunFolder.create(run, recipe, describe(dataset), NO_LLM if llm is None else llm.fingerprint, resume)
     return Training(TrainedModel(folder, llm, device), dataset, cache or default_cache())
 

@@ -51,7 +51,7 @@ def row(name, difference=0.1, p=0.01, scorer="llm"):
     metrics = {"NDCG@10": [0.5, 0.4, 0.6], "HR@10": [0.7, 0.6, 0.8], "HR@1": [0.3, 0.2, 0.4]}
     test = {metric: {"difference": difference, "ci95": [0, 1], "p": p, "users": 9} for metric in metrics}
     return {
-        "name": name, "run": name, "scorer": scorer, "llm": "embedded-small in place of facebook/opt-6.7b", "seeds": 1,
+        "name": name, "run": name, "scorer": scorer, "llm": "smollm2-135m in place of facebook/opt-6.7b", "seeds": 1,
         "seconds": {"training": 1234.5, "inference": 10.0, "total": 1244.5}, "users": {"valid": 8, "test": 9},
         "valid": metrics, "test": metrics, "against_first": None if name == "first" else test,
         "against_random_items": test if scorer == "llm" else None,
@@ -65,7 +65,7 @@ def table(*rows):
 
 def test_a_cell_holds_mean_and_interval_and_the_last_row_is_chance():
     shown = cells(table(row("first"), row("other", -0.02, 0.5)))
-    assert shown[0][:4] == ["first", "embedded-small in place of facebook/opt-6.7b", "1,234", "10"]
+    assert shown[0][:4] == ["first", "smollm2-135m in place of facebook/opt-6.7b", "1,234", "10"]
     assert shown[0][4] == "0.5000 [0.400, 0.600]"
     assert (shown[0][-2], shown[1][-2]) == ("", "-0.0200, p = 0.500")
     assert shown[2] == ["chance", "", "", "", *["0.2270", "0.5000", "0.0500"] * 2, "", ""]
@@ -77,7 +77,7 @@ def test_a_row_that_is_not_above_exchanged_soft_tokens_is_named():
     assert "NOT above its own llm-random-items: lucky (+0.1000, p = 0.200), worse (-0.1000, p = 0.001)." in said
     shown = cells(table(row("first"), row("lucky", 0.1, 0.2), row("alone", scorer="cf")))
     assert [line[-1] for line in shown] == ["+0.1000, p = 0.010", "+0.1000, p = 0.200, NOT above", "", ""]
-    assert any("embedded-small in place of" in note for note in said)
+    assert any("smollm2-135m in place of" in note for note in said)
     assert not any(note.startswith("NOT") for note in notes(table(row("first"))))
     assert is_above(row("x")["against_random_items"])
 

@@ -314,7 +314,7 @@ def test_pickled_weights_are_not_read_for_want_of_others(tmp_path):
 @pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json", "config.json"])
 def test_damaged_file_is_refused(tmp_path, file):
     (save_tiny(tmp_path) / file).write_text("no such thing")
-    with pytest.raises(InputError, match=r"cannot be loaded.*or an embedded one: embedded-small"):
+    with pytest.raises(InputError, match=r"cannot be loaded.*or a packaged one: smollm2-135m"):
         load(tmp_path)
 
 
@@ -332,7 +332,7 @@ def test_foreign_code_is_never_run(tmp_path):
 @pytest.mark.parametrize("name", ["some/model", "nonsense"])
 def test_unknown_name_without_a_network_is_refused(monkeypatch, name):
     monkeypatch.setattr(loading, "is_hub_reachable", lambda: False)
-    with pytest.raises(InputError, match=f"language model {name} cannot be loaded.*Give a path.*embedded-large"):
+    with pytest.raises(InputError, match=f"language model {name} cannot be loaded.*Give a path.*gemma-3-270m"):
         LanguageModel.load(LanguageModelConfig(name=name))
 
 
@@ -354,9 +354,9 @@ def test_path_to_nothing_is_refused(name):
 
 
 def test_file_in_place_of_a_folder_is_refused(tmp_path):
-    (tmp_path / "model.gguf").write_bytes(b"")
-    with pytest.raises(InputError, match=r"no folder .*model\.gguf"):
-        load(tmp_path / "model.gguf")
+    (tmp_path / "model.bin").write_bytes(b"")
+    with pytest.raises(InputError, match=r"no folder .*model\.bin"):
+        load(tmp_path / "model.bin")
 
 
 def test_model_that_looks_ahead_is_refused(tmp_path):
@@ -392,13 +392,6 @@ def test_logits_that_cannot_be_reproduced_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(LanguageModel, "logits", lambda self, hidden: self._head(hidden).float() * 2)
     with pytest.raises(InputError, match="its logits are not what its head makes"):
         load(tmp_path)
-
-
-def test_embedded_name_means_a_folder_of_the_package(tmp_path, monkeypatch):
-    save_tiny(tmp_path / "embedded-large")
-    monkeypatch.setattr(loading, "files", lambda package: tmp_path if package == "allrec.embedded" else None)
-    llm = LanguageModel.load(LanguageModelConfig(name="embedded-large"))
-    assert llm.fingerprint["name"] == "embedded-large"
 
 
 def test_fingerprint_tells_weights_apart_and_not_places(tmp_path):

@@ -76,7 +76,7 @@ def test_cold_items_are_scored_by_their_text(trained):
 
 def test_the_whole_fusion_reads_it(trained):
     fused = trained.system.model.fused_ranker
-    assert fused.llm_names("lists") == ["llm", "readout"]
+    assert fused.llm_names("lists") == ["llm", "title_prior", "title_length", "readout"]
     assert "readout" not in fused.evidence.names
 
 

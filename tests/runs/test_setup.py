@@ -61,7 +61,7 @@ def test_a_run_without_a_language_model_has_none_of_its_scorers():
     assert has == {"cf", "joint", "text", "fusion"}
 
 
-@pytest.mark.parametrize(("asked", "name"), [(None, "embedded-small"), ("some/model", "some/model")])
+@pytest.mark.parametrize(("asked", "name"), [(None, "smollm2-135m"), ("some/model", "some/model")])
 def test_savings_of_the_recipe_hold_for_whichever_language_model_is_taken(asked, name, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     recipe = load_recipe("a-llmrec", ("llm.published.weights=8bit", "llm.published.dtype=bfloat16"))

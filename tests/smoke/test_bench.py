@@ -19,7 +19,7 @@ from shapes import make_llm
 from simulated import write_interactions
 
 
-@pytest.fixture(scope="module", params=["tiny", "embedded-small"])
+@pytest.fixture(scope="module", params=["tiny"])
 def scene(request):
     given = argparse.Namespace(dataset=None, seed=0)
     return make_scene(dataset_of(given, 60, 80), make_llm(request.param), given)

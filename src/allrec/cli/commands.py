@@ -25,7 +25,8 @@ Sets = Annotated[
     list[str] | None, typer.Option("--set", help="Change a key of the recipe, such as seed=1; may be repeated.")
 ]
 Llm = Annotated[
-    str | None, typer.Option(help="A causal language model: name, path, or an embedded one. The recipe's if left out.")
+    str | None,
+    typer.Option(help="A causal language model: name, folder, GGUF file or a packaged one; the recipe's if left out."),
 ]
 Run = Annotated[Path, typer.Argument(help="A run folder, written by train.", metavar="RUN")]
 

@@ -222,7 +222,9 @@ class EvaluationConfig(Config):
         description="Users of each split whom any scorer ranks the whole catalogue for, a fixed sample; 0 is all.",
     )
     llm_tokens_per_batch: int = Field(16384, ge=1, description="Tokens read at once when candidates are scored.")
-    normalize: Literal["sum", "mean"] = Field(
-        "sum", description="Log-likelihood of a title: its sum over tokens, or mean."
+    normalize: Literal["sum", "mean", "pmi", "pmi-mean"] = Field(
+        "pmi",
+        description="Score of a title: the sum of its tokens' log-likelihoods, their mean, or either less the prior "
+        "log-likelihood without any history (pointwise mutual information).",
     )
     bootstrap_seed: int = Field(0, ge=0, description="Seed of intervals, paired tests and samples of users.")

@@ -67,7 +67,7 @@ class Comparison:
         """The recipe's language model; the last one stays in memory."""
         if self.loaded is None or self.loaded[0] != recipe.llm.chosen:
             self.loaded = None
-            self.loaded = (recipe.llm.chosen, load_language_model(recipe, self.device))
+            self.loaded = (recipe.llm.chosen, load_language_model(recipe, self.device, self.runs()))
         return self.loaded[1]
 
     def finish(self, name: str, recipe: Recipe, watch: Watch, place: str) -> None:
@@ -116,7 +116,7 @@ def compare(
         rows: as ``rows_of`` makes them; the others are tested against the first.
         folder: to write; new, or with ``resume`` an earlier comparison's. More rows and seeds may join it then.
         seeds: of the runs of each row.
-        llm: any causal language model by name or path, or an embedded one; each recipe's own choice where None.
+        llm: any causal language model by name or path, or a packaged one; each recipe's own choice where None.
         resume: go on where a comparison was stopped.
         cache: folder of cached text embeddings.
         device: "cpu", "cuda", ...; the accelerator where there is one.

@@ -22,6 +22,8 @@ from allrec.experiments.rows import Row, run_name
 from allrec.runs.run_folder import RunFolder
 from allrec.runs.scorers import SCORERS
 
+IN_PLACE = " in place of "
+
 SHOWN = {name: METRICS[name].by_user for name in ("NDCG@10", "HR@10", "HR@1")}
 """The metrics of the table."""
 SPLITS = ("valid", "test")
@@ -232,7 +234,7 @@ def llm_label(recipe: Recipe) -> str:
     chosen, published = recipe.llm.chosen, recipe.llm.published
     if chosen is None or chosen.name == published.name:
         return published.name
-    return f"{chosen.name} in place of {published.name}"
+    return f"{chosen.name}{IN_PLACE}{published.name}"
 
 
 Cells = list[list[str]]
@@ -334,11 +336,8 @@ def p_text(p: float) -> str:
 def _llms(table: dict[str, Any]) -> list[str]:
     names = sorted({row["llm"] for row in table["rows"] if row["llm"]})
     said = [f"Language model: {'; '.join(names)}."] if names else []
-    if any(name.startswith("embedded-") for name in names):
-        said.append(
-            "The embedded language models are small ones of ours, made to copy and choose titles; their rows say "
-            "nothing of what the models they stand in for would reach."
-        )
+    if any(IN_PLACE in name for name in names):
+        said.append("A model in place of a larger one says nothing of what that would reach.")
     return said
 
 

@@ -76,7 +76,7 @@ CELLS = 1 << 13
 
 POOLS = ("largest", "latest", "mean")
 HISTORY = ("in_history", "times_in_history", "recency_in_history", "log_count", "history_length")
-FREE = ("log_count", "history_length")
+FREE = ("log_count", "history_length", "title_prior", "title_length")
 """Evidence of which more need not speak for a candidate; all other evidence speaks for it, the more the better."""
 CONTEXT = ("log_count", "history_length", "in_history")
 """Evidence that decides how much the rest counts."""

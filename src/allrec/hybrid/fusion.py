@@ -31,8 +31,12 @@ Scope = Literal["lists", "catalogue"]
 """Which candidates a fusion was fitted on: given lists of the target among random items, or what was retrieved."""
 SCOPES: tuple[Scope, ...] = ("lists", "catalogue")
 
-LLM_EVIDENCE = ("llm",)
-"""Evidence of the language model, by the scorer that gives it; ``readout`` joins where the head is trained."""
+PRIOR, LENGTH = "title_prior", "title_length"
+LLM_EVIDENCE = ("llm", PRIOR, LENGTH)
+"""Evidence of the language model: its score, log P(title | no history) and the number of the title's tokens.
+
+``readout`` joins where the head is trained.
+"""
 
 STREAM = "fusion"
 

@@ -1,4 +1,4 @@
-"""The frozen language model: any causal model of transformers, or one that ships with the package.
+"""The frozen language model: any causal model of transformers.
 
 The only file that knows transformers. A ``LanguageModel`` is no ``nn.Module``: held by something that is trained, it
 is not among its parameters, and no ``.train()`` reaches it.
@@ -22,8 +22,8 @@ from allrec.errors import InputError
 from allrec.files import quiet_loading
 from allrec.llm.attention import gradients_wanted_at
 from allrec.llm.block_mask import block_mask
-from allrec.llm.fingerprint import fingerprint_of
-from allrec.llm.loading import ATTENTION, BLOCKS, EMBEDDED, LanguageModelConfig, load_model, local_folder
+from allrec.llm.loading import ATTENTION, BLOCKS, LanguageModelConfig, fingerprint_of, load_model, local_folder
+from allrec.llm.packaged import PACKAGED
 from allrec.llm.savings import is_repeated
 
 UNLIMITED = 1_000_000_000
@@ -79,7 +79,7 @@ class LanguageModel:
 
     @classmethod
     def load(cls, config: LanguageModelConfig, device: torch.device | str = "cpu") -> "LanguageModel":
-        """Loads a model by name, path or as one of ours. Foreign code is never run and no pickle is read.
+        """Loads a model by name or path. Foreign code is never run and no pickle is read.
 
         Raises:
             InputError: it cannot be found or loaded, or it is no causal language model.
@@ -95,7 +95,7 @@ class LanguageModel:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0].removesuffix(".")
             raise InputError(
                 f"language model {config.name} cannot be loaded: {reason}. Give a path, the name of a causal model "
-                f"that is within reach, or an embedded one: {', '.join(EMBEDDED)}."
+                f"that is within reach, or a packaged one: {', '.join(PACKAGED)}."
             ) from error
 
     def encode(self, texts: list[str]) -> list[list[int]]:
@@ -214,6 +214,11 @@ class LanguageModel:
         if not torch.is_grad_enabled() and self.has_blocks:
             return block_mask(is_seen)
         return additive_mask(is_seen[:, None], self.dtype)
+
+    @cached_property
+    def num_weights(self) -> int:
+        """Parameters of the whole model."""
+        return sum(parameter.numel() for parameter in self._model.parameters())
 
     def logits(self, hidden: Float[Tensor, "*places hidden_dim"]) -> Float[Tensor, "*places vocabulary"]:
         """Logits of the next token, in float32."""

@@ -6,7 +6,7 @@ positions right after the prompt and blind to the others.
 
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -55,10 +55,9 @@ def score_candidates(
     is_candidate: Bool[ndarray, "users candidates"],
     soft: Float[Tensor, "soft dim"],
     *,
-    normalize: Literal["sum", "mean"] = "sum",
     tokens_per_batch: int = 4096,
 ) -> Float[Tensor, "users candidates"]:
-    """Scores every user's candidates by their answers' likelihood.
+    """log P(answer | prompt), in nats, of every user's candidates.
 
     Args:
         llm: the frozen language model.
@@ -66,12 +65,10 @@ def score_candidates(
         answers: an answer for each True of ``is_candidate``, users one after the other, candidates in their order.
         is_candidate: False where a row of candidates is padded.
         soft: soft tokens in the order of ``prompts.soft_items``.
-        normalize: "sum" is log P(answer | prompt) in nats, which favours short titles; "mean" is that over the number
-            of tokens, which favours titles whose ends can be guessed from their beginnings.
         tokens_per_batch: users are read together up to so many tokens, padding included.
 
     Returns:
-        Scores in float32 on the CPU, minus infinity where there is no candidate.
+        Sums over the answers' tokens in float32 on the CPU, minus infinity where there is no candidate.
 
     Raises:
         ValueError: there are not as many answers as candidates, or soft tokens as places for them.
@@ -89,8 +86,6 @@ def score_candidates(
     parts = _parts(prompts, answers, num_answers, tokens_at_once(llm, tokens_per_batch))
     for _ in ordered_map(fill, parts, llm.threads):
         pass
-    if normalize == "mean":
-        sums /= torch.from_numpy(answers.lengths).clamp(min=1)
     scores = torch.full(is_candidate.shape, -torch.inf)
     scores[torch.from_numpy(is_candidate)] = sums
     return scores

@@ -1,12 +1,15 @@
-"""Causal models of transformers, or those that ship with the package: found by name, loaded in the asked precision."""
+"""Causal models of transformers, packaged ones among them: found by name, loaded in the asked precision."""
 
-from importlib.resources import files
+import hashlib
+import time
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
+from torch.nn import functional
 from torch.nn.attention.flex_attention import BlockMask
 from transformers import (
     AttentionInterface,
@@ -23,10 +26,14 @@ from allrec.errors import Config, InputError
 from allrec.files import is_hub_reachable
 from allrec.llm.attention import causal_attention, taken_places
 from allrec.llm.block_mask import block_attention
-from allrec.llm.fingerprint import TOKENIZER_FILES
+from allrec.llm.packaged import DEFAULT, PACKAGED, converted, is_gguf, packaged_fingerprint
 from allrec.llm.savings import checkpoint_layer, quantize, quicken_norms
 
-EMBEDDED = ("embedded-small", "embedded-large")
+TRIED = (256, 576, 1536)
+"""Tokens, width in and width out of the product that a trial of precisions times."""
+WORTH_IT = 1.2
+"""Times as fast as float32 that bfloat16 must be to be chosen on a CPU."""
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 ATTENTION, BLOCKS = "allrec", "allrec-blocks"
 """What transformers knows our attention by, on a CPU and on a GPU."""
 
@@ -35,13 +42,15 @@ class LanguageModelConfig(Config):
     """Which language model, and in what precision."""
 
     name: str = Field(
-        "embedded-small",
+        DEFAULT,
         min_length=1,
-        description="A folder, a name on the Hugging Face hub, or one that ships with us: " + ", ".join(EMBEDDED),
+        description="A folder, a GGUF file, a name on the Hugging Face hub, or a packaged one: " + ", ".join(PACKAGED),
     )
     revision: str | None = Field(None, description="Branch, tag or commit on the hub; none means its main branch.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="Precision of the weights; auto is bfloat16 on an accelerator and float32 on a CPU."
+        "auto",
+        description="Precision of the weights; auto is bfloat16 where a trial shows that it is faster, as on "
+        "accelerators and CPUs that have instructions for it, else float32.",
     )
     weights: Literal["whole", "8bit", "4bit"] = Field(
         "whole", description="Bits a weight of the layers, the head aside; fewer take less memory."
@@ -52,20 +61,17 @@ class LanguageModelConfig(Config):
     )
 
 
-def embedded_folder(name: str) -> Path:
-    """The folder of a model that ships with the package."""
-    return Path(str(files("allrec.embedded") / name))
-
-
 def local_folder(name: str) -> Path | None:
-    """The folder that a name means, None for a name on the hub.
+    """The folder that a name means, None for a name on the hub; a GGUF file is converted at first use.
 
     Raises:
         InputError: the folder lacks what a model needs.
     """
-    folder = embedded_folder(name) if name in EMBEDDED else Path(name).expanduser()
+    if name in PACKAGED or is_gguf(name):
+        return converted(name)
+    folder = Path(name).expanduser()
     if not folder.is_dir():
-        if name in EMBEDDED or folder.exists() or folder.is_absolute() or name.startswith((".", "~")):
+        if folder.exists() or folder.is_absolute() or name.startswith((".", "~")):
             raise InputError(f"no folder {folder}: a language model is a folder with config.json. Correct the path.")
         return None
     has = {path.name for path in folder.iterdir()}
@@ -82,6 +88,23 @@ def local_folder(name: str) -> Path | None:
     return folder
 
 
+def fingerprint_of(name: str, folder: Path | None, model: Any) -> dict[str, str | None]:
+    """Name, revision and SHA-256 of a model: of a folder's files, or of a hub model's configuration at its commit."""
+    if folder is None:
+        revision = getattr(model.config, "_commit_hash", None)
+        digest = hashlib.sha256(model.config.to_json_string().encode())
+        return {"name": name, "revision": revision, "sha256": digest.hexdigest()}
+    packaged = packaged_fingerprint(folder)
+    if packaged is not None:
+        return {"name": name, "revision": None, "sha256": packaged}
+    total = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix == ".safetensors" or path.name in ("config.json", *TOKENIZER_FILES):
+            with path.open("rb") as file:
+                total.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+    return {"name": name, "revision": None, "sha256": total.hexdigest()}
+
+
 def load_model(
     folder: Path | None, config: LanguageModelConfig, device: torch.device
 ) -> tuple[Any, PreTrainedTokenizerBase]:
@@ -95,8 +118,7 @@ def load_model(
     Raises:
         InputError: the weights are not whole.
     """
-    automatic = torch.float32 if device.type == "cpu" else torch.bfloat16
-    dtype = automatic if config.dtype == "auto" else getattr(torch, config.dtype)
+    dtype = getattr(torch, faster_dtype(device.type) if config.dtype == "auto" else config.dtype)
     source = str(folder or config.name)
     is_local = folder is not None or not is_hub_reachable()
     given = {"revision": config.revision or "main", "trust_remote_code": False, "local_files_only": is_local}
@@ -111,6 +133,24 @@ def load_model(
             "Choose one that was saved with its head."
         )
     return spared(model, config, device), tokenizer
+
+
+@cache
+def faster_dtype(device: str) -> Literal["bfloat16", "float32"]:
+    """The precision that multiplies faster; on a CPU, where few know bfloat16, that is tried, once a process."""
+    if device != "cpu":
+        return "bfloat16"
+
+    def seconds(dtype: torch.dtype) -> float:
+        inputs, weight = torch.ones(TRIED[0], TRIED[1], dtype=dtype), torch.ones(TRIED[2], TRIED[1], dtype=dtype)
+        taken = []
+        for _ in range(5):
+            start = time.perf_counter()
+            functional.linear(inputs, weight)
+            taken.append(time.perf_counter() - start)
+        return min(taken)
+
+    return "bfloat16" if seconds(torch.bfloat16) * WORTH_IT < seconds(torch.float32) else "float32"
 
 
 def spared(model: Any, config: LanguageModelConfig, device: torch.device) -> Any:

@@ -41,6 +41,10 @@ class PromptConfig(Config):
         "after", description="Where an item's soft token stands: after its title (the paper), before it, or nowhere."
     )
     has_user: bool = Field(True, description="Whether the prompt begins with the user's soft token.")
+    lists_candidates: bool | None = Field(
+        None,
+        description="Whether the candidates' titles are listed (the paper); none lists them from a billion weights on.",
+    )
 
     @property
     def is_bare(self) -> bool:
@@ -152,6 +156,11 @@ class PromptBuilder:
         return PromptBuilder(config=config, **self._given)
 
     @property
+    def lists_candidates(self) -> bool:
+        """Whether prompts list candidates; where that was left open they do, as in the paper."""
+        return self.config.lists_candidates is not False
+
+    @property
     def title_lengths(self) -> Int[ndarray, "items"]:
         """Tokens of each item's title, quotes included."""
         return self._lengths[FIRST_TITLE:]
@@ -162,7 +171,7 @@ class PromptBuilder:
 
     def fits_each(self, candidates: Int[ndarray, "rows candidates"]) -> Bool[ndarray, "rows"]:
         """Which rows of candidates, -1 pads, can be listed in a prompt that the model reads, history left out."""
-        is_listed = candidates >= 0
+        is_listed = (candidates >= 0) & self.lists_candidates
         num_listed = is_listed.sum(axis=1)
         titles = np.where(is_listed, self.title_lengths[candidates], 0)
         around = self._lengths[COMMA] + self._lengths[MARKER] * (self.config.soft_token != "none")
@@ -189,7 +198,8 @@ class PromptBuilder:
 
         Args:
             histories: item positions, oldest first, -1 pads; the latest that fit are told.
-            candidates: item positions in the order in which they are listed; may be empty, and -1 pads.
+            candidates: item positions in the order in which they are listed, where the layout lists them; may be
+                empty, and -1 pads.
             closing: the piece that the answer follows: ``CLOSING`` asks for a title, ``GENRES`` for genres.
 
         Raises:
@@ -207,7 +217,7 @@ class PromptBuilder:
     def _row(self, history: Row, candidates: Row, closing: int) -> tuple[list[int], list[int]]:
         history = [int(item) for item in history if item >= 0]
         history = history[max(0, len(history) - self.config.max_history) :]
-        candidates = [int(item) for item in candidates if item >= 0]
+        candidates = [int(item) for item in candidates if item >= 0 and self.lists_candidates]
         room = self.max_length - self._length([], candidates)
         if room < 0:
             raise InputError(

@@ -153,7 +153,7 @@ def prompt_lengths(
 ) -> Int[ndarray, "rows"]:
     """Tokens of each prompt's titles, which is all that differs between prompts."""
     lengths = builder.title_lengths
-    listed = np.where(candidates >= 0, lengths[candidates], 0).sum(axis=1)
+    listed = np.where((candidates >= 0) & builder.lists_candidates, lengths[candidates], 0).sum(axis=1)
     return told_lengths(dataset, examples, builder) + listed + lengths[examples.items]
 
 

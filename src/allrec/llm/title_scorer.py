@@ -1,6 +1,6 @@
 """Scores titles with the frozen language model and what stage 2 learned, over one catalogue."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Literal
 
@@ -12,27 +12,37 @@ from torch import Tensor
 
 from allrec import seeds
 from allrec.llm.language_model import LanguageModel
-from allrec.llm.likelihood import score_candidates
+from allrec.llm.likelihood import score_candidates, take_prompts
 from allrec.llm.prompt import PromptBuilder
 from allrec.llm.soft_tokens import SoftTokens, project
 
 USERS_TOGETHER = 256
 """Users whose prompts are laid out at one time."""
+ANSWERS_A_PROMPT = 64
+"""Titles that are read behind one copy of the prompt without a history."""
 VARIANTS = ("llm", "llm-random-items", "llm-no-soft")
 """The system; its items' vectors exchanged at random; and the bare text, without any vector."""
+PRIOR, LENGTH = "title_prior", "title_length"
+"""What a title's score is held against: log P(title | no history), in nats, and its number of tokens."""
+Normalize = Literal["sum", "mean", "pmi", "pmi-mean"]
 
 
 class TitleScorer:
-    """log P(title | prompt) of candidates.
+    """log P(title | prompt) of candidates, and what it is held against.
 
     Args:
         llm: frozen.
         builder: of prompts over the catalogue.
         soft_tokens: F_U and F_I, frozen.
         item_inputs: what F_I reads of every item.
+        priors: returns log P(title | no history) of every item; see ``title_priors``.
         seed: of the random exchange of items.
-        normalize: "sum" or "mean" over a title's tokens.
+        normalize: "sum" favours short titles; "mean", over a title's tokens, those whose ends can be guessed from their
+            beginnings; "pmi" and "pmi-mean" are the same less the prior, log P(title | prompt) - log P(title | no
+            history), so that a title that is common anyway is not preferred.
         tokens_per_batch: tokens read at one time.
+
+    Source: pointwise mutual information in place of likelihood, Holtzman et al., arXiv:2104.08315, equation 2.
     """
 
     def __init__(
@@ -41,13 +51,14 @@ class TitleScorer:
         builder: PromptBuilder,
         soft_tokens: SoftTokens,
         item_inputs: Float[Tensor, "items joint"],
+        priors: Callable[[], Float[ndarray, "items"]],
         *,
         seed: int,
-        normalize: Literal["sum", "mean"],
+        normalize: Normalize,
         tokens_per_batch: int,
     ) -> None:
         self.llm, self.builder, self.soft_tokens, self.item_inputs = llm, builder, soft_tokens, item_inputs
-        self.seed, self.normalize, self.tokens_per_batch = seed, normalize, tokens_per_batch
+        self.priors, self.seed, self.normalize, self.tokens_per_batch = priors, seed, normalize, tokens_per_batch
 
     @cached_property
     def bare_builder(self) -> PromptBuilder:
@@ -69,7 +80,7 @@ class TitleScorer:
         candidates: Int[ndarray, "users candidates"],
         variant: str = "llm",
     ) -> Float[ndarray, "users candidates"]:
-        """log P(title | prompt) of every candidate, in nats.
+        """Score of every candidate, in nats or nats a token, larger is better.
 
         Args:
             users: x_u of each user.
@@ -77,6 +88,21 @@ class TitleScorer:
             candidates: in the order in which the prompt lists them; -1 pads, and has minus infinity.
             variant: one of ``VARIANTS``.
         """
+        scores = self.log_probs(users, histories, candidates, variant)
+        if self.normalize.startswith("pmi"):
+            scores -= self.of_titles(candidates, PRIOR, padding=0)
+        if self.normalize.endswith("mean"):
+            scores /= self.of_titles(candidates, LENGTH, padding=1)
+        return scores
+
+    def log_probs(
+        self,
+        users: Float[Tensor, "users dim"],
+        histories: Sequence[Int[ndarray, "length"]],
+        candidates: Int[ndarray, "users candidates"],
+        variant: str = "llm",
+    ) -> Float[ndarray, "users candidates"]:
+        """log P(title | prompt) of every candidate, in nats, the sum over its tokens; see ``score``."""
         builder, item_inputs = self._variant(variant)
         scores = np.empty(candidates.shape, np.float32)
         for start in range(0, len(candidates), USERS_TOGETHER):
@@ -87,10 +113,16 @@ class TitleScorer:
             with torch.no_grad():
                 soft = project(self.soft_tokens, users[rows], item_inputs, prompts.soft_items)
             scores[rows] = score_candidates(
-                self.llm, prompts, answers, is_candidate, soft,
-                normalize=self.normalize, tokens_per_batch=self.tokens_per_batch,
-            ).numpy()  # fmt: skip
+                self.llm, prompts, answers, is_candidate, soft, tokens_per_batch=self.tokens_per_batch
+            ).numpy()
         return scores
+
+    def of_titles(
+        self, candidates: Int[ndarray, "users candidates"], name: str, padding: float = -np.inf
+    ) -> Float[ndarray, "users candidates"]:
+        """What is known of the candidates' titles whoever the user is: ``PRIOR`` or ``LENGTH``; of -1 the padding."""
+        values = self.priors() if name == PRIOR else self.builder.title_lengths
+        return np.where(candidates >= 0, values[candidates], padding).astype(np.float32)
 
     def _variant(self, variant: str) -> tuple[PromptBuilder, Tensor]:
         if variant not in VARIANTS:
@@ -101,3 +133,26 @@ class TitleScorer:
             exchanged = seeds.rng(self.seed, "llm-random-items").permutation(len(self.item_inputs))
             return self.builder, self.item_inputs[torch.from_numpy(exchanged)]
         return self.builder, self.item_inputs
+
+
+def title_priors(
+    llm: LanguageModel, builder: PromptBuilder, items: Int[ndarray, "items"], *, tokens_per_batch: int
+) -> Float[ndarray, "items"]:
+    """log P(title | no history) of items, in nats: behind the text of a new user, without any soft token.
+
+    Args:
+        llm: frozen.
+        builder: of prompts over the catalogue.
+        items: item positions.
+        tokens_per_batch: tokens read at one time.
+    """
+    bare, num_rows = builder.bare(), -(-len(items) // ANSWERS_A_PROMPT)
+    is_answer = np.arange(num_rows * ANSWERS_A_PROMPT).reshape(num_rows, ANSWERS_A_PROMPT) < len(items)
+    # Titles of like beginnings and lengths lie side by side, so that little is read twice.
+    order = np.argsort(builder.title_lengths[items], kind="stable")
+    prompts, _ = take_prompts(bare.prompts([[]], [[]]), np.zeros(num_rows, np.int64))
+    answers, soft = bare.answers(items[order]), torch.zeros(0, llm.dim)
+    scores = score_candidates(llm, prompts, answers, is_answer, soft, tokens_per_batch=tokens_per_batch)
+    priors = np.empty(len(items), np.float32)
+    priors[order] = scores.numpy()[is_answer]
+    return priors

@@ -1,11 +1,12 @@
 """New items join a trained run: their text is encoded, and nothing is trained or written anew."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
+from numpy import ndarray
 from torch import Tensor
 
 from allrec.alignment.text_cache import text_embeddings
@@ -14,9 +15,18 @@ from allrec.data.catalogue import Catalogue
 from allrec.data.items import NewItems, clean_new_items
 from allrec.files import load_tensors, save_tensors
 from allrec.runs.run_folder import RunFolder
+from allrec.runs.trained_model import PRIORS
+
+PriorsOf = Callable[[Sequence[str | None]], Float[ndarray, "items"]]
 
 
-def add_items(run: RunFolder, catalogue: Catalogue, rows: Sequence[Mapping[str, Any]], cache: Path) -> NewItems:
+def add_items(
+    run: RunFolder,
+    catalogue: Catalogue,
+    rows: Sequence[Mapping[str, Any]],
+    cache: Path,
+    priors_of: PriorsOf | None = None,
+) -> NewItems:
     """Stores new items and their text embeddings in a folder of their own; the manifest takes note of it last.
 
     Args:
@@ -24,20 +34,23 @@ def add_items(run: RunFolder, catalogue: Catalogue, rows: Sequence[Mapping[str, 
         catalogue: its items.
         rows: item_id, title, description, genres.
         cache: folder of cached text embeddings.
+        priors_of: titles -> log P(title | no history), by the run's language model; None leaves it for later.
 
     Raises:
         InputError: an id is known, missing or given twice, or an item has no text.
     """
     items = clean_new_items(rows, {item_id: place for place, item_id in enumerate(catalogue.item_ids)})
-    store_items(run, items, cache)
+    store_items(run, items, cache, priors_of)
     return items
 
 
-def store_items(run: RunFolder, items: NewItems, cache: Path) -> None:
+def store_items(run: RunFolder, items: NewItems, cache: Path, priors_of: PriorsOf | None = None) -> None:
     """Stores clean items, none of which the run has, and their text embeddings."""
     with run.adding() as folder:
         items.save(folder)
         save_tensors(folder / "embeddings.safetensors", {"embeddings": encode_texts(run, items.texts, cache)})
+        if priors_of is not None:
+            save_tensors(folder / PRIORS, {"priors": torch.from_numpy(priors_of(items.titles))})
 
 
 def encode_texts(run: RunFolder, texts: Sequence[str | None], cache: Path) -> Float[Tensor, "texts text_dim"]:

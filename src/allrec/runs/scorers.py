@@ -12,7 +12,7 @@ from allrec.data.dataset import Targets
 from allrec.evaluation.evaluate import Question, Ranked, Scorer
 from allrec.evaluation.ranks import candidate_ranks, catalogue_ranks, dot_product_ranks, excluded_history
 from allrec.hybrid.features import histories_before, largest_similarity
-from allrec.hybrid.fusion import fold_of
+from allrec.hybrid.fusion import LENGTH, PRIOR, fold_of
 from allrec.hybrid.ranking import LlmReader, RetrievedRanks
 from allrec.hybrid.similarity import DenseSpace
 from allrec.llm.score_files import SCORES, chunk_name, stored
@@ -105,6 +105,8 @@ def stored_reader(model: TrainedModel, question: Question, lists: str, variant: 
     """
 
     def score(places: Int[ndarray, "part"], candidates: ndarray, name: str) -> Float[ndarray, "part listed"]:
+        if name in (PRIOR, LENGTH):
+            return model.titles.of_titles(candidates, name)
         scorer, rows = variant if name == "llm" else name, question.rows[places]
         file = chunk_name(f"{question.split}-{lists}-{scorer}", int(places[0]), rows, candidates)
 

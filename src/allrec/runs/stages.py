@@ -33,7 +33,7 @@ from allrec.hybrid.ranking import LlmReader
 from allrec.parallel import OnProgress
 from allrec.runs.run_folder import CHECKPOINT, RunFolder
 from allrec.runs.scorers import stored_reader
-from allrec.runs.trained_model import SHAPE, TrainedModel, read_backbone, read_texts
+from allrec.runs.trained_model import PRIORS, SHAPE, TrainedModel, read_backbone, read_texts
 from allrec.training.loop import FitReport
 
 if TYPE_CHECKING:
@@ -264,6 +264,8 @@ def _train_language_model(training: Training, folder: Path) -> None:
         on_progress=training.progress("language_model"), on_warm_up=training.progress("warm_up"),
     )  # fmt: skip
     _save(folder, soft_tokens, report)
+    priors = model.priors_of(model.builder, np.arange(training.dataset.num_items))
+    save_tensors(folder / PRIORS, {"priors": torch.from_numpy(priors)})
 
 
 def _train_readout(training: Training, folder: Path) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from allrec.alignment.model import Alignment, NoAlignment, new_alignment
 from allrec.backbones.base import Backbone, StatesBackbone, encode_histories, freeze
 from allrec.backbones.registry import extended, make_backbone
 from allrec.backbones.training import BackboneConfig
-from allrec.config import Recipe
+from allrec.config import Recipe, chosen_of, is_within_reach
 from allrec.data.catalogue import Catalogue
 from allrec.data.items import NewItems
 from allrec.errors import InputError
@@ -25,7 +26,7 @@ from allrec.files import load_tensors, read_json
 from allrec.hybrid.content import load_content_parts, load_training_histories
 from allrec.hybrid.features import Evidence, Learned, collect, histories_of
 from allrec.hybrid.fitting import new_ranker
-from allrec.hybrid.fusion import SCOPES, load_addition, load_fusion
+from allrec.hybrid.fusion import LENGTH, PRIOR, SCOPES, load_addition, load_fusion
 from allrec.hybrid.ranking import BackboneRanker, FusedRanker, LlmReader, Ranker
 from allrec.llm.soft_tokens import SoftTokens, item_inputs_of
 from allrec.runs.run_folder import RunFolder
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from allrec.llm.readout_training import Reader
     from allrec.llm.title_scorer import TitleScorer
 
+PRIORS = "priors.safetensors"
+"""Beside stage 2 and beside items that were added: log P(title | no history)."""
 SHAPE = "model.json"
 """Of a backbone that others trained, whose sizes no recipe decides."""
 
@@ -89,7 +92,8 @@ class TrainedModel:
     ) -> TrainedModel:
         """The same frozen parts over another catalogue, all of whose items enter by their text; without a fusion."""
         other = TrainedModel(self.run, self.llm if self.has_llm else None, self.device)
-        parts = {"catalogue": catalogue, "text_embeddings": text_embeddings, "backbone": backbone}
+        parts: dict[str, Any] = {"stored_priors": np.zeros(0, np.float32)}
+        parts |= {"catalogue": catalogue, "text_embeddings": text_embeddings, "backbone": backbone}
         parts |= {"alignment": self.alignment, "fused_ranker": None}
         vars(other).update(parts, is_cold=torch.ones(catalogue.num_items, dtype=torch.bool))
         return other
@@ -218,6 +222,11 @@ class TrainedModel:
         return self.recipe.llm.enabled
 
     @property
+    def is_llm_within_reach(self) -> bool:
+        """Whether the run has a language model, and it is in memory or its weights are on disk."""
+        return self.has_llm and (self._llm is not None or is_within_reach(chosen_of(self.recipe)))
+
+    @property
     def llm(self) -> LanguageModel:
         """The frozen language model, loaded at its first use.
 
@@ -261,9 +270,35 @@ class TrainedModel:
 
         config = self.recipe.evaluation
         return TitleScorer(
-            self.llm, self.builder, self.soft_tokens, self.item_inputs,
+            self.llm, self.builder, self.soft_tokens, self.item_inputs, lambda: self.title_priors,
             seed=self.recipe.seed, normalize=config.normalize, tokens_per_batch=config.llm_tokens_per_batch,
         )  # fmt: skip
+
+    @cached_property
+    def stored_priors(self) -> Float[ndarray, "stored"]:
+        """log P(title | no history) of the first items, as far as the run has it, in nats."""
+        folders = [self.run.verified_folder("language_model"), *self.run.added()]
+        files = takewhile(Path.is_file, (folder / PRIORS for folder in folders))
+        return np.concatenate([load_tensors(file)["priors"].numpy() for file in files])
+
+    @cached_property
+    def title_priors(self) -> Float[ndarray, "items"]:
+        """log P(title | no history) of every item, in nats; what the run does not have is worked out."""
+        missing = np.arange(len(self.stored_priors), self.catalogue.num_items)
+        return np.concatenate([self.stored_priors, self.priors_of(self.builder, missing)])
+
+    def priors_of(self, builder: PromptBuilder, items: Int[ndarray, "items"]) -> Float[ndarray, "items"]:
+        """log P(title | no history) of some items, in nats."""
+        from allrec.llm.title_scorer import title_priors
+
+        return title_priors(self.llm, builder, items, tokens_per_batch=self.recipe.evaluation.llm_tokens_per_batch)
+
+    def priors_of_new(self, titles: Sequence[str | None]) -> Float[ndarray, "items"]:
+        """log P(title | no history) of titles that the catalogue does not have, in nats."""
+        from allrec.llm.prompt import PromptBuilder
+
+        builder = PromptBuilder.of(self.llm, titles, self.catalogue.wording, self.recipe.prompt)
+        return self.priors_of(builder, np.arange(len(titles)))
 
     @cached_property
     def readout(self) -> ReadOut:
@@ -310,9 +345,12 @@ class TrainedModel:
         Args:
             histories: oldest first.
             candidates: item positions, in the order in which the prompt lists them.
-            name: "llm" and its controls give log P(title | prompt) in nats; "readout" the head's dot products, of a
-                prompt without candidates.
+            name: "llm" and its controls give log P(title | prompt) as ``evaluation.normalize`` has it; "title_prior"
+                and "title_length" what that may leave out; "readout" the head's dot products, of a prompt that
+                lists no candidates.
         """
+        if name in (PRIOR, LENGTH):
+            return self.titles.of_titles(candidates, name)
         if name != "readout":
             return self.titles.score(self.represent(histories), histories, candidates, name)
         items = self.readout_items[torch.from_numpy(candidates.clip(min=0)).long()]
@@ -328,12 +366,21 @@ class TrainedModel:
         return LlmReader(score, self.titles.fits_each)
 
 
-def load_language_model(recipe: Recipe, device: str | None) -> LanguageModel:
-    """Loads the language model that a recipe has chosen."""
-    from allrec.llm.language_model import LanguageModel
-    from allrec.llm.loading import LanguageModelConfig
+def load_language_model(recipe: Recipe, device: str | None, runs: Iterable[RunFolder] = ()) -> LanguageModel:
+    """Loads the language model that a recipe has chosen.
 
-    chosen = recipe.llm.chosen or LanguageModelConfig(name=recipe.llm.stand_in)
+    Args:
+        recipe: names it.
+        device: where it goes; None is the accelerator where there is one.
+        runs: that it is loaded to go on with; where one has settled the precision that the recipe leaves open, that is
+            taken, so that results of two precisions never mix.
+    """
+    from allrec.llm.language_model import LanguageModel
+
+    chosen = chosen_of(recipe)
+    settled = (chosen_of(run.recipe()) for run in runs)
+    same = (one for one in settled if one.model_copy(update={"dtype": chosen.dtype}) == chosen)
+    chosen = next(same, chosen) if chosen.dtype == "auto" else chosen
     return LanguageModel.load(chosen, device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
