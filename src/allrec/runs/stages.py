@@ -18,7 +18,7 @@ from allrec.alignment.text_cache import text_embeddings
 from allrec.alignment.text_encoder import TextEncoder, embed_texts
 from allrec.alignment.training import train_alignment
 from allrec.backbones.base import Backbone
-from allrec.backbones.foreign import is_foreign
+from allrec.backbones.pretrained import is_pretrained
 from allrec.backbones.training import train_backbone
 from allrec.config import Recipe
 from allrec.data.catalogue import Catalogue
@@ -244,7 +244,7 @@ def _train_ensemble(training: Training, folder: Path) -> None:
 
 def _further_backbone(training: Training, folder: Path, number: int, on_progress: OnProgress) -> Backbone:
     dataset, recipe = training.dataset, training.recipe
-    if is_foreign(recipe.backbone.model, recipe.backbone.checkpoint):
+    if is_pretrained(recipe.backbone.model, recipe.backbone.checkpoint):
         return read_backbone(training.run, dataset.num_items)
     backbone, _ = train_backbone(
         dataset, recipe.backbone, seed=training_seed(recipe.seed, number),

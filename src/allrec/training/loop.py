@@ -27,7 +27,7 @@ Loss = Tensor | Mapping[str, Tensor]
 
 @runtime_checkable
 class Batches(Protocol[Batch_co]):
-    """The batches of an epoch: a list, or anything that makes the one asked for."""
+    """The batches of an epoch: a list, or anything that builds one on access."""
 
     def __len__(self) -> int: ...
 
