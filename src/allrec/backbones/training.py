@@ -53,7 +53,8 @@ class BackboneConfig(Config):
     )
     validation_users: int = Field(10_000, ge=1, description="Users of that validation at most, drawn once.")
     loop: LoopConfig = Field(
-        LoopConfig(epochs=100, betas=(0.9, 0.98), patience=10), description="Optimizer, epochs and patience."
+        LoopConfig(epochs=100, betas=(0.9, 0.98), patience_steps=500, least_steps=1000),
+        description="Optimizer, epochs and patience.",
     )
 
     @field_validator("model", mode="before")

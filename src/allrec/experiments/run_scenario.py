@@ -17,7 +17,7 @@ from allrec.runs.stages import Observer, ignore
 FEW_SHOT = "few-shot-"
 STEPS, SMALLEST = 10, 32
 """Steps that an epoch of a few-shot run has at least, and interactions that a batch has at least all the same."""
-PATIENCE, EPOCHS = 10, 20
+PATIENCE, EPOCHS = 100, 20
 """Of backbones, and of stage 1, in a few-shot run at least."""
 
 
@@ -93,8 +93,8 @@ def few_shot_recipe(recipe: Recipe, num_interactions: int) -> Recipe:
 
 
 def _small(config: BackboneConfig, most: int) -> BackboneConfig:
-    patience = max(config.loop.patience, PATIENCE) if config.loop.patience else 0
-    loop = config.loop.model_copy(update={"patience": patience})
+    patience = max(config.loop.patience_steps, PATIENCE) if config.loop.patience_steps else 0
+    loop = config.loop.model_copy(update={"patience_steps": patience})
     return config.model_copy(update={"tokens_per_batch": min(config.tokens_per_batch, most), "loop": loop})
 
 

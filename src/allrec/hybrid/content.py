@@ -70,7 +70,7 @@ class ContentBackboneConfig(Config):
             model=SASRecConfig(dim=128),
             loss="softmax",
             tokens_per_batch=1024,
-            loop=LoopConfig(epochs=30, learning_rate=2e-3, betas=(0.9, 0.98), patience=3),
+            loop=LoopConfig(epochs=30, learning_rate=2e-3, betas=(0.9, 0.98), patience_steps=100, least_steps=300),
         ),
         description="Shape and training of the SASRec.",
     )

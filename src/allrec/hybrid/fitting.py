@@ -58,7 +58,7 @@ class FusionTrainingConfig(Config):
         1.0, gt=0, description="Weight in the loss of users whose target was seen in training, five times at most."
     )
     loop: LoopConfig = Field(
-        LoopConfig(epochs=60, optimizer="adamw", learning_rate=2e-2, weight_decay=1e-3, patience=4),
+        LoopConfig(epochs=60, optimizer="adamw", learning_rate=2e-2, weight_decay=1e-3, patience_steps=80),
         description="Optimizer, epochs and patience.",
     )
 
@@ -72,7 +72,7 @@ class FusionStageConfig(Config):
     with_llm: FusionTrainingConfig = Field(
         FusionTrainingConfig(
             model=FusionConfig(knots=4, gate_width=4, interplay_width=0),
-            loop=LoopConfig(epochs=60, optimizer="adamw", learning_rate=1e-2, weight_decay=1e-2, patience=6),
+            loop=LoopConfig(epochs=60, optimizer="adamw", learning_rate=1e-2, weight_decay=1e-2, patience_steps=18),
         ),
         description="What the language model's evidence adds, fitted by itself; it has as many members as the other.",
     )
