@@ -50,6 +50,8 @@ def train_scenario(
         InputError: an unknown scenario, one that trains nothing, or what ``AllRec.train`` refuses.
     """
     made = _made(dataset, name, recipe.seed)
+    if recipe.refit != "none" and made.asked.num_items > made.train.num_items:
+        raise InputError(f"{name} has items that join after training, which no refit knows. Set refit=none.")
     if name.startswith(FEW_SHOT):
         recipe = few_shot_recipe(recipe, int(made.train.train_lengths.sum()))
     system = AllRec.train(

@@ -396,12 +396,14 @@ class ContentParts(NamedTuple):
         tower: content embeddings tuned on what is bought together.
         model: the second backbone, with a plain item table.
         content: gives a new item its row in that table.
+        report: of the second backbone's training; None where the parts were read from a folder.
     """
 
     catalogue: CatalogueContent
     tower: ContentTower
     model: SASRec
     content: ItemContent
+    report: FitReport | None = None
 
     @torch.no_grad()
     def tuned(self) -> Float[Tensor, "items dim"]:
@@ -437,7 +439,7 @@ def train_content_parts(
     backbone = train_content_backbone(
         dataset, catalogue, config.content, seed=seed, checkpoint=files[1], on_progress=observers[1]
     )
-    return ContentParts(catalogue, tower, backbone.model, backbone.content)
+    return ContentParts(catalogue, tower, *backbone)
 
 
 def _half(on_progress: OnProgress, half: int) -> OnProgress:
