@@ -130,3 +130,13 @@ def test_everything_is_served_and_never_evaluated(world, refitted):
     assert served != [(one.item_id, one.score) for one in AllRec(refitted.model).recommend(user=user, k=5)]
     weights = "run/backbone/model.safetensors"
     assert sha256_file(system.run.path / "refit" / weights) != sha256_file(refitted.run.path / "refit" / weights)
+
+
+def test_the_language_model_reads_refitted_parts_with_soft_tokens_of_their_own(tmp_path):
+    dataset, llm, recipe = make_world(tmp_path, (*FUSED, 'evaluation.protocols=["paper"]', 'refit="valid"'))
+    system = AllRec.train(dataset, run=tmp_path / "run", recipe=recipe, llm=str(llm), cache=tmp_path / "cache")
+    labelled = {row["scorer"] for row in rows(system) if row["scorer"].endswith("-refit")}
+    assert {"llm-refit", "allround-refit"} <= labelled
+    inner = refitted_run(system.run)
+    assert files(inner)["language_model"] != files(system.run)["language_model"]
+    assert system.model.loaded_llm is system.measured.loaded_llm
