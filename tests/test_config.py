@@ -117,7 +117,7 @@ def test_later_changes_win_and_tables_keep_their_other_keys():
     recipe = load_recipe("quickstart", ("backbone.loop.epochs=3", "seed=1", "seed=2"))
     before = load_recipe("quickstart")
     assert (recipe.seed, recipe.backbone.loop.epochs) == (2, 3)
-    assert recipe.backbone.loop.patience == before.backbone.loop.patience
+    assert recipe.backbone.loop.patience_steps == before.backbone.loop.patience_steps
     assert recipe.backbone.model == before.backbone.model
 
 

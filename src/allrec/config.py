@@ -54,6 +54,11 @@ class Recipe(Config):
     readout: ReadOutStageConfig = ReadOutStageConfig()
     fusion: FusionStageConfig = FusionStageConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    refit: Literal["none", "valid", "all"] = Field(
+        "none",
+        description="Whether the parts are trained again at the end, on validation targets too (its test rows are "
+        "measured beside the others), or on all interactions (for service; never evaluated).",
+    )
 
 
 def recipe_names() -> list[str]:

@@ -17,12 +17,14 @@ from allrec.config import Recipe, choose_language_model, load_recipe, settled
 from allrec.data.dataset import Dataset, load_dataset
 from allrec.errors import InputError, nearest
 from allrec.evaluation.evaluate import Plan, evaluate
-from allrec.evaluation.results import metrics_of, save_ranks, with_earlier
+from allrec.evaluation.results import Ranking, metrics_of, save_ranks, with_earlier
 from allrec.files import write_json
 from allrec.hybrid.features import histories_of
 from allrec.hybrid.fusion import Scope
 from allrec.hybrid.ranking import FusedRanker, Scored, first_that_fit
 from allrec.runs.add_items import add_items
+from allrec.runs.refit import STAGE as REFIT
+from allrec.runs.refit import refitted_run
 from allrec.runs.run_folder import MANIFEST, METRICS_FILE, RunFolder, describe
 from allrec.runs.scorers import SCORERS
 from allrec.runs.stages import EVALUATE, Observer, Training, check_before_training, ignore, seconds_of, train_stages
@@ -73,7 +75,10 @@ class AllRec:
     """
 
     def __init__(self, model: TrainedModel) -> None:
-        self.model, self.run = model, model.run
+        self.measured, self.run = model, model.run
+        refitted = refitted_run(model.run)
+        # What is served was trained on more than what is measured on validation.
+        self.model = model if refitted is None else TrainedModel.load(refitted, model.loaded_llm, model.device)
 
     @classmethod
     def train(
@@ -160,11 +165,12 @@ class AllRec:
         dataset = dataset if isinstance(dataset, Dataset) else load_dataset(dataset)
         self.run.check_dataset(dataset.sha256, dataset.name)
 
-        model, recipe = self.model, self.model.recipe
+        model, recipe = self.measured, self.measured.recipe
         with self.run.stage(EVALUATE) as folder:
             plan = plan or plan_of(recipe, folder, observer)
             found = evaluate(model, dataset, plan, SCORERS)
-            rankings = with_earlier(folder, found.rankings)
+            refitted = self._evaluate_refitted(dataset, plan) if recipe.refit == "valid" else []
+            rankings = with_earlier(folder, [*found.rankings, *refitted])
             save_ranks(folder, rankings, dataset)
         leads = [name for name, scorer in reversed(SCORERS.items()) if scorer.is_lead]
         seed = recipe.evaluation.bootstrap_seed
@@ -177,6 +183,15 @@ class AllRec:
         )
         write_json(self.run.path / METRICS_FILE, metrics)
         return metrics
+
+    def _evaluate_refitted(self, dataset: Dataset, plan: Plan) -> list[Ranking]:
+        """Test rows of the refitted parts, labelled by their scorers' names; validation is what they were fitted on."""
+        if "test" not in plan.splits:
+            return []
+        folder = None if plan.folder is None else plan.folder / REFIT
+        own = replace(plan, splits=("test",), folder=folder, read_folders=())
+        found = evaluate(self.model, dataset, own, SCORERS)
+        return [replace(one, scorer=f"{one.scorer}-{REFIT}") for one in found.rankings]
 
     def rank(
         self,
@@ -265,7 +280,7 @@ class AllRec:
             InputError: an id is known, missing or given twice, or an item has no text.
         """
         priors_of = self.model.priors_of_new if self.model.is_llm_within_reach else None
-        added = add_items(self.run, self.model.catalogue, items, cache or default_cache(), priors_of)
+        added = add_items(self.model.run, self.model.catalogue, items, cache or default_cache(), priors_of)
         self.model = self.model.reloaded()
         return added.item_ids
 

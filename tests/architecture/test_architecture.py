@@ -13,7 +13,7 @@ FILES = {path.relative_to(SOURCE).as_posix(): path.read_text(encoding="utf-8") f
 TREES = {name: ast.parse(text) for name, text in FILES.items()}
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
-IMPORTER = "backbones/importer.py"
+IMPORTER = "backbones/pretrained.py"
 DOORS = {
     "transformers": ("llm/", "files.py"),
     "sentence_transformers": ("alignment/",),

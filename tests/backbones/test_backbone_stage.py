@@ -9,8 +9,8 @@ import torch
 from tests.backbones.test_importer import PublicLayout
 from tests.training.histories import checkerboard, dataset_of
 
-from allrec.backbones import foreign
-from allrec.backbones.importer import import_sasrec
+from allrec.backbones import pretrained
+from allrec.backbones.pretrained import import_sasrec
 from allrec.backbones.registry import KINDS
 from allrec.backbones.training import BackboneConfig, backbone_ranks, train_backbone
 from allrec.config import load_recipe
@@ -122,7 +122,7 @@ def test_external_embeddings_recommend_far_above_popularity(tmp_path, with_users
 
 
 def test_the_fold_in_reads_each_users_whole_training_history_and_no_more(tmp_path, monkeypatch):
-    monkeypatch.setattr(foreign, "FOLDED_TOGETHER", 7)
+    monkeypatch.setattr(pretrained, "FOLDED_TOGETHER", 7)
     rng = np.random.default_rng(0)
     histories = [rng.integers(0, 9, length).tolist() for length in rng.integers(0, 9, 60)]
     dataset = dataset_of(histories, 9)

@@ -8,7 +8,7 @@ import torch
 from tests.training.histories import checkerboard, dataset_of
 
 from allrec.backbones.base import Backbone, StatesBackbone, encode_histories, freeze
-from allrec.backbones.external import External, ExternalConfig
+from allrec.backbones.pretrained import External, ExternalConfig
 from allrec.backbones.registry import make_backbone
 from allrec.backbones.training import BackboneConfig, TrainedBackbone, backbone_ranks, train_backbone
 from allrec.evaluation.ranks import Excluded, ranks_among_all

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from allrec.backbones.importer import import_sasrec
+from allrec.backbones.pretrained import import_sasrec
 from allrec.errors import InputError
 
 

@@ -19,7 +19,8 @@ from allrec.experiments.baseline_table import Measured, run_baselines, summarise
 from worlds import FUSED, make_world
 
 NAMES = [
-    "popularity", "popularity-repeat", "most-recent", "itemknn", "ease", "bpr", "text", "sasrec-bce", "sasrec-softmax",
+    "popularity", "popularity-repeat", "most-recent", "itemknn", "ease", "ease-titles", "bpr", "text", "sasrec-bce",
+    "sasrec-softmax",
     "fusion",
 ]  # fmt: skip
 
@@ -135,5 +136,5 @@ def test_the_best_items_leave_the_history_out():
 def test_a_large_catalogue_has_no_matrix_of_items(monkeypatch):
     monkeypatch.setattr(baselines, "MAX_DENSE", 5)
     made = baselines.chosen_baselines(dataset_of([[0, 1, 2, 3]], 6), torch.eye(6), {}, 0)
-    assert not {"ease", "itemknn"} & set(made)
+    assert not {"ease", "ease-titles", "itemknn"} & set(made)
     assert "popularity" in made

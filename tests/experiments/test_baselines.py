@@ -1,5 +1,7 @@
 """Baselines: where the right recommendation is known, against plain writings, and no better than chance on noise."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -49,6 +51,24 @@ def test_ease_equals_its_closed_form():
     np.testing.assert_allclose(got - order, (expected[0] + expected[3]) / np.abs(expected).max(), atol=1e-5)
 
 
+def test_ease_with_titles_equals_its_closed_form():
+    titles = ["red soap", "red brush", "blue brush", None, "blue soap soap", "lamp"]
+    dataset, penalty, weight = replace(small(), titles=titles), 2.0, 10.0
+    interactions, words = np.zeros((3, 6)), np.zeros((6, 4))
+    for user in range(3):
+        interactions[user, dataset.train_history(user)] = 1
+    # Every word but "lamp", which one title has alone, is in two of six titles: equally rare, so two words weigh .5.
+    for item, columns in enumerate([(0, 1), (0, 2), (3, 2), (), (3, 1), ()]):
+        words[item, list(columns)] = np.sqrt(0.5)
+    gram = interactions.T @ interactions + weight * words @ words.T + penalty * np.eye(6)
+    inverse = np.linalg.inv(gram)
+    expected = -inverse / np.diag(inverse)
+    np.fill_diagonal(expected, 0)
+    got = score(baselines.ease(dataset, penalty, weight), [0, 3])[0]
+    order = baselines.popular_first(baselines.popularity(dataset).counts)
+    np.testing.assert_allclose(got - order, (expected[0] + expected[3]) / np.abs(expected).max(), atol=1e-5)
+
+
 def test_item_knn_weighs_older_items_less():
     model = baselines.item_knn(small(), decay=0.5)
     torch.testing.assert_close(score(model, [3, 0])[0] - model.order, model.weights[0] + 0.5 * model.weights[3])
@@ -85,6 +105,7 @@ def test_the_loss_of_bpr_is_its_formula():
 MAKERS = {
     "itemknn": lambda dataset: baselines.item_knn(dataset, 1.0),
     "ease": lambda dataset: baselines.ease(dataset, 5.0),
+    "ease-titles": lambda dataset: baselines.ease(dataset, 5.0, 10.0),
     "bpr": lambda dataset: baselines.bpr(dataset, 1e-3, seed=0, dim=8, epochs=60),
 }
 
@@ -144,7 +165,7 @@ def test_every_baseline_has_a_name_and_a_choice():
     backbone = freeze(SASRec(6, SASRecConfig(dim=4), torch.Generator().manual_seed(0)))
     named = baselines.chosen_baselines(dataset, torch.randn(6, 4), {"sasrec-bce": backbone}, seed=0)
     assert set(named) == {
-        "popularity", "popularity-repeat", "most-recent", "itemknn", "ease", "bpr", "text", "sasrec-bce"
+        "popularity", "popularity-repeat", "most-recent", "itemknn", "ease", "ease-titles", "bpr", "text", "sasrec-bce"
     }  # fmt: skip
     for make in named.values():
         ranks = baselines.baseline_ranks(make().baseline, dataset, dataset.targets["test"], "full")

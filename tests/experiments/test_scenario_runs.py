@@ -72,7 +72,7 @@ def test_few_shots_are_trained_in_small_batches_and_twice_changes_nothing(world)
     evidence = small.fusion.evidence
     batches = (small.backbone.tokens_per_batch, small.alignment.batch_size, evidence.tower.batch_size)
     assert (*batches, evidence.content.backbone.tokens_per_batch) == (900 // 10,) * 4
-    assert small.backbone.loop.patience == 10
+    assert small.backbone.loop.patience_steps == 300
     assert small.alignment.loop.epochs == 20
     assert few_shot_recipe(small, 900) == small
     assert few_shot_recipe(whole, 50).backbone.tokens_per_batch == 32

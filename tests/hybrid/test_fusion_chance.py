@@ -24,7 +24,7 @@ from allrec.training.loop import LoopConfig
 NUM_ITEMS, NUM_USERS, LIST = 40, 900, 10
 QUICK = FusionTrainingConfig(
     model=FusionConfig(knots=3, gate_width=3, interplay_width=3, members=2),
-    loop=LoopConfig(epochs=6, optimizer="adamw", learning_rate=3e-2, patience=3),
+    loop=LoopConfig(epochs=6, optimizer="adamw", learning_rate=3e-2, patience_steps=20),
 )
 
 

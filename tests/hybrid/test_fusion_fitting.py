@@ -14,7 +14,7 @@ FREE, CONTEXT = ("log_count",), ("log_count",)
 QUICK = FusionTrainingConfig(
     model=FusionConfig(knots=4, gate_width=4, interplay_width=4),
     batch_size=64,
-    loop=LoopConfig(epochs=12, optimizer="adamw", learning_rate=3e-2, patience=4),
+    loop=LoopConfig(epochs=12, optimizer="adamw", learning_rate=3e-2, patience_steps=40),
 )
 
 

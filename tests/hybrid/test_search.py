@@ -1,11 +1,11 @@
-"""The best of many, and what lists agree on: against plain sorting."""
+"""The best of many, and the fusion of ranked lists: against plain sorting."""
 
 import numpy as np
 import pytest
 import torch
 
 from allrec.hybrid import retrieval as search
-from allrec.hybrid.retrieval import agreed, best, scan
+from allrec.hybrid.retrieval import reciprocal_rank_fusion, scan, top_k
 
 
 def plainly(scores, k):
@@ -23,15 +23,24 @@ def test_the_best_are_those_of_a_stable_sort(num_items, k, kind):
         "ascending": np.tile(np.arange(num_items) - num_items / 2, (5, 1)),
     }[kind].astype(np.float32)
     scores[0] = -0.0
-    np.testing.assert_array_equal(best(torch.from_numpy(scores), k), plainly(scores, k))
+    np.testing.assert_array_equal(top_k(torch.from_numpy(scores), k), plainly(scores, k))
+
+
+def test_of_equal_scores_the_lower_position_comes_first_and_is_kept():
+    scores = torch.tensor([[1.0, 3.0, 2.0, 3.0, 2.0, 2.0], [0.0, -0.0, 0.0, -1.0, 0.0, 1.0]])
+    assert top_k(scores, 3).tolist() == [[1, 3, 2], [5, 0, 1]]
+    # So too where equal scores are many more than k.
+    wide = torch.ones(2, 50_000)
+    wide[1, 40_000] = 2
+    assert top_k(wide, 3).tolist() == [[0, 1, 2], [40_000, 0, 1]]
 
 
 def test_nothing_is_wanted():
-    assert best(torch.zeros(2, 5), 0).shape == (2, 0)
-    assert best(torch.zeros(0, 5), 3).shape == (0, 3)
+    assert top_k(torch.zeros(2, 5), 0).shape == (2, 0)
+    assert top_k(torch.zeros(0, 5), 3).shape == (0, 3)
 
 
-def agreed_plainly(lists, own):
+def fused_plainly(lists, own):
     rows = []
     for row in range(len(own)):
         weights = {}
@@ -40,18 +49,18 @@ def agreed_plainly(lists, own):
         for one in lists:
             for place, item in enumerate(one[row]):
                 if item >= 0:
-                    weights[item] = weights.get(item, 0) + search.AGREED // (search.SMOOTHING + place)
+                    weights[item] = weights.get(item, 0) + search.LIST_WEIGHT // (search.SMOOTHING + place)
         rows.append(sorted(weights, key=lambda item: (-weights[item], item)))
     return rows
 
 
-def test_agreed_is_the_union_by_reciprocal_ranks_and_own_items_stand_first():
+def test_lists_fuse_into_their_union_by_reciprocal_ranks_and_own_items_stand_first():
     rng = np.random.default_rng(0)
     lists = [np.stack([rng.permutation(60)[:12] for _ in range(30)]) for _ in range(3)]
     lists[1][4] = -1
     own = np.where(rng.random((30, 4)) < 0.3, -1, rng.integers(0, 60, (30, 4)))
-    found = agreed(lists, own)
-    for row, expected in enumerate(agreed_plainly(lists, own)):
+    found = reciprocal_rank_fusion(lists, own)
+    for row, expected in enumerate(fused_plainly(lists, own)):
         assert found[row][: len(expected)].tolist() == expected
         assert (found[row][len(expected) :] == -1).all()
         assert set(expected[: len(set(own[row]) - {-1})]) == set(own[row]) - {-1}
@@ -59,8 +68,8 @@ def test_agreed_is_the_union_by_reciprocal_ranks_and_own_items_stand_first():
 
 def test_rows_without_anything_are_padding():
     nothing = np.full((2, 3), -1)
-    assert agreed([nothing], nothing).shape == (2, 0)
-    assert agreed([np.array([[4, 2], [-1, -1]])], nothing[:, :1]).tolist() == [[4, 2], [-1, -1]]
+    assert reciprocal_rank_fusion([nothing], nothing).shape == (2, 0)
+    assert reciprocal_rank_fusion([np.array([[4, 2], [-1, -1]])], nothing[:, :1]).tolist() == [[4, 2], [-1, -1]]
 
 
 def test_one_pass_gives_the_best_and_the_normaliser_whatever_goes_together(monkeypatch):

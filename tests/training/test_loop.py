@@ -117,15 +117,40 @@ def scripted(values):
     return lambda: next(values)
 
 
-def test_the_best_parameters_are_kept_and_patience_ends_training():
-    config = LoopConfig(epochs=9, patience=2)
+@pytest.mark.parametrize(
+    ("patience_steps", "least_steps", "epochs"), [(1, 0, 3), (6, 0, 4), (7, 0, 5), (1, 12, 4), (1, 13, 5), (0, 0, 9)]
+)
+def test_the_best_parameters_are_kept_and_patience_in_steps_ends_training(patience_steps, least_steps, epochs):
+    # An epoch is three steps; the second is the best.
+    config = LoopConfig(epochs=9, patience_steps=patience_steps, least_steps=least_steps)
     best = make_module()
     train(best, config.model_copy(update={"epochs": 2}))
     module = make_module()
-    report = train(module, config, validate=scripted([0.1, 0.3, 0.3, 0.2]))
+    values = [0.1, 0.3, 0.3, 0.2, 0.1, 0.0, 0.0, 0.0, 0.0]
+    report = train(module, config, validate=scripted(values))
     assert bytes_of(module) == bytes_of(best)
-    assert (report.epochs, report.best_epoch, report.validations) == (4, 1, [0.1, 0.3, 0.3, 0.2])
+    assert (report.steps, report.epochs, report.best_epoch) == (3 * epochs, epochs, 1)
+    assert report.validations == values[:epochs]
     assert not module.training
+
+
+def test_a_first_epoch_that_is_best_for_a_while_is_not_kept():
+    # As on a small data set: the validation falls for three short epochs and then rises far above the first.
+    falls_then_rises = [0.5, 0.49, 0.48, 0.49, 0.6, 0.64]
+    config = LoopConfig(epochs=6, patience_steps=9, least_steps=15)
+    assert train(make_module(), config, validate=scripted(falls_then_rises)).best_epoch == 5
+    stopped = train(make_module(), config.model_copy(update={"least_steps": 0}), validate=scripted(falls_then_rises))
+    assert stopped.best_epoch == 0
+
+
+def test_killed_within_an_epoch_patience_ends_where_it_would_have(tmp_path):
+    config = LoopConfig(epochs=9, patience_steps=4, checkpoint_every=1)
+    values = [0.3, 0.1, 0.1, 0.1]
+    whole = train(make_module(), config, validate=scripted(values))
+    with pytest.raises(Killed):
+        train(make_module(), config, checkpoint=tmp_path / "c", validate=scripted(values), on_progress=killed_at(8))
+    # After step 8 patience is used up, and its epoch is finished first all the same.
+    assert train(make_module(), config, checkpoint=tmp_path / "c", validate=scripted(values[2:])) == whole
 
 
 def test_validation_sees_no_dropout_and_no_gradient():

@@ -1,4 +1,4 @@
-"""What stage 1 minimises: two matching losses and the recommendation loss."""
+"""Losses of stage 1: two matching losses and the recommendation loss."""
 
 import math
 

@@ -142,7 +142,7 @@ def alignment_distance(first: Float[Tensor, "items joint"], second: Float[Tensor
 def uniformity(space: Float[Tensor, "items joint"]) -> float:
     """log of the mean over pairs of distinct items of exp(-2 · squared distance) on the unit sphere.
 
-    0 where all items stand in one point; the lower, the more evenly they are spread.
+    0 where all items are one point; the lower, the more evenly they are spread.
 
     Source: arXiv:2005.10242, equation 2, with t = 2.
     """

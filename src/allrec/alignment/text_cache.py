@@ -15,7 +15,7 @@ from allrec.files import load_tensors, save_tensors, sha256_text
 from allrec.parallel import OnProgress, no_progress
 
 CHUNK = 256
-"""Texts encoded between two writes: at most so many are encoded again after a kill."""
+"""Texts encoded between two writes: the most that are encoded again after a kill."""
 
 
 def text_embeddings(

@@ -33,7 +33,7 @@ class TextEncoderConfig(Config):
         "installed.",
     )
     revision: str | None = Field(None, description="Revision on the hub; none takes the newest.")
-    max_tokens: int = Field(256, ge=8, description="A text is read up to so many tokens.")
+    max_tokens: int = Field(256, ge=8, description="Tokens of a text that are read, at most.")
     batch_size: int = Field(32, ge=1, description="Texts encoded at once.")
 
 

@@ -1,4 +1,4 @@
-"""What every collaborative backbone offers, whatever is inside."""
+"""The interface of a collaborative backbone: histories become user representations, items have embeddings."""
 
 from abc import ABC, abstractmethod
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -13,7 +13,7 @@ from allrec.data.dataset import Dataset
 from allrec.errors import Config
 from allrec.training.batches import budgeted, pad_histories
 
-# Places of histories encoded at one time outside training, padding included: what a core's cache holds.
+# Positions encoded at one time outside training, padding included: their states fit in a core's cache.
 ENCODED_TOGETHER = 1024
 
 Module = TypeVar("Module", bound=nn.Module)

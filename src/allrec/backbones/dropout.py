@@ -1,4 +1,4 @@
-"""Dropout whose draws cost little on a processor."""
+"""Dropout with cheap random numbers on a CPU."""
 
 import math
 

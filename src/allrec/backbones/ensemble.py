@@ -12,7 +12,7 @@ from allrec.backbones.base import Backbone
 class Ensemble:
     """A backbone whose scores are the mean of those of several trainings.
 
-    User representations and item embeddings stand side by side, the former divided by how many they are: a dot
+    User representations and item embeddings are concatenated, the former divided by how many they are: a dot
     product is then the mean of theirs, and one search over the catalogue serves all.
 
     Args:

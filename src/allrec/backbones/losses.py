@@ -1,4 +1,4 @@
-"""What a backbone is trained with: functions of one signature that compare states with the items that came next.
+"""Training losses of a backbone, functions of one signature: states against the items that came next.
 
 All take ``(states, targets, item_embeddings, negatives)`` and give the mean over tokens, in nats.
 """
@@ -57,7 +57,7 @@ def softmax(
     item_embeddings: Float[Tensor, "items dim"],
     negatives: Negatives | None = None,
 ) -> Float[Tensor, ""]:
-    """Cross-entropy over the whole catalogue; ``negatives`` are of no account.
+    """Cross-entropy over the whole catalogue; ``negatives`` are ignored.
 
     Source:
         Klenitskiy and Vasilev, arXiv:2309.07602, who found it to lift SASRec above BERT4Rec.

@@ -69,7 +69,7 @@ class Block(nn.Module):
         self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Float[Tensor, "batch length dim"]) -> Float[Tensor, "batch length dim"]:
-        """One block. Zeros stand before the first item, so that no place sees a later one."""
+        """One block. Zero padding on the left keeps the convolution causal."""
         inner = x
         for reach, convolution, norm in zip(self.reaches, self.convolutions, self.norms, strict=True):
             seen = functional.pad(inner, (0, 0, reach, 0))

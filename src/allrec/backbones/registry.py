@@ -1,4 +1,4 @@
-"""The backbones by name, and one over more items than it was trained on."""
+"""Backbones by name, and a trained backbone extended by further items."""
 
 from copy import deepcopy
 from typing import Annotated
@@ -9,10 +9,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from allrec.backbones.base import StatesBackbone, freeze
-from allrec.backbones.external import External, ExternalConfig
 from allrec.backbones.gru4rec import GRU4Rec, GRU4RecConfig
 from allrec.backbones.ncf import NCF, NCFConfig
 from allrec.backbones.nextitnet import NextItNet, NextItNetConfig
+from allrec.backbones.pretrained import External, ExternalConfig
 from allrec.backbones.sasrec import SASRec, SASRecConfig
 from allrec.errors import Config
 

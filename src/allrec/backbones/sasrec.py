@@ -53,7 +53,7 @@ class SASRec(StatesBackbone):
 
     Source:
         Kang and McAuley, arXiv:1808.09781, section III. Dropout, scaling and norms as in its PyTorch writing, on which
-        A-LLMRec builds; attention heads share no weights with it, ``importer`` translates.
+        A-LLMRec builds; attention heads share no weights with it, ``pretrained`` translates.
     """
 
     config: SASRecConfig

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from allrec import seeds
 from allrec.backbones.base import Backbone, StatesBackbone, encode_histories, freeze
-from allrec.backbones.foreign import Taken, TakenReport, take_backbone
 from allrec.backbones.losses import (
     BackboneLoss,
     Negatives,
@@ -20,6 +19,7 @@ from allrec.backbones.losses import (
     sampled_softmax,
     softmax,
 )
+from allrec.backbones.pretrained import Pretrained, PretrainedReport, load_pretrained
 from allrec.backbones.registry import KINDS, BackboneModel, make_backbone
 from allrec.backbones.sasrec import SASRecConfig
 from allrec.data.dataset import Dataset, Targets
@@ -53,7 +53,8 @@ class BackboneConfig(Config):
     )
     validation_users: int = Field(10_000, ge=1, description="Users of that validation at most, drawn once.")
     loop: LoopConfig = Field(
-        LoopConfig(epochs=100, betas=(0.9, 0.98), patience=10), description="Optimizer, epochs and patience."
+        LoopConfig(epochs=100, betas=(0.9, 0.98), patience_steps=500, least_steps=1000),
+        description="Optimizer, epochs and patience.",
     )
 
     @field_validator("model", mode="before")
@@ -113,9 +114,9 @@ def train_backbone(
         InputError: no user has two training interactions, or, with loss bce, one has touched every item; or what
             others trained does not fit the data set.
     """
-    taken = take_backbone(dataset, config.model, config.checkpoint)
-    if taken is not None:
-        return _report(taken, dataset, config, seed, device)
+    pretrained = load_pretrained(dataset, config.model, config.checkpoint)
+    if pretrained is not None:
+        return _validated(pretrained, dataset, config, seed, device)
     generator = seeds.torch_generator(seed, STREAM, "weights")
     model = make_backbone(dataset.num_items, config.model, generator).to(device)
     source = TrainingBatches(dataset, config, seed, device)
@@ -140,13 +141,13 @@ def train_backbone(
     return TrainedBackbone(freeze(model), report)
 
 
-def _report(
-    taken: Taken, dataset: Dataset, config: BackboneConfig, seed: int, device: torch.device | str
+def _validated(
+    pretrained: Pretrained, dataset: Dataset, config: BackboneConfig, seed: int, device: torch.device | str
 ) -> TrainedBackbone:
-    model = freeze(taken.model.to(device))
+    model = freeze(pretrained.model.to(device))
     validate = validation(model, dataset, config, seed)
     validations = [] if validate is None else [float(validate())]
-    return TrainedBackbone(model, TakenReport(0, 0, [], validations, None, taken.counts))
+    return TrainedBackbone(model, PretrainedReport(0, 0, [], validations, None, pretrained.counts))
 
 
 class TrainingBatches:

@@ -14,6 +14,7 @@ from allrec.backbones.base import Backbone, encode_histories
 from allrec.data.dataset import Dataset, Targets, flat
 from allrec.evaluation.metrics import ndcg_at
 from allrec.evaluation.ranks import candidate_ranks, catalogue_ranks, excluded_history
+from allrec.hybrid.content import Vocabulary
 from allrec.hybrid.features import RECALLED, Histories, histories_before, largest_similarity
 from allrec.hybrid.similarity import DenseSpace, Neighbours
 from allrec.training.batches import NegativeSampler
@@ -147,10 +148,18 @@ def item_knn(dataset: Dataset, decay: float) -> LinearItems:
     return LinearItems(weights, decay, popular_first(popularity(dataset).counts))
 
 
-def ease(dataset: Dataset, penalty: float, decay: float = 1.0) -> LinearItems:
+def ease(dataset: Dataset, penalty: float, title_weight: float = 0.0) -> LinearItems:
     """The linear autoencoder without self-similarity, in closed form; the largest weight is scaled to 1.
 
-    Source: Steck, WWW 2019, arXiv:1905.03375, equation 8. It needs the inverse of an items by items matrix.
+    With titles it is P = (XᵀX + α TTᵀ + λI)⁻¹, as if every title word were a user who had the items named by it.
+
+    Args:
+        dataset: its training interactions X [users, items] and titles T [items, words], rows of norm 1, are read.
+        penalty: λ.
+        title_weight: α; 0 leaves titles out.
+
+    Source: Steck, WWW 2019, arXiv:1905.03375, equation 8; with titles CEASE of Jeunen, Van Balen and Goethals, RecSys
+    2020, doi:10.1145/3383313.3418480, with words weighed by their rarity. It inverts an items by items matrix.
     """
     offsets, items = dataset.train_csr()
     starts, ends = offsets[:-1], offsets[1:]
@@ -159,13 +168,25 @@ def ease(dataset: Dataset, penalty: float, decay: float = 1.0) -> LinearItems:
         part = slice(start, start + ROWS)
         vectors = spread(Histories(items, starts[part], ends[part]), dataset.num_items, 1.0)
         gram += vectors.T @ vectors
+    if title_weight:
+        gram += title_weight * title_gram(dataset)
     gram.diagonal().add_(penalty)
     inverse = torch.linalg.inv(gram)
     weights = inverse / -inverse.diagonal()
     weights.fill_diagonal_(0)
     # Scaled, since a large penalty would leave weights that are smaller than what parts equal scores.
     weights /= weights.abs().max().clamp(min=1e-9)
-    return LinearItems(weights, decay, popular_first(popularity(dataset).counts))
+    return LinearItems(weights, 1.0, popular_first(popularity(dataset).counts))
+
+
+def title_gram(dataset: Dataset) -> Float[Tensor, "items items"]:
+    """TTᵀ: the cosine of every two items' title words, weighed by rarity; zeros for an item without words."""
+    vocabulary = Vocabulary.of(dataset.titles)
+    words = vocabulary.weigh(dataset.titles)
+    lengths = words.offsets.diff(append=torch.tensor([len(words.ids)]))
+    titles = torch.zeros(dataset.num_items, len(vocabulary))
+    titles[torch.repeat_interleave(lengths), words.ids] = words.weights
+    return titles.to_sparse() @ titles.T
 
 
 def bpr(dataset: Dataset, penalty: float, *, seed: int, dim: int = 64, epochs: int = 30) -> Factors:
@@ -311,6 +332,11 @@ def _item_to_item(dataset: Dataset) -> dict[str, Callable[[], Choice]]:
         "ease": lambda: choose(
             lambda penalty: ease(dataset, penalty),
             [{"penalty": size} for size in (100.0, 500.0, 2500.0, 12500.0)],
+            dataset,
+        ),
+        "ease-titles": lambda: choose(
+            lambda penalty, title_weight: ease(dataset, penalty, title_weight),
+            [{"penalty": size, "title_weight": weight} for size in (100.0, 500.0) for weight in (10.0, 50.0)],
             dataset,
         ),
     }

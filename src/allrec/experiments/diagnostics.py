@@ -255,7 +255,7 @@ def diagnose(
         InputError: another data set than the run's, or one without test lists.
     """
     dataset = dataset if isinstance(dataset, Dataset) else load_dataset(dataset)
-    model, run = system.model, system.run
+    model, run = system.measured, system.run
     dataset = make_scenario(dataset, run.manifest["dataset"].get("scenario", "standard"), model.recipe.seed).asked
     run.check_dataset(dataset.sha256, dataset.name)
     seed, protocol = model.recipe.evaluation.bootstrap_seed, "paper"

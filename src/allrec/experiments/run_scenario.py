@@ -17,7 +17,7 @@ from allrec.runs.stages import Observer, ignore
 FEW_SHOT = "few-shot-"
 STEPS, SMALLEST = 10, 32
 """Steps that an epoch of a few-shot run has at least, and interactions that a batch has at least all the same."""
-PATIENCE, EPOCHS = 10, 20
+PATIENCE, EPOCHS = 100, 20
 """Of backbones, and of stage 1, in a few-shot run at least."""
 
 
@@ -50,6 +50,8 @@ def train_scenario(
         InputError: an unknown scenario, one that trains nothing, or what ``AllRec.train`` refuses.
     """
     made = _made(dataset, name, recipe.seed)
+    if recipe.refit != "none" and made.asked.num_items > made.train.num_items:
+        raise InputError(f"{name} has items that join after training, which no refit knows. Set refit=none.")
     if name.startswith(FEW_SHOT):
         recipe = few_shot_recipe(recipe, int(made.train.train_lengths.sum()))
     system = AllRec.train(
@@ -93,8 +95,8 @@ def few_shot_recipe(recipe: Recipe, num_interactions: int) -> Recipe:
 
 
 def _small(config: BackboneConfig, most: int) -> BackboneConfig:
-    patience = max(config.loop.patience, PATIENCE) if config.loop.patience else 0
-    loop = config.loop.model_copy(update={"patience": patience})
+    patience = max(config.loop.patience_steps, PATIENCE) if config.loop.patience_steps else 0
+    loop = config.loop.model_copy(update={"patience_steps": patience})
     return config.model_copy(update={"tokens_per_batch": min(config.tokens_per_batch, most), "loop": loop})
 
 

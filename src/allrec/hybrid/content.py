@@ -1,4 +1,4 @@
-"""What reads items by their content: a tower for similarity, and a backbone whose items are content first."""
+"""Item content: a tower for similarity, and a second SASRec whose item embeddings are content plus a residual."""
 
 import math
 import re
@@ -70,7 +70,7 @@ class ContentBackboneConfig(Config):
             model=SASRecConfig(dim=128),
             loss="softmax",
             tokens_per_batch=1024,
-            loop=LoopConfig(epochs=30, learning_rate=2e-3, betas=(0.9, 0.98), patience=3),
+            loop=LoopConfig(epochs=30, learning_rate=2e-3, betas=(0.9, 0.98), patience_steps=100, least_steps=300),
         ),
         description="Shape and training of the SASRec.",
     )
@@ -176,7 +176,7 @@ class ItemContent(nn.Module):
 class ContentTable(nn.Module):
     """A backbone's item table while it trains: content plus an embedding of the item itself where it was ever seen.
 
-    The latter is left out of random items in every step, so that content alone learns to stand for them.
+    The latter is left out of random items in every step, so that content alone learns to represent them.
 
     Source: the dropout of ids is DropoutNet's (Volkovs et al., NeurIPS 2017), on the input of SASRec.
     """
@@ -262,7 +262,7 @@ def train_content_backbone(
     Args:
         dataset: training interactions and validation targets are read.
         catalogue: texts and words of its items.
-        config: shape, loss and optimizer; ``backbone.loss`` is of no account.
+        config: shape, loss and optimizer; ``backbone.loss`` is ignored.
         seed: fixes weights, batches and dropout.
         checkpoint: see ``fit``.
         on_progress: see ``fit``.
@@ -396,12 +396,14 @@ class ContentParts(NamedTuple):
         tower: content embeddings tuned on what is bought together.
         model: the second backbone, with a plain item table.
         content: gives a new item its row in that table.
+        report: of the second backbone's training; None where the parts were read from a folder.
     """
 
     catalogue: CatalogueContent
     tower: ContentTower
     model: SASRec
     content: ItemContent
+    report: FitReport | None = None
 
     @torch.no_grad()
     def tuned(self) -> Float[Tensor, "items dim"]:
@@ -428,16 +430,16 @@ def train_content_parts(
         seed: of both.
         checkpoints: folder of their checkpoints; None keeps none.
         prefix: of the checkpoints' names.
-        on_progress: told of both, one after the other.
+        on_progress: called for both, one after the other.
     """
     files = [None if checkpoints is None else checkpoints / f"{prefix}{name}" for name in CHECKPOINTS]
-    told = [None if on_progress is None else _half(on_progress, half) for half in range(2)]
+    observers = [None if on_progress is None else _half(on_progress, half) for half in range(2)]
     catalogue = catalogue_content(dataset, text_embeddings)
-    tower = train_tower(dataset, catalogue, config.tower, seed=seed, checkpoint=files[0], on_progress=told[0])
+    tower = train_tower(dataset, catalogue, config.tower, seed=seed, checkpoint=files[0], on_progress=observers[0])
     backbone = train_content_backbone(
-        dataset, catalogue, config.content, seed=seed, checkpoint=files[1], on_progress=told[1]
+        dataset, catalogue, config.content, seed=seed, checkpoint=files[1], on_progress=observers[1]
     )
-    return ContentParts(catalogue, tower, backbone.model, backbone.content)
+    return ContentParts(catalogue, tower, *backbone)
 
 
 def _half(on_progress: OnProgress, half: int) -> OnProgress:

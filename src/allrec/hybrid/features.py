@@ -1,4 +1,4 @@
-"""Evidence for candidates: named numbers that say why a user may want an item, the same for any list it stands in."""
+"""Evidence for candidates: named features of a user and an item, independent of the list that holds the item."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -17,7 +17,7 @@ from allrec.hybrid.content import (
     ContentParts,
     TrainingHistories,
 )
-from allrec.hybrid.retrieval import Search, SearchConfig, agreed
+from allrec.hybrid.retrieval import Search, SearchConfig, reciprocal_rank_fusion
 from allrec.hybrid.similarity import DenseSpace, Neighbours, Space, WordSpace
 from allrec.parallel import ordered_map
 from allrec.training.batches import latest_first, pad_histories
@@ -109,7 +109,7 @@ class Found(NamedTuple):
     """What retrieval finds.
 
     Attributes:
-        candidates: item positions, each once a row: the latest items first, then those that stand far in front in many
+        candidates: item positions, each once a row: the latest items first, then by reciprocal rank fusion of the
             lists; -1 at the end of rows that have fewer.
         users: what scorers know of the rows.
     """
@@ -133,7 +133,7 @@ class Evidence:
             looked up for what was retrieved.
 
     Raises:
-        InputError: a search is asked for that is not installed.
+        InputError: the search needs FAISS, which is not installed.
     """
 
     def __init__(
@@ -173,7 +173,7 @@ class Evidence:
         """
         features = np.zeros((*candidates.shape, len(self.names)), np.float32)
         known = self.represent(histories) if users is None else users
-        # Histories of like length stand together, so that hardly any padding is compared.
+        # Sorted by length, so that hardly any padding is compared.
         order = np.argsort(histories.ends - histories.starts, kind="stable")
         step = max(1, CELLS // max(1, candidates.shape[1]))
 
@@ -217,7 +217,7 @@ class Evidence:
         latest = histories.latest_first(LATEST)
         for name, space in self.retrieving.items():
             lists.append(self.searches[name].nearest(mean_embeddings(latest, space), depth, 0, num_queries)[0])
-        return Found(agreed(lists, latest.numpy()), users)
+        return Found(reciprocal_rank_fusion(lists, latest.numpy()), users)
 
     def _find(
         self, histories: Histories, depth: int, num_queries: int | None
@@ -279,8 +279,8 @@ def step_weights(latest: Int[Tensor, "rows length"]) -> Float[Tensor, "rows leng
 
 def mean_embeddings(latest: Int[Tensor, "rows length"], space: DenseSpace) -> Float[Tensor, "rows dim"]:
     """The weighted mean of the latest items' embeddings, the very latest first."""
-    told = functional.embedding(latest.clamp(min=0), space.unit)
-    return (step_weights(latest)[:, None] @ told)[:, 0]
+    embeddings = functional.embedding(latest.clamp(min=0), space.unit)
+    return (step_weights(latest)[:, None] @ embeddings)[:, 0]
 
 
 class Learned(NamedTuple):

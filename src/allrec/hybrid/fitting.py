@@ -58,7 +58,7 @@ class FusionTrainingConfig(Config):
         1.0, gt=0, description="Weight in the loss of users whose target was seen in training, five times at most."
     )
     loop: LoopConfig = Field(
-        LoopConfig(epochs=60, optimizer="adamw", learning_rate=2e-2, weight_decay=1e-3, patience=4),
+        LoopConfig(epochs=60, optimizer="adamw", learning_rate=2e-2, weight_decay=1e-3, patience_steps=80),
         description="Optimizer, epochs and patience.",
     )
 
@@ -72,7 +72,7 @@ class FusionStageConfig(Config):
     with_llm: FusionTrainingConfig = Field(
         FusionTrainingConfig(
             model=FusionConfig(knots=4, gate_width=4, interplay_width=0),
-            loop=LoopConfig(epochs=60, optimizer="adamw", learning_rate=1e-2, weight_decay=1e-2, patience=6),
+            loop=LoopConfig(epochs=60, optimizer="adamw", learning_rate=1e-2, weight_decay=1e-2, patience_steps=18),
         ),
         description="What the language model's evidence adds, fitted by itself; it has as many members as the other.",
     )
@@ -261,7 +261,7 @@ def _lists_of_read(
 def cross_fit(
     lists: Lists, roles: Roles, config: FusionTrainingConfig, folds: Int[ndarray, "rows"], *, seed: int
 ) -> FittedFusion:
-    """A fusion whose member k was fitted without the users of fold k; asked as a whole it is the members' mean.
+    """A fusion whose member k was fitted without the users of fold k; as a whole it is the members' mean.
 
     So a user who was fitted on can still be tested: by the one member that never met them.
 
@@ -351,7 +351,7 @@ def is_gain(lists: Lists, model: Fusion, folds: Int[ndarray, "rows"], least: flo
         lists: with what was known as their offsets.
         model: of as many members as there are folds; each row is scored by the one that never met it.
         folds: of the rows.
-        least: so many standard errors of that mean it must be more than 0.
+        least: number of its standard errors by which that mean must exceed 0.
     """
     known = np.zeros(lists.candidates.shape, np.float32) if lists.offsets is None else lists.offsets
     gains = _cross_entropy(lists, known) - _cross_entropy(lists, known + fused_scores(model, lists.features, folds))

@@ -46,7 +46,7 @@ SCORED = 1 << 12
 
 INTERPLAY = "interplay"
 BLOCK = 64
-"""Candidates are scored in blocks of so many."""
+"""Candidates of a block."""
 # softplus of it is 1, so that gates begin open.
 ONE = math.log(math.e - 1)
 # softplus of it is 0.13: a slope that is neither nothing nor all.
@@ -142,18 +142,18 @@ class Fusion(nn.Module):
         Candidates go in blocks of one size: where products of matrices end raggedly, processors round otherwise, and
         equal evidence must tie.
         """
-        asked = [cast(Member, one) for one in (self.members if member is None else [self.members[member]])]
+        members = [cast(Member, one) for one in (self.members if member is None else [self.members[member]])]
         values = ((features - self.mean) / self.spread).flatten(0, 1)
         values = functional.pad(values, (0, 0, 0, -len(values) % BLOCK))
         values = values.view(-1, BLOCK, values.shape[1]).transpose(1, 2).contiguous()
-        hidden = _products([one.gate_input for one in asked], values[:, asked[0].context])
-        hidden = torch.tanh(hidden + _columns("gate_bias", asked))
-        gates = torch.stack([one.gate_output.T for one in asked]) @ hidden
-        gates = functional.softplus(gates + _columns("gate_offset", asked))
-        hidden = _products([one.rising(one.interplay_input) for one in asked], values)
-        hidden = torch.tanh(hidden + _columns("interplay_bias", asked))
-        interplay = (functional.softplus(_columns("interplay_output", asked)) * hidden).sum(dim=2).mean(dim=1)
-        shaped = (gates * shapes_together(asked, values)).mean(dim=1)
+        hidden = _products([one.gate_input for one in members], values[:, members[0].context])
+        hidden = torch.tanh(hidden + _columns("gate_bias", members))
+        gates = torch.stack([one.gate_output.T for one in members]) @ hidden
+        gates = functional.softplus(gates + _columns("gate_offset", members))
+        hidden = _products([one.rising(one.interplay_input) for one in members], values)
+        hidden = torch.tanh(hidden + _columns("interplay_bias", members))
+        interplay = (functional.softplus(_columns("interplay_output", members)) * hidden).sum(dim=2).mean(dim=1)
+        shaped = (gates * shapes_together(members, values)).mean(dim=1)
         return torch.cat([shaped, interplay[:, None]], dim=1)
 
     def loss(

@@ -46,7 +46,7 @@ class Scored(NamedTuple):
     Items that the language model read come before all others, whatever the scores of these.
 
     Attributes:
-        rows: the rows, of all that were asked for.
+        rows: these rows, of all rows of the task.
         items: candidates as item positions, -1 pads.
         scores: larger is better; of padding without meaning.
         features: evidence of the first candidates, those that were fused; None where nothing is fused.
@@ -190,7 +190,7 @@ class Ranker(ABC):
 
     @abstractmethod
     def llm_names(self, scope: Scope) -> list[str]:
-        """Evidence that the language model is asked for; none where it adds nothing."""
+        """Names of the language model's evidence; none where it adds nothing."""
 
     def num_read_of(self, width: int) -> int:
         """How many of a given list's candidates the language model reads."""

@@ -46,8 +46,8 @@ class DenseSpace(NamedTuple):
         self, items: Int[Tensor, "rows length"], candidates: Int[Tensor, "rows candidates"]
     ) -> Float[Tensor, "rows length candidates"]:
         """See ``Space``."""
-        told, asked = (functional.embedding(one.clamp(min=0), self.unit) for one in (items, candidates))
-        return told @ asked.transpose(1, 2)
+        history, candidate = (functional.embedding(one.clamp(min=0), self.unit) for one in (items, candidates))
+        return history @ candidate.transpose(1, 2)
 
 
 class WordSpace(NamedTuple):
@@ -77,7 +77,7 @@ class WordSpace(NamedTuple):
     ) -> Float[Tensor, "rows length candidates"]:
         """See ``Space``."""
         (num_rows, length), num_candidates = items.shape, candidates.shape[1]
-        told, words, _ = self._words(items)
+        owners, words, _ = self._words(items)
         known = self.ids[words]
         slots = torch.zeros(self.vocabulary_size, dtype=torch.int64)
         slots[known] = 1
@@ -85,9 +85,9 @@ class WordSpace(NamedTuple):
         num_lines = int(slots.sum()) + 1
         slots *= slots.cumsum(dim=0)
         tables = torch.zeros(num_rows * num_lines, length)
-        tables[told // length * num_lines + slots[known], told % length] = self.weights[words]
-        asked, words, begins = self._words(candidates)
-        wanted = asked // num_candidates * num_lines + slots[self.ids[words]]
+        tables[owners // length * num_lines + slots[known], owners % length] = self.weights[words]
+        places, words, begins = self._words(candidates)
+        wanted = places // num_candidates * num_lines + slots[self.ids[words]]
         found = functional.embedding_bag(wanted, tables, begins, mode="sum", per_sample_weights=self.weights[words])
         return found.view(*candidates.shape, length).transpose(1, 2)
 
@@ -104,7 +104,7 @@ class WordSpace(NamedTuple):
 
 
 class Neighbours(NamedTuple):
-    """Item-kNN: how often two items stand near each other in training histories, over the root of their counts.
+    """Item-kNN: how often two items occur near each other in training histories, over the root of their counts.
 
     Attributes:
         keys: first item · items + second item, ascending.

@@ -66,7 +66,7 @@ class ReadOutStageConfig(Config):
         "full", description="Candidates of the validation that decides which epoch is kept."
     )
     validation_users: int = Field(1000, ge=1, description="Users of that validation at most, drawn once.")
-    loop: LoopConfig = LoopConfig(epochs=3, learning_rate=2e-3, patience=1, checkpoint_every=50)
+    loop: LoopConfig = LoopConfig(epochs=3, learning_rate=2e-3, patience_steps=1, checkpoint_every=50)
 
 
 class Reader(NamedTuple):

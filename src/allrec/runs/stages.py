@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from allrec.alignment.text_cache import text_embeddings
 from allrec.alignment.text_encoder import TextEncoder, embed_texts
 from allrec.alignment.training import train_alignment
 from allrec.backbones.base import Backbone
-from allrec.backbones.foreign import is_foreign
+from allrec.backbones.pretrained import is_pretrained
 from allrec.backbones.training import train_backbone
 from allrec.config import Recipe
 from allrec.data.catalogue import Catalogue
@@ -31,7 +31,9 @@ from allrec.hybrid.fitting import LISTED, fit_fusions
 from allrec.hybrid.fusion import LLM_EVIDENCE, save_addition
 from allrec.hybrid.ranking import LlmReader
 from allrec.parallel import OnProgress
-from allrec.runs.run_folder import CHECKPOINT, RunFolder
+from allrec.runs.refit import STAGE as REFIT
+from allrec.runs.refit import begin_refit, refit_dataset
+from allrec.runs.run_folder import CHECKPOINT, RunFolder, describe
 from allrec.runs.scorers import stored_reader
 from allrec.runs.trained_model import PRIORS, SHAPE, TrainedModel, read_backbone, read_texts
 from allrec.training.loop import FitReport
@@ -143,7 +145,8 @@ def stage_inputs(run: RunFolder, name: str) -> dict[str, Any]:
     inputs, manifest = STAGES[name].inputs, run.manifest
     if inputs is None:
         raise ValueError(f"stage {name} is its run's own")
-    known = run.recipe().model_dump(mode="json", exclude={"name", "evaluation"}) | {"fingerprint": manifest["llm"]}
+    known = run.recipe().model_dump(mode="json", exclude={"name", "evaluation", "refit"})
+    known["fingerprint"] = manifest["llm"]
     return {"dataset": manifest["dataset"]["sha256"]} | inputs(known)
 
 
@@ -204,6 +207,7 @@ def _train_content(training: Training, folder: Path) -> None:
         seed=recipe.seed, checkpoints=folder, on_progress=training.progress("content"),
     )  # fmt: skip
     save_content_parts(folder, parts)
+    write_json(folder / "training.json", vars(parts.report) if parts.report else {})
     save_training_histories(folder, TrainingHistories.of(training.dataset))
 
 
@@ -244,7 +248,7 @@ def _train_ensemble(training: Training, folder: Path) -> None:
 
 def _further_backbone(training: Training, folder: Path, number: int, on_progress: OnProgress) -> Backbone:
     dataset, recipe = training.dataset, training.recipe
-    if is_foreign(recipe.backbone.model, recipe.backbone.checkpoint):
+    if is_pretrained(recipe.backbone.model, recipe.backbone.checkpoint):
         return read_backbone(training.run, dataset.num_items)
     backbone, _ = train_backbone(
         dataset, recipe.backbone, seed=training_seed(recipe.seed, number),
@@ -299,6 +303,25 @@ def _fit_fusion(training: Training, folder: Path) -> None:
     write_json(folder / "training.json", reports)
 
 
+def _refit(training: Training, folder: Path) -> None:
+    refit = training.recipe.refit
+    if refit == "none":
+        raise ValueError("the recipe has no refit")
+    dataset, model = refit_dataset(training.dataset, refit), training.model
+    run = begin_refit(training.run, folder, describe(dataset))
+    inner = TrainedModel(run, model.llm if model.has_llm else None, model.device)
+    wanted = [name for name, stage in STAGES.items() if stage.is_wanted(inner.recipe)]
+    places = {name: place for place, name in enumerate(wanted)}
+
+    def observe(stage: str, share: float, values: dict[str, float]) -> None:
+        # Without the steps, which begin anew with every stage.
+        if stage in places:
+            losses = {name: value for name, value in values.items() if name == "total"}
+            training.observer(REFIT, (places[stage] + share) / len(places), losses)
+
+    train_stages(replace(training, model=inner, dataset=dataset, observer=observe))
+
+
 def _refuse_long_prompts(dataset: Dataset, recipe: Recipe, llm: LanguageModel) -> None:
     from allrec.llm.prompt import PromptBuilder
 
@@ -330,6 +353,10 @@ def _has_ensemble(recipe: Recipe) -> bool:
 
 def _has_llm(recipe: Recipe) -> bool:
     return recipe.llm.enabled
+
+
+def _is_refitted(recipe: Recipe) -> bool:
+    return recipe.refit != "none"
 
 
 def _has_readout(recipe: Recipe) -> bool:
@@ -370,6 +397,7 @@ _ALL = (
     Stage("language_model", _train_language_model, _has_llm, partial(_llm_inputs, is_readout=False), "language_model"),
     Stage("readout", _train_readout, _has_readout, partial(_llm_inputs, is_readout=True), "readout"),
     Stage("fusion", _fit_fusion, _has_fusion, None, "fusion"),
+    Stage(REFIT, _refit, _is_refitted, None, "refit"),
 )
 STAGES: dict[str, Stage] = {stage.name: stage for stage in _ALL}
 """Every stage that trains, in order; everything that names stages derives from this table."""

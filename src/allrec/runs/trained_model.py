@@ -99,6 +99,11 @@ class TrainedModel:
         return other
 
     @property
+    def loaded_llm(self) -> LanguageModel | None:
+        """The language model where it is in memory already."""
+        return self._llm
+
+    @property
     def recipe(self) -> Recipe:
         """The complete recipe."""
         return self.run.recipe()

@@ -59,7 +59,7 @@ def budgeted(
 
 @dataclass(frozen=True)
 class LazyBatches(Generic[Batch]):
-    """The batches of an epoch, each made when it is asked for: ``build(index, rows)``."""
+    """The batches of an epoch, each built at its first access: ``build(index, rows)``."""
 
     rows: list[np.ndarray]
     build: Callable[[int, np.ndarray], Batch]

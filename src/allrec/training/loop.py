@@ -27,7 +27,7 @@ Loss = Tensor | Mapping[str, Tensor]
 
 @runtime_checkable
 class Batches(Protocol[Batch_co]):
-    """The batches of an epoch: a list, or anything that makes the one asked for."""
+    """The batches of an epoch: a list, or anything that builds one on access."""
 
     def __len__(self) -> int: ...
 
@@ -43,7 +43,10 @@ class LoopConfig(Config):
     betas: tuple[float, float] = Field((0.9, 0.999), description="Decay of Adam's two running means.")
     weight_decay: float = Field(0.0, ge=0, description="L2 penalty (adam) or decoupled decay (adamw).")
     gradient_clip: float = Field(0.0, ge=0, description="Largest norm of the gradient; 0 clips nothing.")
-    patience: int = Field(0, ge=0, description="Epochs without a better validation before stopping; 0 never stops.")
+    patience_steps: int = Field(
+        0, ge=0, description="Steps without a better validation before training stops; 0 never stops."
+    )
+    least_steps: int = Field(0, ge=0, description="Steps before which training never stops early.")
     checkpoint_every: int = Field(200, ge=1, description="Steps between two checkpoints.")
 
 
@@ -51,7 +54,8 @@ class LoopConfig(Config):
 class Progress:
     """How far training has come; it travels inside the checkpoint.
 
-    ``epoch`` counts finished epochs, ``batch`` the finished batches of the current one, ``step`` all steps.
+    ``epoch`` counts finished epochs, ``batch`` the finished batches of the current one, ``step`` all steps;
+    ``best_step`` is the step after which the best validation was measured.
     """
 
     step: int = 0
@@ -61,11 +65,17 @@ class Progress:
     losses: list[float] = field(default_factory=list)
     validations: list[float] = field(default_factory=list)
     best_epoch: int | None = None
+    best_step: int = 0
 
     def is_over(self, config: LoopConfig) -> bool:
-        """Whether all epochs are done or the validation has not improved for ``patience`` epochs."""
-        stale = 0 if self.best_epoch is None else self.epoch - 1 - self.best_epoch
-        return self.epoch >= config.epochs or 0 < config.patience <= stale
+        """Whether all epochs are done, or the validation has not improved for ``patience_steps`` steps.
+
+        Patience counts steps and not epochs, because an epoch of a small data set is a handful of steps, in which the
+        validation may fall before it rises.
+        """
+        stale = 0 if self.best_epoch is None else self.step - self.best_step
+        is_stale = 0 < config.patience_steps <= stale and self.step >= config.least_steps
+        return self.epoch >= config.epochs or (self.batch == 0 and is_stale)
 
 
 @dataclass(frozen=True)
@@ -263,7 +273,7 @@ def _end_epoch(state: _State, validate: Callable[[], float] | None) -> None:
             raise ValueError(f"validation gave {value} after epoch {progress.epoch}, expected a finite number")
         progress.validations.append(value)
         if progress.best_epoch is None or value > progress.validations[progress.best_epoch]:
-            progress.best_epoch = progress.epoch
+            progress.best_epoch, progress.best_step = progress.epoch, progress.step
             state.keep_best()
     progress.epoch, progress.batch, progress.loss_sum = progress.epoch + 1, 0, 0.0
 

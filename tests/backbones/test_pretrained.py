@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from allrec.backbones.base import freeze
-from allrec.backbones.external import External, ExternalConfig, read_vectors
+from allrec.backbones.pretrained import External, ExternalConfig, read_vectors
 from allrec.errors import InputError
 
 IDS = ["a", "b", "c", "d"]
