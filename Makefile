@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 # A machine with an accelerator takes its own build of torch: make setup TORCH='torch==2.13.0 --index-url ...'
 TORCH ?= torch==2.13.0
+# What trains whole runs: once more with two threads.
+INTEGRATION := tests/runs tests/hybrid/test_fused_run.py tests/architecture/test_extending.py
 THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 
 .PHONY: setup gemma demo test lint bench clean
@@ -32,6 +34,7 @@ demo: setup
 
 test: $(VENV)/.dev lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
+	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -q -n 0 $(INTEGRATION)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from allrec.evaluation import significance
-from allrec.evaluation.significance import bootstrap_interval, compare, holm, sign_flip_p
+from allrec.evaluation.significance import bootstrap_interval, compare, holm, sign_flip_p, student_interval
 
 
 def rng():
@@ -124,3 +124,24 @@ def test_holm_by_hand():
 def test_holm_refuses_what_is_no_p(value):
     with pytest.raises(ValueError, match="expected numbers from 0 to 1"):
         holm(np.array([0.5, value]))
+
+
+def test_students_interval_has_the_quantile_in_closed_form():
+    # One degree of freedom is Cauchy's distribution; with two, t = (2p - 1) · sqrt(2 / (4p(1 - p))).
+    cauchy = np.tan(np.pi * (0.975 - 0.5))
+    assert student_interval(np.array([0.0, 2.0])) == pytest.approx((1 - cauchy, 1 + cauchy))
+    two = 0.95 * np.sqrt(2 / (4 * 0.975 * 0.025))
+    assert student_interval(np.array([1.0, 2.0, 3.0])) == pytest.approx((2 - two / 3**0.5, 2 + two / 3**0.5))
+    narrow = student_interval(np.array([0.0, 2.0]), level=0.5)
+    assert narrow == pytest.approx((1 - 1, 1 + 1))
+
+
+def test_students_interval_of_one_mean_is_refused():
+    with pytest.raises(ValueError, match="expected two at least"):
+        student_interval(np.array([0.5]))
+
+
+def test_a_comparison_is_a_part_of_a_row():
+    assert significance.Comparison(0.25, significance.Interval(0.0, 0.5), 0.04).row() == {
+        "difference": 0.25, "ci95": [0.0, 0.5], "p": 0.04,
+    }  # fmt: skip

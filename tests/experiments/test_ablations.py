@@ -9,7 +9,7 @@ from tests.worlds import QUICK, make_world
 
 from allrec.config import dump_recipe, load_recipe
 from allrec.data import load_dataset
-from allrec.experiments.ablations import STAGE_TWO
+from allrec.experiments.compare import STAGE_TWO
 from allrec.files import read_json
 from allrec.recommender import AllRec
 

@@ -13,9 +13,10 @@ from allrec.cli import terminal_experiments
 from allrec.cli.commands import app
 from allrec.data import load_dataset
 from allrec.errors import InputError
-from allrec.experiments import baseline_table as module
 from allrec.experiments import baselines
-from allrec.experiments.baseline_table import Measured, run_baselines, summarise_baselines
+from allrec.experiments.baselines import Measured, run_baselines, summarise_baselines
+from allrec.runs.run_folder import RunFolder
+from allrec.runs.stages import STAGES
 from worlds import FUSED, make_world
 
 NAMES = [
@@ -49,7 +50,7 @@ def test_every_baseline_has_rows_like_those_of_a_run(world):
     keys = "scenario split protocol scorer segment users HR@1 HR@5 HR@10 NDCG@5 NDCG@10 MRR ci95 seed"
     assert all(set(row) == set(keys.split()) for row in rows)
     seeds = {name: {row["seed"] for row in rows if row["scorer"] == name} for name in NAMES}
-    assert {name for name, found in seeds.items() if found == {0, 1}} == set(module.DRAWN)
+    assert {name for name, found in seeds.items() if found == {0, 1}} == set(baselines.DRAWN)
     assert json.loads((world[0] / "out" / "baselines.json").read_text()) == world[3]
 
 
@@ -75,7 +76,8 @@ def test_what_was_chosen_and_tried_is_told(world):
 def test_resuming_does_nothing_twice_and_gives_the_same(world, monkeypatch):
     folder, dataset, recipe, result = world
     monkeypatch.setattr(baselines, "choose", None)
-    monkeypatch.setattr(module, "train_backbone", None)
+    for name, stage in STAGES.items():
+        monkeypatch.setitem(STAGES, name, replace(stage, train=None))
     again = run_baselines(
         dataset, folder / "out", seeds=(0, 1), recipe=recipe, bce=recipe.backbone, cache=folder / "cache", resume=True
     )
@@ -83,9 +85,12 @@ def test_resuming_does_nothing_twice_and_gives_the_same(world, monkeypatch):
 
 
 def test_the_softmax_and_the_fusion_are_those_of_one_run(world):
-    run = world[0] / "out" / "seed1" / "fusion"
+    run = world[0] / "out" / "runs" / "fusion-seed1"
     assert (run / "fusion").is_dir()
     assert not (run / "language_model").exists()
+    bce = RunFolder.open(world[0] / "out" / "runs" / "sasrec-bce-seed1")
+    assert bce.manifest["stages"]["text"]["adopted"] == "fusion-seed0"
+    assert not bce.is_done("fusion")
     beyond = next(row["chosen"] for row in world[3]["table"] if row["name"] == "fusion")[1]["beyond@10"]
     assert 0 < beyond["coverage"] <= 1
 
@@ -94,7 +99,7 @@ def test_a_folder_in_use_and_another_data_set_are_refused(world, tmp_path):
     folder, dataset, recipe, _ = world
     with pytest.raises(InputError, match="already holds baselines"):
         run_baselines(dataset, folder / "out", recipe=recipe)
-    with pytest.raises(InputError, match="holds no baselines"):
+    with pytest.raises(InputError, match="does not hold baselines"):
         run_baselines(dataset, folder, recipe=recipe)
     with pytest.raises(InputError, match="holds baselines of 'world'"):
         run_baselines(replace(load_dataset(dataset), sha256="other"), folder / "out", recipe=recipe, resume=True)
@@ -115,7 +120,7 @@ def test_the_command_shows_the_tables(world, monkeypatch):
 def test_a_table_by_hand():
     dataset = dataset_of([[0, 1, 2, 3], [1, 2, 3, 0]], 6)
     sure, poor = Measured("sure", facts=[{}]), Measured("poor", facts=[{}, {}])
-    for split, protocol in module.ASKED:
+    for split, protocol in baselines.ASKED:
         sure.ranks[split, protocol] = [np.array([0, 0])]
         poor.ranks[split, protocol] = [np.array([0, 20]), np.array([20, 20])]
     found = summarise_baselines([poor, sure], dataset, (0, 1))

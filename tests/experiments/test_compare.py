@@ -12,8 +12,7 @@ import pytest
 from allrec.config import dump_recipe
 from allrec.errors import InputError
 from allrec.experiments import compare as module
-from allrec.experiments.compare import COMPARISON, compare
-from allrec.experiments.rows import rows_of
+from allrec.experiments.compare import COMPARISON, compare, rows_of
 from allrec.files import read_json, sha256_file
 from allrec.runs.run_folder import RunFolder
 from allrec.runs.stages import STAGES, stage_inputs
@@ -185,7 +184,7 @@ def test_more_seeds_join_a_comparison_and_nothing_is_trained_again(world, compar
 
 def test_a_folder_of_something_else_is_refused(world, tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(InputError, match="holds no comparison"):
+    with pytest.raises(InputError, match="does not hold a comparison"):
         world.compare(tmp_path)
     with pytest.raises(InputError, match="each once"):
         world.compare(tmp_path / "out", seeds=(1, 1))

@@ -4,8 +4,8 @@ import pytest
 
 from allrec.config import dump_recipe, load_recipe
 from allrec.errors import InputError
-from allrec.experiments.ablations import STAGE_ONE, STAGE_TWO
-from allrec.experiments.rows import rows_of, run_name
+from allrec.experiments.compare import STAGE_ONE, STAGE_TWO, rows_of
+from allrec.experiments.summary import run_name
 
 
 def test_a_recipe_is_a_row_called_by_its_name_or_its_file(tmp_path):

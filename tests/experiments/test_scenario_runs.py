@@ -13,8 +13,7 @@ from allrec.data import PrepareConfig, SimulationConfig, load_dataset, prepare, 
 from allrec.errors import InputError
 from allrec.evaluation.results import own_results
 from allrec.experiments.cross_domain import foreign_model, with_items
-from allrec.experiments.run_scenario import few_shot_recipe
-from allrec.experiments.scenarios import make_scenario
+from allrec.experiments.scenarios import few_shot_recipe, make_scenario
 from allrec.recommender import AllRec
 from worlds import make_world
 
@@ -38,7 +37,6 @@ def world(tmp_path_factory):
     prepare(folder / "source2", folder / "other", config=PrepareConfig(name="other world"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ALLREC_CACHE", str(folder / "cache"))
-        patch.setattr("allrec.experiments.scenarios.UNSEEN_SHARE", 0.3)
         call("train", dataset, "--run", folder / "run", "--recipe", folder / "recipe.toml", "--llm", llm)
         yield folder, dataset, llm
 

@@ -7,7 +7,7 @@ from tests.worlds import QUICK, make_world
 from allrec.alignment.model import AlignmentConfig
 from allrec.config import load_recipe
 from allrec.data import load_dataset
-from allrec.experiments.ablations import STAGE_ONE
+from allrec.experiments.compare import STAGE_ONE
 from allrec.files import load_tensors, read_json
 from allrec.recommender import AllRec
 

@@ -8,8 +8,7 @@ import pytest
 
 from allrec.config import dump_recipe
 from allrec.errors import InputError
-from allrec.experiments.compare import compare
-from allrec.experiments.rows import rows_of
+from allrec.experiments.compare import compare, rows_of
 from allrec.recommender import AllRec
 from allrec.report import html
 from allrec.report.page import flatten, paired_tests, write_report

@@ -1,6 +1,8 @@
 """Losses of stage 1: two matching losses and the recommendation loss."""
 
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -40,6 +42,27 @@ def infonce_loss(
     logits = (scale * cosines).masked_fill(_is_twin(text_groups), -math.inf)
     own = torch.arange(len(logits), device=logits.device)
     return (functional.cross_entropy(logits, own) + functional.cross_entropy(logits.T, own)) / 2
+
+
+class Matching(NamedTuple):
+    """A matching loss, a mean over rows.
+
+    Attributes:
+        loss: of (e, q) of the batch's positives and negatives; of one that contrasts, of (e, q, groups of equal text,
+            one over a learned temperature) of distinct items.
+        is_contrastive: whether it tells the items of a batch apart.
+    """
+
+    loss: Callable[..., Float[Tensor, ""]]
+    is_contrastive: bool = False
+
+
+MATCHING: dict[str, Matching] = {
+    "mse": Matching(matching_loss),
+    "infonce": Matching(infonce_loss, is_contrastive=True),
+    "none": Matching(lambda item_joint, text_joint: item_joint.new_zeros(())),
+}
+"""Every matching loss by its name in a recipe."""
 
 
 def recommendation_loss(

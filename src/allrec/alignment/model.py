@@ -17,9 +17,9 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from allrec.alignment.losses import Temperature, infonce_loss, matching_loss, recommendation_loss
+from allrec.alignment.losses import MATCHING, Temperature, recommendation_loss
 from allrec.backbones.dropout import Dropout
-from allrec.errors import Config, InputError
+from allrec.errors import Config, InputError, nearest
 
 
 class AlignmentConfig(Config):
@@ -37,7 +37,7 @@ class AlignmentConfig(Config):
         "sigmoid", description="Of the joint layer: the public code has a sigmoid."
     )
     has_decoders: bool = Field(True, description="With decoders x · Ê scores, without them a learned W x · e.")
-    matching: Literal["mse", "infonce", "none"] = Field("mse", description="What draws e and q together.")
+    matching: str = Field("mse", description="What draws e and q together: mse, infonce, or none.")
     alpha: float = Field(0.5, ge=0, description="Weight of the item reconstruction loss.")
     beta: float = Field(
         0.2, ge=0, description="Weight of the text reconstruction loss (the paper: 0.2 on Beauty and Toys, else 0.5)."
@@ -46,8 +46,11 @@ class AlignmentConfig(Config):
 
     @field_validator("matching", mode="before")
     @classmethod
-    def _read_none(cls, value: Any) -> Any:
-        return "none" if value is None else value  # --set matching=none gives None
+    def _known(cls, value: Any) -> Any:
+        value = "none" if value is None else value  # --set matching=none gives None
+        if value not in MATCHING:
+            raise InputError(f"unknown matching loss {value!r}: {nearest(str(value), list(MATCHING))}")
+        return value
 
     @model_validator(mode="after")
     def _refuse_contradictions(self) -> "AlignmentConfig":
@@ -148,7 +151,7 @@ class Alignment(nn.Module):
         self.texts = Autoencoder(text_dim, config)
         if not config.has_decoders:
             self.users = nn.Linear(item_dim, config.joint_dim, bias=False)
-        if config.matching == "infonce":
+        if MATCHING[config.matching].is_contrastive:
             self.temperature = Temperature()
 
     def losses(
@@ -197,13 +200,12 @@ class Alignment(nn.Module):
         )
 
     def _matching(self, item_joint: Tensor, text_joint: Tensor, distinct: Distinct | None) -> Float[Tensor, ""]:
-        if self.config.matching == "mse":
-            return matching_loss(item_joint, text_joint)
-        if self.config.matching == "none":
-            return item_joint.new_zeros(())
+        matching = MATCHING[self.config.matching]
+        if not matching.is_contrastive:
+            return matching.loss(item_joint, text_joint)
         if distinct is None:
-            raise ValueError("InfoNCE compares distinct items, and none were given")
-        return infonce_loss(
+            raise ValueError(f"{self.config.matching} compares distinct items, and none were given")
+        return matching.loss(
             self.items.encode(distinct.embeddings),
             self.texts.encode(distinct.texts),
             distinct.text_groups,

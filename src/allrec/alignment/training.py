@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from allrec import seeds
-from allrec.alignment.losses import is_matchable
+from allrec.alignment.losses import MATCHING, is_matchable
 from allrec.alignment.model import Alignment, AlignmentConfig, Distinct, NoAlignment
 from allrec.alignment.text_encoder import TextEncoder, embed_texts
 from allrec.backbones.base import Backbone, represent_users
@@ -121,7 +121,7 @@ def _batches(
     seed: int,
 ) -> Callable[[int], Sequence[Batch]]:
     sampler = NegativeSampler(*dataset.train_csr(), dataset.num_items)
-    matches = config.network.matching == "infonce"
+    matches = MATCHING[config.network.matching].is_contrastive
     # Alone for InfoNCE, since to find items without a text takes a quarter of the texts' memory.
     is_matched = is_matchable(torch.from_numpy(dataset.train_counts()), text_embeddings) if matches else torch.zeros(0)
     matched = np.flatnonzero(is_matched)
@@ -141,7 +141,7 @@ def _batches(
 
 def _told_apart(text_embeddings: Float[Tensor, "items text_dim"], network: AlignmentConfig) -> Tensor:
     """All of them for InfoNCE, none else: to find equal ones takes several times their memory."""
-    return text_embeddings if network.matching == "infonce" else text_embeddings[:0]
+    return text_embeddings if MATCHING[network.matching].is_contrastive else text_embeddings[:0]
 
 
 def text_groups(text_embeddings: Float[Tensor, "items text_dim"]) -> Int[ndarray, "items"]:

@@ -20,10 +20,10 @@ from allrec.backbones.losses import (
     softmax,
 )
 from allrec.backbones.pretrained import Pretrained, PretrainedReport, load_pretrained
-from allrec.backbones.registry import KINDS, BackboneModel, make_backbone
+from allrec.backbones.registry import BackboneModel, config_of, make_backbone
 from allrec.backbones.sasrec import SASRecConfig
 from allrec.data.dataset import Dataset, Targets
-from allrec.errors import Config, InputError, nearest
+from allrec.errors import Config
 from allrec.evaluation.metrics import ndcg_at
 from allrec.evaluation.ranks import dot_product_ranks
 from allrec.parallel import OnProgress
@@ -60,12 +60,7 @@ class BackboneConfig(Config):
     @field_validator("model", mode="before")
     @classmethod
     def _of_its_kind(cls, model: Any) -> Any:
-        if not isinstance(model, dict):
-            return model
-        kind = str(model.get("kind", "sasrec"))
-        if kind not in KINDS:
-            raise InputError(f"unknown backbone {kind!r}: {nearest(kind, list(KINDS))}")
-        return KINDS[kind](**model)
+        return config_of(model)
 
     @model_validator(mode="after")
     def _checkpoints_are_of_sasrec(self) -> "BackboneConfig":

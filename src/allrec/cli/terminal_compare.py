@@ -10,8 +10,7 @@ from rich.table import Table
 
 from allrec.cli.progress import err, observing, out, say
 from allrec.errors import InputError
-from allrec.experiments.compare import compare
-from allrec.experiments.rows import rows_of
+from allrec.experiments.compare import compare, rows_of
 from allrec.experiments.summary import EVIDENCE_HEADER, HEADER, Cells, cells, evidence_cells, notes
 from allrec.report.page import write_report
 from allrec.runs.stages import Observer

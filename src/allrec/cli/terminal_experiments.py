@@ -11,11 +11,10 @@ from allrec.cli.progress import observing, out, say
 from allrec.cli.terminal import COLUMNS, recipe_of, show_results
 from allrec.cli.terminal_compare import seed_of
 from allrec.data import load_dataset
-from allrec.experiments.baseline_table import BASELINES, K, run_baselines
+from allrec.experiments.baselines import BASELINES, K, run_baselines
 from allrec.experiments.cross_domain import evaluate_cross_domain
 from allrec.experiments.diagnostics import DIAGNOSTICS, diagnose
-from allrec.experiments.run_scenario import evaluate_scenario, train_scenario
-from allrec.experiments.scenarios import CROSS_DOMAIN
+from allrec.experiments.scenarios import CROSS_DOMAIN, evaluate_scenario, train_scenario
 from allrec.experiments.summary import p_text
 from allrec.recommender import AllRec, plan_of
 from allrec.runs.run_folder import RunFolder

@@ -70,6 +70,7 @@ class Scorer(Generic[Model]):
         reads_llm: whether the language model reads every user, so that a sample of them may do.
         is_control: whether it is an ablation, for which a smaller sample may do.
         is_lead: whether the others are tested against it.
+        stages: names of the stages without which there is no such score; a table's training time counts them.
     """
 
     rank: Callable[[Model, Question], Ranked]
@@ -77,6 +78,7 @@ class Scorer(Generic[Model]):
     reads_llm: bool = False
     is_control: bool = False
     is_lead: bool = False
+    stages: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -110,8 +110,7 @@ def _comparison(first: Ranking, second: Ranking, metric: str, seed: int) -> dict
     )
     return {
         "split": first.split, "protocol": first.protocol, "metric": metric, "scorer": first.scorer,
-        "against": second.scorer, "users": len(ours), "difference": result.difference,
-        "ci95": list(result.interval), "p": result.p,
+        "against": second.scorer, "users": len(ours), **result.row(),
     }  # fmt: skip
 
 

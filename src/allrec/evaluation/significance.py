@@ -4,10 +4,11 @@ Metrics of ranks take few different values, so users are drawn as counts of valu
 them one by one, at a fraction of the time and memory.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
+from scipy.special import stdtrit
 
 SAMPLES = 2000
 # Values drawn at one time: 64 MiB of int64.
@@ -27,6 +28,10 @@ class Comparison(NamedTuple):
     difference: float
     interval: Interval
     p: float
+
+    def row(self) -> dict[str, Any]:
+        """Its part of a row of results."""
+        return {"difference": self.difference, "ci95": list(self.interval), "p": self.p}
 
 
 def bootstrap_interval(
@@ -52,6 +57,19 @@ def bootstrap_interval(
     means = np.concatenate(drawn) / len(values)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(low), float(high))
+
+
+def student_interval(means: Float[np.ndarray, "seeds"], level: float = 0.95) -> Interval:
+    """Student's interval of a mean over repetitions such as seeds.
+
+    Raises:
+        ValueError: fewer than two means, or values that are not finite.
+    """
+    values = _checked(means)
+    if len(values) < 2:
+        raise ValueError("got one mean, expected two at least: one has no spread")
+    width = stdtrit(len(values) - 1, (1 + level) / 2) * values.std(ddof=1) / len(values) ** 0.5
+    return Interval(float(values.mean() - width), float(values.mean() + width))
 
 
 def sign_flip_p(

@@ -1,7 +1,14 @@
-"""Baselines at equal effort: each scores the whole catalogue, has a small grid, and is chosen on validation alone."""
+"""Baselines at equal effort: each scores the whole catalogue, has a small grid, and is chosen on validation alone.
 
+Their table runs each of them over seeds, with intervals and corrected tests.
+"""
+
+import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -10,15 +17,43 @@ from numpy import ndarray
 from torch import Tensor
 
 from allrec import seeds
+from allrec.alignment.model import AlignmentConfig
+from allrec.alignment.text_cache import default_cache
+from allrec.alignment.training import AlignmentStageConfig
 from allrec.backbones.base import Backbone, encode_histories
-from allrec.data.dataset import Dataset, Targets, flat
+from allrec.backbones.training import BackboneConfig
+from allrec.config import Recipe, choose_language_model, load_recipe
+from allrec.data.dataset import Dataset, Targets, flat, load_dataset
+from allrec.errors import InputError
+from allrec.evaluation.beyond_accuracy import beyond_accuracy
+from allrec.evaluation.evaluate import Plan, evaluate
 from allrec.evaluation.metrics import ndcg_at
 from allrec.evaluation.ranks import candidate_ranks, catalogue_ranks, excluded_history
+from allrec.evaluation.results import Ranking, chances, corrected, result_rows
+from allrec.evaluation.segments import segments
+from allrec.evaluation.significance import compare
+from allrec.experiments.compare import RUNS, Runs, begin_experiment, check_seeds
+from allrec.experiments.summary import SHOWN, cell
+from allrec.files import load_tensors, read_json, save_tensors, write_json
 from allrec.hybrid.content import Vocabulary
 from allrec.hybrid.features import RECALLED, Histories, histories_before, largest_similarity
+from allrec.hybrid.fitting import FusionStageConfig
 from allrec.hybrid.similarity import DenseSpace, Neighbours
+from allrec.runs.run_folder import describe
+from allrec.runs.scorers import SCORERS
+from allrec.runs.stages import Observer, ignore, train_stages
+from allrec.runs.trained_model import TrainedModel
 from allrec.training.batches import NegativeSampler
 
+FORMAT_VERSION = 1
+BASELINES = "baselines.json"
+K = 10
+"""Length of the lists that the measures beyond accuracy look at."""
+ASKED = (("valid", "paper"), ("test", "paper"), ("test", "full"))
+BCE, FUSION = "sasrec-bce", "fusion"
+DRAWN = ("bpr", BCE, "sasrec-softmax", FUSION)
+"""Baselines that depend on the seed; the others are run once."""
+WITHOUT_LLM = ("llm.enabled=false",)
 STREAM = "bpr"
 MAX_DENSE = 20_000
 """Item-kNN and EASE hold a matrix of items by items, and are left out of a larger catalogue."""
@@ -340,3 +375,199 @@ def _item_to_item(dataset: Dataset) -> dict[str, Callable[[], Choice]]:
             dataset,
         ),
     }
+
+
+class Found(NamedTuple):
+    """What one baseline did with one seed: ranks by split and protocol; what was chosen and what its lists are like."""
+
+    ranks: dict[tuple[str, str], Int[ndarray, "rows"]]
+    facts: dict[str, Any]
+
+
+@dataclass
+class Measured:
+    """One baseline over the seeds.
+
+    Attributes:
+        name: of the baseline.
+        ranks: (split, protocol) -> ranks, one array a seed.
+        facts: what each seed chose, what that took, and what its lists are like.
+    """
+
+    name: str
+    ranks: dict[tuple[str, str], list[Int[ndarray, "rows"]]] = field(default_factory=dict)
+    facts: list[dict[str, Any]] = field(default_factory=list)
+
+    def by_user(self, split: str, protocol: str, metric: str) -> Float[ndarray, "rows"]:
+        """Each user's mean over the seeds."""
+        return np.mean([SHOWN[metric](ranks) for ranks in self.ranks[split, protocol]], axis=0)
+
+
+def run_baselines(
+    dataset: Dataset | Path | str,
+    folder: Path | str,
+    *,
+    seeds: Sequence[int] = (0,),
+    recipe: Recipe | None = None,
+    bce: BackboneConfig | None = None,
+    resume: bool = False,
+    cache: Path | None = None,
+    observer: Observer = ignore,
+) -> dict[str, Any]:
+    """Chooses every baseline on validation, ranks the test targets, and writes ``baselines.json``.
+
+    Args:
+        dataset: a data set or its folder.
+        folder: to write; new, or with ``resume`` that of baselines that were stopped. More seeds may join it then.
+        seeds: of what is drawn; what draws nothing is run once.
+        recipe: text encoder, SASRec with a full softmax, and fusion; ``allround`` without its language model if None.
+        bce: the SASRec with binary cross-entropy; that of ``a-llmrec`` if None.
+        resume: go on where it was stopped.
+        cache: folder of cached text embeddings.
+        observer: told of progress.
+
+    Returns:
+        What ``baselines.json`` holds.
+
+    Raises:
+        InputError: what is wrong with the data, the seeds or the folder, and what to do.
+    """
+    folder = Path(folder)
+    check_seeds(seeds)
+    dataset = dataset if isinstance(dataset, Dataset) else load_dataset(dataset)
+    whole = recipe or load_recipe("allround", WITHOUT_LLM)
+    recipes = {FUSION: whole, BCE: _backbone_alone(whole, bce or load_recipe("a-llmrec").backbone)}
+    head = {"format": FORMAT_VERSION, "dataset": {k: v for k, v in describe(dataset).items() if k != "wording"}}
+    other = begin_experiment(folder / BASELINES, "baselines", head, resume)["dataset"]
+    if other["sha256"] != dataset.sha256:
+        raise InputError(f"{folder} holds baselines of {other['name']!r}, got {dataset.name!r}. Give another --out.")
+    runs, found = Runs(folder / RUNS, dataset, cache or default_cache()), dict[str, Measured]()
+    for seed in seeds:
+        models = {name: _trained(runs, name, one, seed, observer) for name, one in recipes.items()}
+        _measure_all(folder / f"seed{seed}", dataset, models, seed, found, observer)
+    result = head | {"seeds": list(seeds)} | summarise_baselines(list(found.values()), dataset, seeds)
+    write_json(folder / BASELINES, result)
+    return result
+
+
+def _backbone_alone(recipe: Recipe, backbone: BackboneConfig) -> Recipe:
+    """A recipe that trains another backbone and nothing else."""
+    alignment = AlignmentStageConfig(network=AlignmentConfig(kind="identity"))
+    parts = {"alignment": alignment, "fusion": FusionStageConfig(enabled=False), "backbone": backbone}
+    return recipe.model_copy(update={**parts, "name": BCE})
+
+
+def _trained(runs: Runs, name: str, recipe: Recipe, seed: int, observer: Observer) -> TrainedModel:
+    recipe = choose_language_model(recipe.model_copy(update={"seed": seed}), None)
+    training, _ = runs.begin(f"{name}-seed{seed}", recipe)
+    return train_stages(replace(training, observer=observer))
+
+
+def _measure_all(
+    folder: Path,
+    dataset: Dataset,
+    models: Mapping[str, TrainedModel],
+    seed: int,
+    found: dict[str, Measured],
+    observer: Observer,
+) -> None:
+    """Measures every baseline that depends on the seed, and with the first seed the others as well."""
+    whole = models[FUSION]
+    texts = whole.text_embeddings
+    makers = chosen_baselines(dataset, texts, {BCE: models[BCE].backbone, "sasrec-softmax": whole.backbone}, seed)
+    finders = {name: partial(_of_choice, make, dataset, texts) for name, make in makers.items()}
+    if whole.fused_ranker is not None:
+        finders[FUSION] = partial(_of_fusion, whole, dataset)
+    for number, (name, find) in enumerate(finders.items(), 1):
+        measured = found.setdefault(name, Measured(name))
+        if name in DRAWN or not measured.facts:
+            _measure(folder, measured, find)
+        observer("baselines", number / len(finders), {})
+
+
+def _of_choice(make: Callable[[], Choice], dataset: Dataset, texts: Float[Tensor, "items dim"]) -> Found:
+    chosen = make()
+    ranks = {(split, protocol): baseline_ranks(chosen.baseline, dataset, dataset.targets[split], protocol)
+             for split, protocol in ASKED}  # fmt: skip
+    lists = top_items(chosen.baseline, dataset, dataset.targets["test"], K)
+    facts = {"setting": chosen.setting, "tried": chosen.tried, f"beyond@{K}": _beyond(lists, dataset, texts)}
+    return Found(ranks, facts)
+
+
+def _of_fusion(model: TrainedModel, dataset: Dataset) -> Found:
+    protocols = tuple(dict.fromkeys(protocol for _, protocol in ASKED))
+    plan = Plan(protocols=protocols, splits=("valid", "test"), scorers=(FUSION,))
+    ranks = {(one.split, one.protocol): one.ranks for one in evaluate(model, dataset, plan, SCORERS).rankings}
+    ranker, targets = model.ranker, dataset.targets["test"]
+    # No item of the history is excepted here: a list for a user knows no target.
+    nothing = np.full(len(targets), -1)
+    ranked = ranker.rank_catalogue(histories_before(dataset, targets), nothing)
+    lists = np.concatenate([np.take_along_axis(scored.items, scored.best(K), axis=1) for scored in ranked])
+    beyond = _beyond(lists, dataset, model.text_embeddings)
+    return Found(ranks, {"setting": {}, "tried": [], f"beyond@{K}": beyond})
+
+
+def _beyond(lists: Int[ndarray, "rows k"], dataset: Dataset, texts: Float[Tensor, "items dim"]) -> dict[str, float]:
+    told = histories_before(dataset, dataset.targets["test"])
+    _, places = flat(told.starts, told.ends)
+    return beyond_accuracy(lists, told.items[places], dataset.train_counts(), texts)
+
+
+def summarise_baselines(found: Sequence[Measured], dataset: Dataset, seeds: Sequence[int]) -> dict[str, Any]:
+    """Rows as in ``metrics.json`` with a seed besides, a table over the seeds, and paired tests against the best.
+
+    The best is the one with the largest NDCG@10 on validation; ``p_holm`` is corrected for the other rows.
+    """
+    best = max(found, key=lambda one: float(one.by_user("valid", "paper", "NDCG@10").mean()))
+    masks = {split: segments(dataset, dataset.targets[split]) for split in dict(ASKED)}
+    rankings = [
+        (seed, Ranking(split, protocol, one.name, np.arange(len(ranks)), ranks))
+        for one in found
+        for split, protocol in ASKED
+        for seed, ranks in zip(seeds, one.ranks[split, protocol], strict=False)
+    ]
+    return {
+        "chance": chances(dataset, [ranking for _, ranking in rankings]),
+        "results": [
+            row | {"seed": seed} for seed, one in rankings for row in result_rows(one, masks[one.split], 0)
+        ],
+        "best": best.name,
+        "table": [_table_row(one) for one in found],
+        "comparisons": corrected([row for one in found if one is not best for row in _tests(one, best)]),
+    }  # fmt: skip
+
+
+def _table_row(one: Measured) -> dict[str, Any]:
+    cells = {
+        f"{split}/{protocol}": {metric: cell([values(ranks) for ranks in one.ranks[split, protocol]])
+                                for metric, values in SHOWN.items()}
+        for split, protocol in ASKED
+    }  # fmt: skip
+    return {"name": one.name, "seeds": len(one.facts), "chosen": one.facts, **cells}
+
+
+def _tests(one: Measured, best: Measured) -> list[dict[str, Any]]:
+    rows = []
+    for protocol in ("paper", "full"):
+        for metric in SHOWN:
+            values, others = (each.by_user("test", protocol, metric) for each in (best, one))
+            result = compare(values, others, seeds.rng(0, "baselines", "paired", protocol, metric))
+            rows.append(
+                {"split": "test", "protocol": protocol, "metric": metric, "scorer": best.name, "against": one.name,
+                 "users": len(values), **result.row()}
+            )  # fmt: skip
+    return rows
+
+
+def _measure(folder: Path, measured: Measured, find: Callable[[], Found]) -> None:
+    note, tensors = folder / f"{measured.name}.json", folder / f"{measured.name}.safetensors"
+    if not note.is_file():
+        start = time.perf_counter()
+        found = find()
+        save_tensors(tensors, {f"{split}/{protocol}": torch.from_numpy(found.ranks[split, protocol])
+                               for split, protocol in ASKED})  # fmt: skip
+        write_json(note, found.facts | {"seconds": time.perf_counter() - start})
+    measured.facts.append(read_json(note))
+    stored = load_tensors(tensors)
+    for split, protocol in ASKED:
+        measured.ranks.setdefault((split, protocol), []).append(stored[f"{split}/{protocol}"].numpy())

@@ -1,29 +1,67 @@
 """Trains and evaluates recipes over seeds, every shared stage once, and measures what that cost."""
 
+import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from allrec.alignment.text_cache import default_cache
-from allrec.config import Recipe, choose_language_model
+from allrec.backbones.registry import KINDS
+from allrec.config import Recipe, choose_language_model, load_recipe
 from allrec.data.dataset import Dataset, load_dataset
-from allrec.errors import InputError
-from allrec.experiments.rows import Row, run_name
-from allrec.experiments.summary import summarise, to_csv, to_markdown
+from allrec.errors import InputError, nearest
+from allrec.experiments.summary import Row, run_name, summarise, to_csv, to_markdown
 from allrec.files import read_json, write_json, write_text
 from allrec.llm.language_model import LanguageModel
 from allrec.recommender import AllRec, begin_training
 from allrec.runs.run_folder import MANIFEST, METRICS_FILE, RunFolder, describe
-from allrec.runs.stages import Observer, adopt_stages, ignore, train_stages
+from allrec.runs.stages import Observer, Training, adopt_stages, ignore, train_stages
 from allrec.runs.tensorboard import recording
 from allrec.runs.trained_model import load_language_model
 
 FORMAT_VERSION = 1
 COMPARISON, RUNS = "compare.json", "runs"
 NOTHING = {"compare": 0.0, "stages": 0.0}
+DEFAULT = "a-llmrec"
+
+_SLOW = (
+    'alignment.positions="last"',
+    "alignment.batch_size=32",
+    "alignment.loop.learning_rate=1e-4",
+    "alignment.loop.epochs=1",
+    "text.max_tokens=32",
+)
+STAGE_ONE: dict[str, tuple[str, ...]] = {
+    "no-matching": ('alignment.network.matching="none"',),
+    "no-reconstruction": ("alignment.network.alpha=0", "alignment.network.beta=0"),
+    "no-recommendation": ("alignment.network.has_recommendation=false",),
+    "tuned-text": ("alignment.tune_text=true", *_SLOW),
+    "frozen-text": _SLOW,
+    "no-stage-1": ('alignment.network.kind="identity"',),
+}
+"""Stage 1: each of its losses left out; the text encoder tuned, by the paper's small steps on users' last items, for
+one epoch over the beginnings of texts (two cores pay a second or two for a step), beside a frozen one trained in the
+same way; and no stage 1 at all, the paper's MLP-LLM.
+
+Source: arXiv:2404.11343, section 5.3.
+"""
+
+STAGE_TWO: dict[str, tuple[str, ...]] = {
+    "no-user": ("prompt.has_user=false",),
+    # The quotes are TOML's: a bare none means that there is no value.
+    "no-joint": ('prompt.soft_token="none"',),
+    "random-joint": ('soft_tokens.item_source="random"',),
+    "llm-alone": ("prompt.has_user=false", 'prompt.soft_token="none"'),
+    "every-position": ('soft_tokens.positions="every"',),
+}
+"""Stage 2: the prompt without the user's soft token, without the items', with fixed random vectors in place of the
+items' joint embeddings, without any; and targets at every position. Source: arXiv:2404.11343, section 5.3.
+"""
+ABLATIONS = {"stage1": STAGE_ONE, "stage2": STAGE_TWO}
+
 Watch = Callable[[str], AbstractContextManager[Observer]]
 """Called with a sentence before each run; gives the observer of its stages."""
 
@@ -33,68 +71,155 @@ def unwatched(sentence: str) -> AbstractContextManager[Observer]:
     return nullcontext(ignore)
 
 
+def rows_of(
+    recipes: Sequence[str] = (DEFAULT,),
+    *,
+    ablations: str | None = None,
+    backbones: Sequence[str] = (),
+    sets: Sequence[str] = (),
+) -> list[Row]:
+    """The rows that were asked for, the one that all others are tested against first.
+
+    Args:
+        recipes: names or TOML files.
+        ablations: the first recipe's ablations of this stage follow it.
+        backbones: in place of the first recipe, it on each of these backbones, and each backbone alone.
+        sets: ``key=value`` for every recipe; an ablation's own keys come after them.
+
+    Raises:
+        InputError: an unknown recipe, ablation or backbone, or two rows of one name.
+    """
+    if ablations is not None and backbones:
+        raise InputError("got --ablations and --backbones, expected one of them. Compare twice, into two folders.")
+    if not recipes:
+        raise InputError("got no recipe to compare, expected at least one: --recipes a-llmrec")
+    rows = [_row(load_recipe(recipe, tuple(sets)), _name(recipe)) for recipe in recipes]
+    if ablations is not None:
+        rows[1:1] = _ablated(recipes[0], ablations, sets)
+    if backbones:
+        rows[:1] = [row for kind in backbones for row in _on_backbone(recipes[0], kind, sets)]
+    _refuse_twins(rows)
+    return rows
+
+
+def _row(recipe: Recipe, name: str) -> Row:
+    return Row(name, _slug(name), recipe.model_copy(update={"name": name}))
+
+
+def _name(recipe: str) -> str:
+    return Path(recipe).stem if recipe.endswith(".toml") else recipe
+
+
+def _ablated(recipe: str, stage: str, sets: Sequence[str]) -> list[Row]:
+    if stage not in ABLATIONS:
+        raise InputError(f"got --ablations {stage!r}, expected one of {', '.join(ABLATIONS)}.")
+    return [_row(load_recipe(recipe, (*sets, *overrides)), name) for name, overrides in ABLATIONS[stage].items()]
+
+
+def _on_backbone(recipe: str, kind: str, sets: Sequence[str]) -> list[Row]:
+    if kind not in KINDS:
+        raise InputError(f"unknown backbone {kind!r}: {nearest(kind, list(KINDS))}.")
+    whole = load_recipe(recipe, tuple(sets))
+    # What the recipe says of its own backbone's shape holds for another as far as that knows the word.
+    said = whole.backbone.model.model_dump(exclude_unset=True)
+    shape = {key: value for key, value in said.items() if key in KINDS[kind].config.model_fields} | {"kind": kind}
+    backbone = type(whole.backbone)(**(whole.backbone.model_dump() | {"model": shape}))
+    whole = whole.model_copy(update={"backbone": backbone})
+    row = _row(whole, f"{_name(recipe)} on {kind}")
+    return [replace(row, name=f"{kind} alone", scorer="cf"), row]
+
+
+def _refuse_twins(rows: Sequence[Row]) -> None:
+    for kind, names in (("name", [row.name for row in rows]), ("folder", [row.run + row.scorer for row in rows])):
+        if twins := sorted({name for name in names if names.count(name) > 1}):
+            raise InputError(f"two rows have the {kind} {twins[0]!r}, expected one each. Name each recipe once.")
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^\w.]+", "-", name).strip("-.") or "recipe"
+
+
 @dataclass
-class Comparison:
-    """A comparison under way: its folder, its data, and the language model in memory.
+class Runs:
+    """The runs of an experiment on one data set, in one folder: what several of them need is trained once.
 
     Attributes:
-        folder: holds ``runs``, ``compare.json`` and the tables.
-        dataset: what all runs are trained and scored on.
+        folder: holds a run folder each.
+        dataset: what all runs are trained on.
         cache: folder of cached text embeddings.
         device: "cpu", "cuda", ...; None is the accelerator where there is one.
-        spent: seconds of the comparison and of its stages in earlier attempts, as far as ``compare.json`` has them;
-            a kill takes both of what it interrupts.
-        start: when this attempt began, by ``time.perf_counter``.
         loaded: a choice of language model, and the model.
     """
 
     folder: Path
     dataset: Dataset
     cache: Path
-    device: str | None
-    spent: dict[str, float]
-    start: float
+    device: str | None = None
     loaded: tuple[Any, LanguageModel] | None = None
 
-    def __post_init__(self) -> None:
-        self.begun = self.own_seconds()
-
-    def runs(self) -> list[RunFolder]:
+    def all(self) -> list[RunFolder]:
         """Every run in the folder, by name."""
-        return [RunFolder.open(path.parent) for path in sorted((self.folder / RUNS).glob(f"*/{MANIFEST}"))]
+        return [RunFolder.open(path.parent) for path in sorted(self.folder.glob(f"*/{MANIFEST}"))]
 
     def llm(self, recipe: Recipe) -> LanguageModel:
         """The recipe's language model; the last one stays in memory."""
         if self.loaded is None or self.loaded[0] != recipe.llm.chosen:
             self.loaded = None
-            self.loaded = (recipe.llm.chosen, load_language_model(recipe, self.device, self.runs()))
+            self.loaded = (recipe.llm.chosen, load_language_model(recipe, self.device, self.all()))
         return self.loaded[1]
 
-    def finish(self, name: str, recipe: Recipe, watch: Watch, place: str) -> None:
-        """Trains and evaluates a run as far as that is not done yet."""
-        path = self.folder / RUNS / name
+    def begin(self, name: str, recipe: Recipe) -> tuple[Training, list[str]]:
+        """A run's training, begun or gone on with, and the stages that it took over from other runs."""
+        path = self.folder / name
         model, resume = self.llm(recipe) if recipe.llm.enabled else None, (path / MANIFEST).is_file()
         training = begin_training(
             self.dataset, path, recipe, model, resume=resume, cache=self.cache, device=self.device
         )
+        return training, adopt_stages(training.run, self.all())
+
+    def finish(self, name: str, recipe: Recipe, watch: Watch, place: str) -> None:
+        """Trains and evaluates a run as far as that is not done yet."""
+        training, shared = self.begin(name, recipe)
         run = training.run
-        shared = adopt_stages(run, self.runs())
-        if run.is_done("evaluate") and (path / METRICS_FILE).is_file():
+        if run.is_done("evaluate") and (run.path / METRICS_FILE).is_file():
             return
         taken = f", takes over {', '.join(stage.replace('_', ' ') for stage in shared)}" if shared else ""
-        with watch(f"{name} ({place}){taken}") as observer, recording(path / "events", observer) as recorder:
+        with watch(f"{name} ({place}){taken}") as observer, recording(run.path / "events", observer) as recorder:
             AllRec(train_stages(replace(training, observer=recorder))).evaluate(self.dataset, observer=observer)
 
-    def cost(self) -> dict[str, float]:
-        """Seconds of the comparison, of the stages that its runs trained and scored in that time, and what is above."""
-        total = self.spent["compare"] + time.perf_counter() - self.start
-        stages = self.spent["stages"] + self.own_seconds() - self.begun
-        return {"compare": total, "stages": stages, "overhead": total / stages - 1 if stages else 0.0}
-
-    def own_seconds(self) -> float:
-        """Seconds of every stage in the folder, each shared one once."""
-        entries = [entry for run in self.runs() for entry in run.manifest["stages"].values()]
+    def seconds(self) -> float:
+        """Of every stage in the folder, each shared one once."""
+        entries = [entry for run in self.all() for entry in run.manifest["stages"].values()]
         return float(sum(entry.get("seconds", 0.0) for entry in entries if "adopted" not in entry))
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Refuses no seeds, and a seed that is given twice."""
+    if not seeds or len(set(seeds)) != len(seeds):
+        raise InputError(f"got seeds {list(seeds)}, expected at least one, and each once.")
+
+
+def begin_experiment(file: Path, what: str, head: dict[str, Any], resume: bool) -> dict[str, Any]:
+    """What the file of an experiment holds that is gone on with; of a new one, ``head`` is written.
+
+    Args:
+        file: of the experiment, in its folder.
+        what: as messages call it, such as "a comparison".
+        head: of a new one.
+        resume: whether to go on with it.
+
+    Raises:
+        InputError: the folder holds one already and ``resume`` is not set, or it holds something else.
+    """
+    folder = file.parent
+    if file.is_file():
+        if not resume:
+            raise InputError(f"{folder} already holds {what}. Go on with it: --resume. Or give another --out.")
+        return dict(read_json(file))
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} is in use and does not hold {what}, expected a new or empty folder.")
+    write_json(file, head)
+    return head
 
 
 def compare(
@@ -129,21 +254,23 @@ def compare(
         InputError: what is wrong with the data, a recipe or the folder, and what to do.
     """
     start, folder = time.perf_counter(), Path(folder)
-    if not seeds or len(set(seeds)) != len(seeds):
-        raise InputError(f"got seeds {list(seeds)}, expected at least one, and each once.")
-    spent = _begin(folder, resume)
+    check_seeds(seeds)
+    spent = begin_experiment(folder / COMPARISON, "a comparison", {"format": FORMAT_VERSION, "table": None}, resume)
+    spent = NOTHING | spent.get("seconds", {})
     dataset = dataset if isinstance(dataset, Dataset) else load_dataset(dataset)
-    comparison = Comparison(folder, dataset, cache or default_cache(), device, spent, start)
-    wanted = _wanted(rows, seeds, llm)
+    runs = Runs(folder / RUNS, dataset, cache or default_cache(), device)
+    before, wanted = runs.seconds(), _wanted(rows, seeds, llm)
     head = {"format": FORMAT_VERSION, "dataset": describe(dataset), "seeds": list(seeds)}
     for place, (name, recipe) in enumerate(wanted.items(), 1):
-        comparison.finish(name, recipe, watch, f"{place} of {len(wanted)}")
-        write_json(folder / COMPARISON, head | {"seconds": comparison.cost(), "table": None})
+        runs.finish(name, recipe, watch, f"{place} of {len(wanted)}")
+        cost = _cost(spent, time.perf_counter() - start, runs.seconds() - before)
+        write_json(folder / COMPARISON, head | {"seconds": cost, "table": None})
     table = summarise(folder / RUNS, rows, seeds)
     write_text(folder / "table.csv", to_csv(table["rows"]))
     write_text(folder / "evidence.csv", to_csv(table["evidence"]))
     write_text(folder / "table.md", to_markdown(table))
-    result = head | {"seconds": comparison.cost(), "table": table}
+    cost = _cost(spent, time.perf_counter() - start, runs.seconds() - before)
+    result = head | {"seconds": cost, "table": table}
     write_json(folder / COMPARISON, result)
     return result
 
@@ -153,15 +280,16 @@ def is_comparison(folder: Path) -> bool:
     return (folder / COMPARISON).is_file()
 
 
-def _begin(folder: Path, resume: bool) -> dict[str, float]:
-    if is_comparison(folder):
-        if not resume:
-            raise InputError(f"{folder} already holds a comparison. Go on with it: --resume. Or give another --out.")
-        return NOTHING | read_json(folder / COMPARISON).get("seconds", {})
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} is in use and holds no comparison, expected a new or empty folder.")
-    write_json(folder / COMPARISON, {"format": FORMAT_VERSION, "seconds": {}, "table": None})
-    return NOTHING
+def _cost(spent: Mapping[str, float], total: float, stages: float) -> dict[str, float]:
+    """Seconds of a comparison, of the stages that its runs trained and scored in that time, and what is above.
+
+    Args:
+        spent: in earlier attempts, as far as ``compare.json`` has them; a kill takes what it interrupts.
+        total: of this attempt.
+        stages: of this attempt.
+    """
+    total, stages = spent["compare"] + total, spent["stages"] + stages
+    return {"compare": total, "stages": stages, "overhead": total / stages - 1 if stages else 0.0}
 
 
 def _wanted(rows: Sequence[Row], seeds: Sequence[int], llm: str | None) -> dict[str, Recipe]:

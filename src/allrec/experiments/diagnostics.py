@@ -88,7 +88,8 @@ def order_of_history(scorers: Mapping[str, Score], asked: Asked, seed: int) -> l
         ranks = [candidate_ranks(scores, part.candidates, part.targets) for scores in (kept, mixed)]
         rows += [
             {"scorer": name, "metric": metric, "users": len(told), "kept": float(values(ranks[0]).mean()),
-             "shuffled": float(values(ranks[1]).mean())} | _tested(values(ranks[0]), values(ranks[1]), seed)
+             "shuffled": float(values(ranks[1]).mean())}
+            | compare(values(ranks[0]), values(ranks[1]), seeds.rng(seed, STREAM, "paired", len(told))).row()
             | {"changed": float((first_choices(kept, part) != first_choices(mixed, part)).mean()),
                "correlation": mean_correlation(kept, mixed, part.candidates >= 0)}
             for metric, (values, _) in tested_metrics().items()
@@ -217,11 +218,6 @@ def mean_correlation(
         if kept.sum() > 1 and one[kept].std() > 0 and other[kept].std() > 0:
             found.append(np.corrcoef(one[kept], other[kept])[0, 1])
     return float(np.mean(found)) if found else None
-
-
-def _tested(kept: Float[ndarray, "users"], shuffled: Float[ndarray, "users"], seed: int) -> dict[str, Any]:
-    result = compare(kept, shuffled, seeds.rng(seed, STREAM, "paired", len(kept)))
-    return {"difference": result.difference, "ci95": list(result.interval), "p": result.p}
 
 
 FORMAT_VERSION = 1

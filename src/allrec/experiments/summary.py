@@ -16,9 +16,8 @@ from allrec import seeds
 from allrec.config import Recipe
 from allrec.evaluation.metrics import METRICS
 from allrec.evaluation.results import StoredRanks, load_ranks
-from allrec.evaluation.significance import Interval, bootstrap_interval, holm
+from allrec.evaluation.significance import bootstrap_interval, holm, student_interval
 from allrec.evaluation.significance import compare as compare_users
-from allrec.experiments.rows import Row, run_name
 from allrec.runs.run_folder import RunFolder
 from allrec.runs.scorers import SCORERS
 
@@ -27,23 +26,30 @@ IN_PLACE = " in place of "
 SHOWN = {name: METRICS[name].by_user for name in ("NDCG@10", "HR@10", "HR@1")}
 """The metrics of the table."""
 SPLITS = ("valid", "test")
-TRAINING = {
-    "llm": ("backbone", "text", "alignment", "language_model"),
-    "cf": ("backbone",),
-    "text": ("text",),
-    "fusion": ("backbone", "text", "alignment", "content", "ensemble", "fusion"),
-    "readout": ("backbone", "text", "alignment", "language_model", "readout"),
-    "allround": ("backbone", "text", "alignment", "content", "ensemble", "language_model", "readout", "fusion"),
-}
-"""The stages that a row's time counts; a backbone alone needs no other."""
-EVIDENCE = tuple(SCORERS)
 TESTS = ("against_first", "against_random_items")
 LEVEL = 0.05
-STUDENT = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
-    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
-)  # fmt: skip
-"""The 97.5% point of Student's t for 1 to 30 degrees of freedom."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the table.
+
+    Attributes:
+        name: how the table calls it.
+        run: how the folders of its runs begin; two rows may share their runs.
+        recipe: complete but for the seed and the choice of language model.
+        scorer: whose scores are the row's.
+    """
+
+    name: str
+    run: str
+    recipe: Recipe
+    scorer: str = "llm"
+
+
+def run_name(row: Row, seed: int) -> str:
+    """The folder of a row's run."""
+    return f"{row.run}-seed{seed}"
 
 
 @dataclass
@@ -122,7 +128,7 @@ def summarise(runs: Path, rows: Sequence[Row], seeds: Sequence[int]) -> dict[str
         "seeds": list(seeds),
         "chance": {name: chance[name] for name in SHOWN},
         "rows": table,
-        "evidence": [table_row(result, scorer, None) for result in one_a_run for scorer in EVIDENCE
+        "evidence": [table_row(result, scorer, None) for result in one_a_run for scorer in SCORERS
                      if result.ranks("test", scorer)],
     }  # fmt: skip
 
@@ -158,8 +164,7 @@ def table_row(result: Result, scorer: str, first: Result | None) -> dict[str, An
 
 def seconds(result: Result, scorer: str) -> dict[str, float]:
     """Mean seconds over the seeds, as if each run had been alone: a stage that was taken over counts with its own."""
-    stages = TRAINING.get(scorer, TRAINING["llm"])
-    training = float(np.mean([sum(run.seconds(stage) for stage in stages) for run in result.runs]))
+    training = float(np.mean([sum(map(run.seconds, SCORERS[scorer].stages)) for run in result.runs]))
     if scorer == "llm":
         inference = float(np.mean([run.seconds("evaluate") for run in result.runs]))
     else:
@@ -177,9 +182,7 @@ def tests(ours: Result, scorer: str, theirs: Result, against: str) -> dict[str, 
         if len(mine) == 0:
             return None
         result = compare_users(our_values[mine], their_values[other], seeds.rng(0, "comparison", "paired", len(mine)))
-        found[metric] = {
-            "difference": result.difference, "ci95": list(result.interval), "p": result.p, "users": len(mine),
-        }  # fmt: skip
+        found[metric] = result.row() | {"users": len(mine)}
     return found
 
 
@@ -209,24 +212,11 @@ def cell(values: Sequence[Float[ndarray, "users"]]) -> list[float]:
     """
     means = np.array([one.mean() for one in values])
     low, high = (
-        seed_interval(means)
+        student_interval(means)
         if len(means) > 1
         else bootstrap_interval(values[0], seeds.rng(0, "comparison", "interval"))
     )
     return [float(means.mean()), max(0.0, low), min(1.0, high)]
-
-
-def seed_interval(means: Float[ndarray, "seeds"]) -> Interval:
-    """Student's 95% interval of a mean over at least two seeds."""
-    freedom = len(means) - 1
-    point = STUDENT[freedom - 1] if freedom <= len(STUDENT) else _student(freedom)
-    width = point * float(means.std(ddof=1)) / len(means) ** 0.5
-    return Interval(float(means.mean()) - width, float(means.mean()) + width)
-
-
-def _student(freedom: int, z: float = 1.95996) -> float:
-    # Expansion about the normal's point, good to four digits beyond the table: Abramowitz and Stegun, 26.7.5.
-    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
 
 
 def llm_label(recipe: Recipe) -> str:

@@ -197,17 +197,22 @@ def _lists_fit(model: TrainedModel, targets: Targets, protocol: str) -> str | No
     )
 
 
+_STAGE_ONE = ("backbone", "text", "alignment")
+_STAGE_TWO = (*_STAGE_ONE, "language_model")
+_FUSED = (*_STAGE_ONE, "content", "ensemble", "fusion")
+_CONTROL = partial(Scorer[TrainedModel], reads_llm=True, is_control=True, stages=_STAGE_TWO)
 SCORERS: dict[str, Scorer[TrainedModel]] = {
-    "cf": Scorer(partial(rank_by_dot_products, of_joint=False), _always),
-    "joint": Scorer(partial(rank_by_dot_products, of_joint=True), _joint),
-    "text": Scorer(rank_by_text, _fusion),
-    "llm": Scorer(rank_by_llm, _llm, reads_llm=True, is_lead=True),
-    "llm-random-items": Scorer(
-        partial(rank_by_llm, name="llm-random-items"), _random_items, reads_llm=True, is_control=True
+    "cf": Scorer(partial(rank_by_dot_products, of_joint=False), _always, stages=("backbone",)),
+    "joint": Scorer(partial(rank_by_dot_products, of_joint=True), _joint, stages=_STAGE_ONE),
+    "text": Scorer(rank_by_text, _fusion, stages=("text",)),
+    "llm": Scorer(rank_by_llm, _llm, reads_llm=True, is_lead=True, stages=_STAGE_TWO),
+    "llm-random-items": _CONTROL(partial(rank_by_llm, name="llm-random-items"), _random_items),
+    "llm-no-soft": _CONTROL(partial(rank_by_llm, name="llm-no-soft"), _no_soft),
+    "readout": Scorer(rank_by_readout, _readout, reads_llm=True, stages=(*_STAGE_TWO, "readout")),
+    "fusion": Scorer(partial(rank_by_fusion, with_llm=False), _fusion, is_lead=True, stages=_FUSED),
+    "allround": Scorer(
+        partial(rank_by_fusion, with_llm=True), _allround, reads_llm=True, is_lead=True,
+        stages=(*_FUSED, "language_model", "readout"),
     ),
-    "llm-no-soft": Scorer(partial(rank_by_llm, name="llm-no-soft"), _no_soft, reads_llm=True, is_control=True),
-    "readout": Scorer(rank_by_readout, _readout, reads_llm=True),
-    "fusion": Scorer(partial(rank_by_fusion, with_llm=False), _fusion, is_lead=True),
-    "allround": Scorer(partial(rank_by_fusion, with_llm=True), _allround, reads_llm=True, is_lead=True),
-}
+}  # fmt: skip
 """Every scorer, in the order of tables; of those that lead, a later one is tested against all earlier ones."""

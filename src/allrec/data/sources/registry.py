@@ -1,16 +1,38 @@
 """Which format a source is in, by what is there or by what the user says."""
 
 from pathlib import Path
-from types import ModuleType
+from typing import Protocol
 
 from allrec.data.sources import amazon, movielens, recbole, sasrec_text, tables
 from allrec.data.sources.diagnosis import diagnosing
 from allrec.data.sources.source import Source, SourceOptions
 from allrec.errors import InputError, nearest
 
-# Published formats before own tables, which would take almost anything.
-READERS: tuple[ModuleType, ...] = (movielens, recbole, amazon, sasrec_text, tables)
-FORMATS = tuple(name for reader in READERS for name in reader.FORMATS)
+
+class Reader(Protocol):
+    """Reads one or more formats; a module that has these three names does."""
+
+    @property
+    def FORMATS(self) -> tuple[str, ...]:
+        """The formats' names, as ``--format`` gives them."""
+        ...
+
+    def matches(self, path: Path) -> str | None:
+        """The name of the format that a file or folder seems to be in; None where it is in none of these."""
+        ...
+
+    def read(self, path: Path, options: SourceOptions, name: str) -> Source:
+        """Opens a source in the format of that name."""
+        ...
+
+
+READERS: list[Reader] = [movielens, recbole, amazon, sasrec_text, tables]
+"""Every reader, in the order in which they are tried: own tables come last, which would take almost anything."""
+
+
+def known_formats() -> list[str]:
+    """Every format by name."""
+    return [name for reader in READERS for name in reader.FORMATS]
 
 
 def open_source(path: Path, options: SourceOptions, name: str | None = None) -> Source:
@@ -26,9 +48,8 @@ def open_source(path: Path, options: SourceOptions, name: str | None = None) -> 
         name = name or guess_format(path)
         for reader in READERS:
             if name in reader.FORMATS:
-                source: Source = reader.read(path, options, name)
-                return source
-    raise InputError(f"unknown format {name!r}: {nearest(name, list(FORMATS))}.")
+                return reader.read(path, options, name)
+    raise InputError(f"unknown format {name!r}: {nearest(name, known_formats())}.")
 
 
 def guess_format(path: Path) -> str:
@@ -38,10 +59,9 @@ def guess_format(path: Path) -> str:
         InputError: none does.
     """
     for reader in READERS:
-        name: str | None = reader.matches(path)
-        if name:
+        if name := reader.matches(path):
             return name
     raise InputError(
-        f"{path} is in no format known here ({', '.join(FORMATS)}). "
+        f"{path} is in no format known here ({', '.join(known_formats())}). "
         f"Give a table, or a folder with interactions.* (csv, tsv, jsonl, parquet) and items.*."
     )
