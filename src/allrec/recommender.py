@@ -299,7 +299,8 @@ class AllRec:
             user: a known user's id.
             history: item ids, oldest first, in place of a user.
             task: "title" asks for the next item, out of candidates; "genres" for the genres that the user likes.
-            candidates: item ids that the prompt lists; the first of ``recommend``'s where None. Only for "title".
+            candidates: item ids that the prompt lists; the first of ``recommend``'s where None. Only for "title", and
+                only where the run's prompts list candidates at all.
             k: so many texts, likeliest first: 1 is greedy, more come of a beam as wide.
 
         Raises:
@@ -315,12 +316,23 @@ class AllRec:
             if candidates is not None:
                 raise InputError("candidates are titles to choose from; genres have none. Leave them out.")
             return write_genres(model.titles, model.catalogue, users, [known], k)[0]
-        if candidates is None:
-            ranked = model.backbone_ranker.rank_catalogue(histories_of([known]), np.array([-1]))
-            listed = first_that_fit(next(ranked), model.backbone_ranker.num_ranked, model.titles.fits_each)
-        else:
-            listed = self._given(candidates)[None]
+        listed = self._listed(known, candidates)
         return write_titles(model.titles, model.catalogue, users, [known], listed, k)[0]
+
+    def _listed(self, known: Int[ndarray, "length"], candidates: Sequence[str] | None) -> Int[ndarray, "1 candidates"]:
+        """The candidates that a prompt for a title lists."""
+        model = self.model
+        if not model.titles.builder.lists_candidates:
+            if candidates is not None:
+                raise InputError(
+                    "this run's prompts list no candidates, so none can be given. Leave them out, or train with --set "
+                    "prompt.lists_candidates=true."
+                )
+            return np.full((1, 0), -1)
+        if candidates is not None:
+            return self._given(candidates)[None]
+        ranked = model.backbone_ranker.rank_catalogue(histories_of([known]), np.array([-1]))
+        return first_that_fit(next(ranked), model.backbone_ranker.num_ranked, model.titles.fits_each)
 
     def history_of(self, user: str | None, history: Sequence[str] | None) -> Int[ndarray, "length"]:
         """Positions of the items of a known user or of a bare history."""

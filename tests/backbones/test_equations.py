@@ -68,7 +68,7 @@ def test_nextitnet_reaches_as_far_back_as_its_dilations_and_no_further():
 
 @pytest.mark.parametrize("kind", ["ncf", "nextitnet", "gru4rec"])
 def test_dropout_acts_in_training_alone(kind):
-    model = with_large_weights(KINDS[kind](dropout=0.3))
+    model = with_large_weights(KINDS[kind].config(dropout=0.3))
     history = torch.tensor([[1, 2, 3]])
     assert torch.equal(model.encode(history), model.encode(history))
     model.train()
@@ -77,7 +77,7 @@ def test_dropout_acts_in_training_alone(kind):
 
 @pytest.mark.parametrize("kind", ["ncf", "nextitnet", "gru4rec"])
 def test_all_weights_learn_and_padding_gets_no_gradient(kind):
-    model = with_large_weights(KINDS[kind]()).requires_grad_(True)
+    model = with_large_weights(KINDS[kind].config()).requires_grad_(True)
     (model.states(torch.tensor([[2, 3, -1, -1], [4, 2, 3, 3]]))[:, :2] @ model.item_table[5]).sum().backward()
     assert all(value.grad.isfinite().all() and value.grad.any() for value in model.parameters())
     table = model.history_table if kind == "ncf" else model.item_table
@@ -87,10 +87,10 @@ def test_all_weights_learn_and_padding_gets_no_gradient(kind):
 
 def test_the_kind_chooses_and_is_sasrec_where_none_is_named():
     assert BackboneConfig(model={"dim": 6}).model == BackboneConfig(model={"kind": "sasrec", "dim": 6}).model
-    for kind, config in KINDS.items():
+    for kind, kind_of in KINDS.items():
         given = {"items": "items.npy", "dim": 4} if kind == "external" else {}
         chosen = BackboneConfig(model={"kind": kind, **given}).model
-        assert type(chosen) is config
+        assert type(chosen) is kind_of.config
         assert type(make_backbone(3, chosen, torch.Generator())).__name__.lower() == kind
 
 

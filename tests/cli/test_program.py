@@ -24,7 +24,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
     (folder / "recipe.toml").write_text(dump_recipe(recipe))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ALLREC_CACHE", str(folder / "cache"))
-        result = call("train", dataset, "--run", folder / "run", "--recipe", folder / "recipe.toml", "--llm", llm)
+        result = call(
+            "train", dataset, "--run", folder / "run", "--recipe", folder / "recipe.toml", "--llm", llm,
+            "--set", "prompt.lists_candidates=true",
+        )  # fmt: skip
     assert "protocol paper" in result
     return dataset, folder / "run", llm
 

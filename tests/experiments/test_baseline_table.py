@@ -60,7 +60,7 @@ def test_the_best_is_chosen_on_validation_and_all_others_are_tested_against_it(w
     assert result["best"] == max(valid, key=valid.get)
     tests = [row for row in result["comparisons"] if (row["protocol"], row["metric"]) == ("paper", "HR@1")]
     assert {row["against"] for row in tests} == set(NAMES) - {result["best"]}
-    assert all(row["p"] <= row["p_holm"] <= min(1, row["p"] * 9) + 1e-12 for row in tests)
+    assert all(row["p"] <= row["p_holm"] <= min(1, row["p"] * 10) + 1e-12 for row in tests)
     assert max(row["p_holm"] for row in tests) >= max(row["p"] for row in tests)
 
 
@@ -112,7 +112,7 @@ def test_the_command_shows_the_tables(world, monkeypatch):
     said = CliRunner().invoke(app, ["baselines", "data", "--out", "out", "--seeds", "0,1"])
     assert said.exit_code == 0, said.output
     assert "sasrec-softmax" in said.stdout
-    assert "corrected by Holm for 9 rows" in " ".join(said.stdout.split())
+    assert "corrected by Holm for 10 rows" in " ".join(said.stdout.split())
     refused = CliRunner().invoke(app, ["baselines", "data", "--out", "out", "--seeds", "one"])
     assert "got the seed 'one'" in str(refused.exception)
 

@@ -30,6 +30,7 @@ from allrec.hybrid.features import (
     histories_of,
     mean_embeddings,
 )
+from allrec.hybrid.fusion import LLM_EVIDENCE
 from allrec.hybrid.ranking import is_in_history, retrieve
 from allrec.hybrid.similarity import DAMPING, DenseSpace, Neighbours, WordSpace
 from allrec.training.loop import LoopConfig
@@ -69,7 +70,7 @@ def test_it_names_every_column(evidence):
     names = evidence.names
     assert names[:3] == ["cf", "joint", "text_largest"]
     assert evidence.features(histories_of(SEQUENCES), np.zeros((4, 2), np.int64)).shape == (4, 2, len(names))
-    assert {*FREE, *CONTEXT} <= set(names)
+    assert {*FREE, *CONTEXT} - set(LLM_EVIDENCE) <= set(names)
 
 
 def test_scores_are_log_probabilities_over_the_catalogue(evidence):

@@ -19,7 +19,7 @@ from worlds import make_world
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("world")
-    dataset, llm, recipe = make_world(folder)
+    dataset, llm, recipe = make_world(folder, ("prompt.lists_candidates=true",))
     AllRec.train(load_dataset(dataset), run=folder / "run", recipe=recipe, llm=str(llm), cache=folder / "cache")
     return folder / "run"
 
@@ -54,6 +54,15 @@ def test_candidates_are_the_ones_given(run: Path) -> None:
     assert texts[0] == texts[2] != texts[1]
     with pytest.raises(InputError, match="is in the list twice"):
         call("generate", run, "--history", first, "--task", "title", "--candidates", f"{second},{second}")
+
+
+def test_prompts_that_list_nothing_take_no_candidates(tmp_path: Path) -> None:
+    dataset, llm, recipe = make_world(tmp_path, ("prompt.lists_candidates=false",))
+    system = AllRec.train(dataset, run=tmp_path / "run", recipe=recipe, llm=str(llm), cache=tmp_path / "cache")
+    first, second = system.model.catalogue.item_ids[:2]
+    assert not system.generate(history=[first])[0].is_candidate
+    with pytest.raises(InputError, match="prompts list no candidates"):
+        system.generate(history=[first], candidates=[second])
 
 
 @pytest.mark.parametrize("task", ["title", "genres"])

@@ -18,10 +18,12 @@ import os, signal, sys
 from pathlib import Path
 import torch
 from allrec.config import load_recipe
+from allrec.llm import loading
 from allrec.recommender import AllRec
 
 dataset, run, llm, recipe, cache, stage = sys.argv[1:]
 torch.set_num_threads(1)
+loading.faster_dtype = lambda device: "float32"
 
 def kill(name, share, values):
     # Past the first checkpoint, before the end; of the ensemble, in the midst of its second training.
