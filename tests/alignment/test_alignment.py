@@ -79,7 +79,7 @@ def distinct_of(batch, groups):
     return Distinct(batch[1], batch[3], torch.tensor(groups))
 
 
-@pytest.mark.parametrize("activation", ["sigmoid", "linear"])
+@pytest.mark.parametrize("activation", ["sigmoid", "relu", "linear"])
 def test_without_decoders_infonce_and_projected_users_equal_their_equations(activation):
     alignment, batch = make_alignment(**INFONCE, activation=activation), make_batch()
     groups = [0, 1, 0, 2, 3, 4]

@@ -53,7 +53,7 @@ def differences(first, second, path=""):
         ),
         (
             "deeper-mlp",
-            {f"alignment.network.{key}" for key in ("hidden", "dropout")}
+            {f"alignment.network.{key}" for key in ("hidden", "dropout", "activation")}
             | {f"alignment.loop.{key}" for key in ("optimizer", "learning_rate", "weight_decay")},
         ),
         ("opt-13b", {"llm.stand_in", "llm.published.name", "llm.published.revision"}),

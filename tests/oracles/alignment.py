@@ -12,7 +12,7 @@ def encode(weights, side, vector, activation="sigmoid"):
         )
         layer += 3  # a linear layer, its activation, its dropout
     logits = weights[f"{side}.encoder.weight"] @ vector + weights[f"{side}.encoder.bias"]
-    return 1 / (1 + np.exp(-logits)) if activation == "sigmoid" else logits
+    return {"sigmoid": 1 / (1 + np.exp(-logits)), "relu": np.maximum(logits, 0), "linear": logits}[activation]
 
 
 def decode(weights, side, joint):

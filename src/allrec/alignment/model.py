@@ -8,6 +8,7 @@ and without decoders L = L_matching(e, q) + L_rec(W x · e).
 Source: arXiv:2404.11343, equations 2 to 7.
 """
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
@@ -33,8 +34,8 @@ class AlignmentConfig(Config):
     joint_dim: int = Field(128, ge=1, description="Width of the joint space, d'.")
     hidden: tuple[int, ...] = Field((), description="Widths of the encoders' layers before the joint one.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Share of each hidden layer's outputs dropped while training.")
-    activation: Literal["sigmoid", "linear"] = Field(
-        "sigmoid", description="Of the joint layer: the public code has a sigmoid."
+    activation: Literal["sigmoid", "relu", "linear"] = Field(
+        "sigmoid", description="Of the joint layer: the public code has a sigmoid, the poster's deeper encoders ReLU."
     )
     has_decoders: bool = Field(True, description="With decoders x · Ê scores, without them a learned W x · e.")
     matching: str = Field("mse", description="What draws e and q together: mse, infonce, or none.")
@@ -76,6 +77,13 @@ class AlignmentConfig(Config):
         ]  # fmt: skip
 
 
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "sigmoid": torch.sigmoid,
+    "relu": torch.relu,
+    "linear": lambda logits: logits,
+}
+
+
 class AlignmentLosses(NamedTuple):
     """The four losses of stage 1, each a mean over the batch; one that is switched off is 0."""
 
@@ -104,14 +112,14 @@ class Distinct(NamedTuple):
 
 
 class Autoencoder(nn.Module):
-    """Linear layers encode, the joint one with a sigmoid or none; a linear layer decodes.
+    """Linear layers encode, the joint one with a sigmoid, with ReLU or with none; a linear layer decodes.
 
     Source: the public code of A-LLMRec, ``two_layer_mlp``; the paper leaves the activation open.
     """
 
     def __init__(self, dim: int, config: AlignmentConfig) -> None:
         super().__init__()
-        self.is_sigmoid = config.activation == "sigmoid"
+        self.activation = ACTIVATIONS[config.activation]
         widths = (dim, *config.hidden)
         self.hidden = nn.Sequential()
         for width, next_width in pairwise(widths):
@@ -120,9 +128,8 @@ class Autoencoder(nn.Module):
         self.decoder = nn.Linear(config.joint_dim, dim) if config.has_decoders else None
 
     def encode(self, inputs: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows joint"]:
-        """Joint embeddings; after a sigmoid every coordinate lies between 0 and 1."""
-        logits = self.encoder(self.hidden(inputs))
-        return torch.sigmoid(logits) if self.is_sigmoid else logits
+        """Joint embeddings; after a sigmoid every coordinate lies between 0 and 1, after ReLU none is below 0."""
+        return self.activation(self.encoder(self.hidden(inputs)))
 
     def decode(self, joint: Float[Tensor, "*rows joint"]) -> Float[Tensor, "*rows dim"]:
         """Reconstructions of what was encoded.
