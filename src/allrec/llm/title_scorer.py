@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -13,7 +14,8 @@ from torch import Tensor
 from allrec import seeds
 from allrec.llm.language_model import LanguageModel
 from allrec.llm.likelihood import score_candidates, take_prompts
-from allrec.llm.prompt import PromptBuilder
+from allrec.llm.prompt import Packed, PromptBuilder, Prompts
+from allrec.llm.score_files import content_name, stored
 from allrec.llm.soft_tokens import SoftTokens, project
 
 USERS_TOGETHER = 256
@@ -41,6 +43,7 @@ class TitleScorer:
             beginnings; "pmi" and "pmi-mean" are the same less the prior, log P(title | prompt) - log P(title | no
             history), so that a title that is common anyway is not preferred.
         tokens_per_batch: tokens read at one time.
+        cache: folder of what was scored before without any soft token, by any run; see ``cached_scores``.
 
     Source: pointwise mutual information in place of likelihood, Holtzman et al., arXiv:2104.08315, equation 2.
     """
@@ -56,7 +59,9 @@ class TitleScorer:
         seed: int,
         normalize: Normalize,
         tokens_per_batch: int,
+        cache: Path | None = None,
     ) -> None:
+        self.cache = cache
         self.llm, self.builder, self.soft_tokens, self.item_inputs = llm, builder, soft_tokens, item_inputs
         self.priors, self.seed, self.normalize, self.tokens_per_batch = priors, seed, normalize, tokens_per_batch
 
@@ -112,9 +117,8 @@ class TitleScorer:
             answers = builder.answers(candidates[rows][is_candidate])
             with torch.no_grad():
                 soft = project(self.soft_tokens, users[rows], item_inputs, prompts.soft_items)
-            scores[rows] = score_candidates(
-                self.llm, prompts, answers, is_candidate, soft, tokens_per_batch=self.tokens_per_batch
-            ).numpy()
+            given = (self.llm, prompts, answers, is_candidate, soft)
+            scores[rows] = cached_scores(*given, tokens_per_batch=self.tokens_per_batch, cache=self.cache).numpy()
         return scores
 
     def of_titles(
@@ -135,8 +139,33 @@ class TitleScorer:
         return self.builder, self.item_inputs
 
 
+def cached_scores(
+    llm: LanguageModel,
+    prompts: Prompts,
+    answers: Packed,
+    is_candidate: Bool[ndarray, "users candidates"],
+    soft: Float[Tensor, "soft dim"],
+    *,
+    tokens_per_batch: int,
+    cache: Path | None,
+) -> Float[Tensor, "users candidates"]:
+    """``score_candidates``; prompts without a soft token depend on no run, and are scored once for all of them."""
+
+    def compute() -> Tensor:
+        return score_candidates(llm, prompts, answers, is_candidate, soft, tokens_per_batch=tokens_per_batch)
+
+    if cache is None or prompts.is_soft.any():
+        return compute()
+    return stored([cache], content_name(llm, prompts, answers, is_candidate), "scores", compute)
+
+
 def title_priors(
-    llm: LanguageModel, builder: PromptBuilder, items: Int[ndarray, "items"], *, tokens_per_batch: int
+    llm: LanguageModel,
+    builder: PromptBuilder,
+    items: Int[ndarray, "items"],
+    *,
+    tokens_per_batch: int,
+    cache: Path | None = None,
 ) -> Float[ndarray, "items"]:
     """log P(title | no history) of items, in nats: behind the text of a new user, without any soft token.
 
@@ -145,6 +174,7 @@ def title_priors(
         builder: of prompts over the catalogue.
         items: item positions.
         tokens_per_batch: tokens read at one time.
+        cache: see ``cached_scores``.
     """
     bare, num_rows = builder.bare(), -(-len(items) // ANSWERS_A_PROMPT)
     is_answer = np.arange(num_rows * ANSWERS_A_PROMPT).reshape(num_rows, ANSWERS_A_PROMPT) < len(items)
@@ -152,7 +182,8 @@ def title_priors(
     order = np.argsort(builder.title_lengths[items], kind="stable")
     prompts, _ = take_prompts(bare.prompts([[]], [[]]), np.zeros(num_rows, np.int64))
     answers, soft = bare.answers(items[order]), torch.zeros(0, llm.dim)
-    scores = score_candidates(llm, prompts, answers, is_answer, soft, tokens_per_batch=tokens_per_batch)
+    given = (llm, prompts, answers, is_answer, soft)
+    scores = cached_scores(*given, tokens_per_batch=tokens_per_batch, cache=cache)
     priors = np.empty(len(items), np.float32)
     priors[order] = scores.numpy()[is_answer]
     return priors

@@ -271,12 +271,14 @@ class TrainedModel:
     @cached_property
     def titles(self) -> TitleScorer:
         """Scores titles with the language model."""
+        from allrec.llm.score_files import score_cache
         from allrec.llm.title_scorer import TitleScorer
 
         config = self.recipe.evaluation
         return TitleScorer(
             self.llm, self.builder, self.soft_tokens, self.item_inputs, lambda: self.title_priors,
             seed=self.recipe.seed, normalize=config.normalize, tokens_per_batch=config.llm_tokens_per_batch,
+            cache=score_cache(),
         )  # fmt: skip
 
     @cached_property
@@ -294,9 +296,11 @@ class TrainedModel:
 
     def priors_of(self, builder: PromptBuilder, items: Int[ndarray, "items"]) -> Float[ndarray, "items"]:
         """log P(title | no history) of some items, in nats."""
+        from allrec.llm.score_files import score_cache
         from allrec.llm.title_scorer import title_priors
 
-        return title_priors(self.llm, builder, items, tokens_per_batch=self.recipe.evaluation.llm_tokens_per_batch)
+        tokens, cache = self.recipe.evaluation.llm_tokens_per_batch, score_cache()
+        return title_priors(self.llm, builder, items, tokens_per_batch=tokens, cache=cache)
 
     def priors_of_new(self, titles: Sequence[str | None]) -> Float[ndarray, "items"]:
         """log P(title | no history) of titles that the catalogue does not have, in nats."""
