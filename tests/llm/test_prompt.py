@@ -73,6 +73,38 @@ def test_soft_token_stands_before_its_title():
     assert is_soft == [False] * len(opening) + [True] + [False] * len(ending)
 
 
+def test_soft_tokens_may_stand_behind_the_whole_text():
+    builder = build(soft_token="last", user_place="last", lists_candidates=True)
+    prompts = builder.prompts([[6, 0], []], [[0, 1], []])
+    tokens, is_soft = rows_of(prompts)[0]
+    listed = [*ids(' "rose soap"'), *ids(","), *ids(' "untitled song"')]
+    text = [0, *ids(" This user has heard"), *ids(' "comb"'), *ids(","), *ids(' "rose soap"'), *ids(" before")]
+    text += [*ids(". Recommend one song for this user to hear next, out of these song titles:"), *listed]
+    text += ids(". The recommendation is")
+    assert tokens == [*text, *MARK * 3]
+    assert is_soft == [False] * len(text) + [True] * 3
+    # The candidates that are listed have none; a newcomer has the own one alone.
+    assert_array_equal(prompts.soft_items, [6, 0, USER, USER])
+    first = build(soft_token="last").prompts([[6, 0]], [[]])
+    assert_array_equal(first.soft_items, [USER, 6, 0])
+    assert rows_of(first)[0][1] == [False, True] + [False] * (len(first.tokens[0]) - 4) + [True, True]
+
+
+@pytest.mark.parametrize("soft_token", ["after", "before", "last", "none"])
+@pytest.mark.parametrize("user_place", ["first", "last"])
+def test_what_is_said_to_fit_is_laid_out(soft_token, user_place):
+    candidates = np.array([[0, 1, 6], [6, 0, -1]])
+    for max_length in range(20, 90):
+        builder = build(max_length=max_length, soft_token=soft_token, user_place=user_place, max_title_tokens=8)
+        for row, fits in zip(candidates, builder.fits_each(candidates), strict=True):
+            if fits:
+                (tokens,) = builder.prompts([[0, 6, 2]], [row]).tokens
+                assert len(tokens) + builder.title_lengths[row[row >= 0]].max() + 1 <= max_length
+            else:
+                with pytest.raises(InputError, match="candidates need"):
+                    builder.prompts([[]], [row])
+
+
 def test_nothing_is_soft_when_no_soft_token_is_asked_for():
     prompts = build(soft_token="none", has_user=False).prompts([[6, 0]], [[0, 1]])
     assert not prompts.is_soft.any()

@@ -30,6 +30,8 @@ USER = -1
 """Stands in ``soft_items`` where the user's soft token goes."""
 BEGIN, MARKER, COMMA, END, OPENING, HISTORY_END, NEWCOMER, CANDIDATES, CLOSING, GENRES = range(10)
 FIRST_TITLE = 10
+BESIDE_TITLES = ("after", "before")
+"""Places of soft tokens that belong to titles, listed candidates' included."""
 
 
 class PromptConfig(Config):
@@ -37,10 +39,15 @@ class PromptConfig(Config):
 
     max_history: int = Field(10, ge=0, description="The latest so many items of the history are told (the paper: 10).")
     max_title_tokens: int = Field(48, ge=4, description="A title is cut to so many tokens, quotes included.")
-    soft_token: Literal["after", "before", "none"] = Field(
-        "after", description="Where an item's soft token stands: after its title (the paper), before it, or nowhere."
+    soft_token: Literal["after", "before", "last", "none"] = Field(
+        "after",
+        description="Where an item's soft token stands: after its title (the paper), before it, nowhere, or, of the "
+        "history alone, behind the whole text, right before the answer.",
     )
-    has_user: bool = Field(True, description="Whether the prompt begins with the user's soft token.")
+    has_user: bool = Field(True, description="Whether the prompt has the user's soft token.")
+    user_place: Literal["first", "last"] = Field(
+        "first", description="Where the user's soft token stands: it begins the prompt (the paper), or ends it."
+    )
     lists_candidates: bool | None = Field(
         None,
         description="Whether the candidates' titles are listed (the paper); none lists them from a billion weights on.",
@@ -174,7 +181,7 @@ class PromptBuilder:
         is_listed = (candidates >= 0) & self.lists_candidates
         num_listed = is_listed.sum(axis=1)
         titles = np.where(is_listed, self.title_lengths[candidates], 0)
-        around = self._lengths[COMMA] + self._lengths[MARKER] * (self.config.soft_token != "none")
+        around = self._lengths[COMMA] + self._lengths[MARKER] * (self.config.soft_token in BESIDE_TITLES)
         listing = self._lengths[CANDIDATES] + titles.sum(axis=1) + around * num_listed - self._lengths[COMMA]
         # The answer is one of the titles, at worst the longest.
         longest = np.where(num_listed > 0, titles.max(axis=1, initial=0), self.config.max_title_tokens)
@@ -227,32 +234,39 @@ class PromptBuilder:
         while history and self._length(history, candidates) > self.max_length:
             history = history[1:]
         pieces = self._pieces(history, candidates, closing)
-        return pieces, [USER] * self.config.has_user + self._soft(history + candidates)
+        return pieces, self._soft(history, candidates)
 
     def _length(self, history: list[int], candidates: list[int]) -> int:
         answer = max((self._lengths[FIRST_TITLE + item] for item in candidates), default=self.config.max_title_tokens)
         return int(self._lengths[self._pieces(history, candidates)].sum() + answer + self._lengths[END])
 
-    def _soft(self, items: list[int]) -> list[int]:
-        return items if self.config.soft_token != "none" else []
+    def _soft(self, history: list[int], candidates: list[int]) -> list[int]:
+        """Whose the soft tokens are, in the order of their places."""
+        listed = candidates if self.config.soft_token in BESIDE_TITLES else []
+        items = [] if self.config.soft_token == "none" else history + listed
+        user = [USER] * self.config.has_user
+        return items + user if self.config.user_place == "last" else user + items
 
     def _pieces(self, history: list[int], candidates: list[int], closing: int = CLOSING) -> list[int]:
-        user = [MARKER] if self.config.has_user else []
+        user = [MARKER] * self.config.has_user
+        first, last = (user, []) if self.config.user_place == "first" else ([], user)
+        behind = [MARKER] * len(history) if self.config.soft_token == "last" else []
         told = [OPENING, *self._listing(history), HISTORY_END] if history else [NEWCOMER]
         listed = [CANDIDATES, *self._listing(candidates)] if candidates else []
-        return [BEGIN, *user, *told, *listed, closing]
+        return [BEGIN, *first, *told, *listed, closing, *behind, *last]
 
     def _listing(self, items: list[int]) -> list[int]:
         return [piece for item in items for piece in (*self._named(FIRST_TITLE + item), COMMA)][:-1]
 
     def _named(self, title: int) -> tuple[int, ...]:
-        places = {"after": (title, MARKER), "before": (MARKER, title), "none": (title,)}
-        return places[self.config.soft_token]
+        places = {"after": (title, MARKER), "before": (MARKER, title)}
+        return places.get(self.config.soft_token, (title,))
 
 
 def wording_pieces(wording: Wording, config: PromptConfig) -> tuple[str, ...]:
     """What stands before a history, after it, in place of an empty one, before candidates, and before the answer."""
-    user = " is a user representation." if config.has_user else ""
+    is_told = config.has_user and config.user_place == "first"
+    user = " is a user representation." if is_told else ""
     return (
         f"{user} This user has {wording.past}",
         " before",
