@@ -275,6 +275,33 @@ def test_gradient_is_the_slope_of_the_loss(one):
     assert (soft.grad * direction).sum().item() == pytest.approx((ahead - behind).item() / 2e-3, rel=0.02)
 
 
+@pytest.mark.parametrize("soft_token", ["last", "none"])
+def test_text_before_soft_tokens_keeps_nothing_and_changes_no_gradient(kind, monkeypatch, soft_token):
+    world = about(kind.llm, kind.plain, soft_token=soft_token, user_place="last", lists_candidates=False)
+    answers, gradients, losses, kept = first_answers(world), [], [], {True: 0, False: 0}
+    read, can_pack = kind.llm.read, kind.llm.can_pack
+    for is_split in (True, False):
+
+        def watched(embeddings, *given, is_split=is_split, **more):
+            kept[is_split] += embeddings.shape[1] * torch.is_grad_enabled()
+            return read(embeddings, *given, **more)
+
+        soft = world.soft.clone().requires_grad_()
+        with monkeypatch.context() as patch:
+            patch.setattr(kind.llm, "read", watched)
+            if not is_split:
+                patch.setattr(candidate_scoring, "_read", lambda llm, embeddings, is_soft: llm.read(embeddings))
+            loss = answer_loss(kind.llm, world.prompts, answers, soft)
+        loss.backward()
+        losses.append(loss.item())
+        gradients.append(soft.grad)
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-6)
+    assert (gradients[0].abs().sum(1) > 0).all()
+    if can_pack:
+        assert kept[True] < kept[False] / 2
+
+
 def test_loss_gradient_and_scores_are_the_same_bytes_on_any_number_of_threads(kind, monkeypatch):
     monkeypatch.setattr(candidate_scoring, "CACHED_TOKENS", 80)
     answers, before = first_answers(kind), torch.get_num_threads()

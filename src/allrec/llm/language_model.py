@@ -189,6 +189,7 @@ class LanguageModel:
         self,
         embeddings: Float[Tensor, "batch length dim"],
         is_wanted: Bool[Tensor, "batch length"] | None = None,
+        cache: Any = None,
     ) -> Any:
         """Keys and values that ``hidden`` can go on from.
 
@@ -197,8 +198,10 @@ class LanguageModel:
         Args:
             embeddings: what is read, padded on the right.
             is_wanted: where a gradient is wanted; the others' need not be right. None means everywhere.
+            cache: what was read before it, of rows that are all as long; it is gone on with, and changed.
         """
-        cache = _KeysAndValues(config=self._model.config)
+        cache = _KeysAndValues(config=self._model.config) if cache is None else cache
+        cache.is_reading = True
         is_ours = self._model.config._attn_implementation in (ATTENTION, BLOCKS)
         is_local = is_wanted is not None and torch.is_grad_enabled() and is_ours and self._begins_with_attention
         with suppress(_HasAll), gradients_wanted_at(is_wanted if is_local else None):

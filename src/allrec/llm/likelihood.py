@@ -210,9 +210,25 @@ def _packed_log_probs(
         torch.cat([roots[:, None], nodes], 1),
         llm.mask(is_seen),
         last[:, None] + torch.from_numpy(trees.depths).to(llm.device),
-        llm.read(embeddings[:, :-1], soft_places(llm, prompts)[:, :-1]),
+        _read(llm, embeddings[:, :-1], soft_places(llm, prompts)[:, :-1]),
     )
     return _token_log_probs(llm, hidden.flatten(0, 1)[torch.from_numpy(trees.sources).to(llm.device)], answers)
+
+
+def _read(
+    llm: LanguageModel, embeddings: Float[Tensor, "users length dim"], is_soft: Bool[Tensor, "users length"]
+) -> Any:
+    """Keys and values of prompts; what stands before every soft token is read without keeping anything for a gradient.
+
+    Where soft tokens stand behind the text, that is nearly all of a prompt.
+    """
+    places = torch.nonzero(is_soft.any(0))
+    first = int(places[0]) if len(places) else is_soft.shape[1]
+    if first == 0 or not embeddings.requires_grad:
+        return llm.read(embeddings, is_soft)
+    with torch.no_grad():
+        cache = llm.read(embeddings[:, :first])
+    return cache if first == is_soft.shape[1] else llm.read(embeddings[:, first:], cache=cache)
 
 
 def _separate_log_probs(

@@ -20,7 +20,7 @@ from allrec.llm.language_model import LanguageModel
 from allrec.llm.likelihood import answer_loss
 from allrec.llm.prompt import PromptBuilder
 from allrec.llm.soft_tokens import SoftTokens, SoftTokensConfig, project
-from allrec.llm.warm_up import WarmUpConfig, warm_up
+from allrec.llm.warm_up import WarmUpConfig, title_embeddings, warm_up
 from allrec.parallel import OnProgress
 from allrec.training.batches import LazyBatches, length_batches
 from allrec.training.examples import Examples, initialized, sampled, training_examples
@@ -89,10 +89,11 @@ def train_soft_tokens(
     users = represent_users(backbone, dataset, examples.users, examples.positions)
     soft_tokens = new_soft_tokens(users, item_inputs, llm, config.soft_tokens, seed)
     warm_checkpoint = None if checkpoint is None else checkpoint.with_name(f"warm-up-{checkpoint.name}")
-    if config.warm_up.epochs and builder.config.has_both:
+    titles = title_embeddings(llm, builder) if config.warm_up.towards == "titles" else None
+    if config.warm_up.epochs and (builder.config.has_both or titles is not None):
         warm_up(
             soft_tokens, dataset, backbone, item_inputs, llm.embedding_scale, config.warm_up,
-            seed=seed, checkpoint=warm_checkpoint, on_progress=on_warm_up,
+            titles=titles, seed=seed, checkpoint=warm_checkpoint, on_progress=on_warm_up,
         )  # fmt: skip
 
     def loss(batch: tuple[ndarray, ndarray]) -> Tensor:

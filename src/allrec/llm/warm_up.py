@@ -1,7 +1,12 @@
-"""Warm-up of stage 2: F_U(x_u) is drawn to F_I of what the user chose next, before any language model is asked."""
+"""Warm-up of stage 2, before any language model is asked: F_U(x_u) is drawn to what the user chose next.
+
+That is F_I of the item; or, for a model that reads, where its own embeddings of the item's title stand, and F_I(e_i)
+with it.
+"""
 
 import math
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -15,6 +20,8 @@ from allrec import seeds
 from allrec.backbones.base import Backbone, represent_users
 from allrec.data.dataset import Dataset
 from allrec.errors import Config
+from allrec.llm.language_model import LanguageModel
+from allrec.llm.prompt import FIRST_TITLE, PromptBuilder
 from allrec.llm.soft_tokens import SoftTokens
 from allrec.parallel import OnProgress
 from allrec.training.batches import LazyBatches
@@ -29,6 +36,11 @@ class WarmUpConfig(Config):
     """How soft tokens learn to find each other before the language model reads them."""
 
     epochs: int = Field(0, ge=0, description="Passes over every training position; 0 leaves the warm-up out.")
+    towards: Literal["items", "titles"] = Field(
+        "items",
+        description="What a user's soft token is drawn to: the next item's, or the mean of the model's own embeddings "
+        "of its title, where the item's is drawn as well.",
+    )
     learning_rate: float = Field(1e-3, gt=0, description="Step size of Adam.")
     batch_size: int = Field(512, ge=1, description="Positions a step; all seen items are told apart.")
     kept: float = Field(
@@ -46,6 +58,32 @@ class Match(nn.Module):
         super().__init__()
         self.soft_tokens = soft_tokens
         self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
+
+    def title_loss(
+        self,
+        users: Float[Tensor, "batch dim"],
+        items: Float[Tensor, "items joint"],
+        titles: Float[Tensor, "items llm_dim"],
+        targets: Int[Tensor, "batch"],
+        own: Int[Tensor, "some"],
+    ) -> Float[Tensor, ""]:
+        """Cross-entropies, in nats, of softmaxes over all titles: users to the next title, some items to their own.
+
+        Args:
+            users: x_u.
+            items: what F_I reads of each item.
+            titles: where the titles stand.
+            targets: each user's next item, as its row among the items.
+            own: rows of the items that are compared with the titles.
+        """
+        offered = functional.normalize(titles, dim=1)
+        asked = functional.normalize(
+            torch.cat([self.soft_tokens.user(users), self.soft_tokens.item(items[own])]), dim=1
+        )
+        logits = self.log_scale.exp() * asked @ offered.T
+        return functional.cross_entropy(logits[: len(users)], targets) + functional.cross_entropy(
+            logits[len(users) :], own
+        )
 
     def loss(
         self,
@@ -75,6 +113,7 @@ def warm_up(
     embedding_scale: float,
     config: WarmUpConfig,
     *,
+    titles: Float[Tensor, "items llm_dim"] | None = None,
     seed: int,
     checkpoint: Path | None = None,
     on_progress: OnProgress | None = None,
@@ -91,6 +130,8 @@ def warm_up(
         item_inputs: what F_I reads of every item; items that training never saw are told apart from nothing.
         embedding_scale: root mean square of the language model's token embeddings.
         config: steps, coordinates, size.
+        titles: where each item's title stands among the model's embeddings, see ``title_embeddings``; for
+            ``towards="titles"``.
         seed: of batches and coordinates.
         checkpoint: where progress is kept.
         on_progress: told of each step's loss.
@@ -99,6 +140,7 @@ def warm_up(
     users = represent_users(backbone, dataset, examples.users, examples.positions)
     seen = np.flatnonzero(dataset.train_counts())
     targets, items = torch.from_numpy(np.searchsorted(seen, examples.items)), item_inputs[torch.from_numpy(seen)]
+    seen_titles = torch.zeros(0) if titles is None else titles[torch.from_numpy(seen)]
     match = Match(soft_tokens)
     llm_dim = soft_tokens.user.outer.out_features
 
@@ -111,12 +153,26 @@ def warm_up(
 
     def loss(batch: Batch) -> Tensor:
         rows, is_kept = batch
-        return match.loss(users[rows], items, targets[torch.from_numpy(rows)], is_kept)
+        if titles is None:
+            return match.loss(users[rows], items, targets[torch.from_numpy(rows)], is_kept)
+        own = torch.unique(targets[torch.from_numpy(rows)])
+        return match.title_loss(users[rows], items, seen_titles, targets[torch.from_numpy(rows)], own)
 
     loop = LoopConfig(epochs=config.epochs, learning_rate=config.learning_rate, checkpoint_every=50)
     fit(match, batches, loss, loop, seed=seed, stream=STREAM, checkpoint=checkpoint, on_progress=on_progress)
     soft_tokens.user.resize(users, config.size * embedding_scale)
     soft_tokens.item.resize(item_inputs, config.size * embedding_scale)
+
+
+@torch.no_grad()
+def title_embeddings(llm: LanguageModel, builder: PromptBuilder) -> Float[Tensor, "items llm_dim"]:
+    """The mean of the model's input embeddings of each title's tokens, around the mean of all titles."""
+    titles = builder.pieces.take(np.arange(FIRST_TITLE, len(builder.pieces)))
+    rows = torch.from_numpy(np.repeat(np.arange(len(titles)), titles.lengths))
+    tokens = llm.embed(torch.from_numpy(titles.values)).float().cpu()
+    sums = torch.zeros(len(titles), llm.dim).index_add_(0, rows, tokens)
+    means = sums / torch.from_numpy(titles.lengths)[:, None]
+    return means - means.mean(0)
 
 
 def kept_coordinates(llm_dim: int, share: float, seed: int, epoch: int, index: int) -> Bool[Tensor, "llm_dim"]:
