@@ -7,7 +7,7 @@ import pytest
 from allrec.data import PrepareConfig
 from allrec.data.download import MAGIC, check_address
 from allrec.data.published import PUBLISHED, PublishedFile, PublishedSet, find_published
-from allrec.data.sources.registry import FORMATS
+from allrec.data.sources.registry import known_formats
 
 
 def test_names_are_unique() -> None:
@@ -18,7 +18,7 @@ def test_names_are_unique() -> None:
 
 @pytest.mark.parametrize("published", PUBLISHED, ids=lambda published: published.name)
 def test_an_entry_is_whole(published: PublishedSet) -> None:
-    assert published.format in FORMATS
+    assert published.format in known_formats()
     assert published.terms
     values = dict(option.split("=") for option in published.options)
     assert PrepareConfig(**values).duplicate_items == ("first" if "2018" in published.name else "refuse")

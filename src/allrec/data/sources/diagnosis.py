@@ -75,13 +75,22 @@ def check_json(path: Path, lines: Iterable[str]) -> None:
     """
     for number, line in enumerate(lines, start=1):
         try:
-            value = json.loads(line) if line.strip() else {}
+            value = json.loads(line, parse_constant=refuse_constant) if line.strip() else {}
         except ValueError as error:
             raise InputError(
                 f"{path}, line {number}: not JSON ({error}), expected an object a line. Mend it."
             ) from None
         if not isinstance(value, dict):
             raise InputError(f"{path}, line {number}: got JSON but no object, expected an object a line. Mend it.")
+
+
+def refuse_constant(name: str) -> None:
+    """Refuses NaN and Infinity, which Python's reader takes and JSON does not know.
+
+    Raises:
+        ValueError: the word.
+    """
+    raise ValueError(f"{name} is no JSON value; null is")
 
 
 def check_fields(path: Path, lines: Iterable[str], separator: str, is_quoted: bool) -> None:
