@@ -15,6 +15,7 @@ from allrec.alignment.measures import measure_alignment
 from allrec.alignment.text_cache import default_cache
 from allrec.config import Recipe, choose_language_model, load_recipe, settled
 from allrec.data.dataset import Dataset, load_dataset
+from allrec.data.ids import Id, ids_of
 from allrec.errors import InputError, nearest
 from allrec.evaluation.evaluate import Plan, evaluate
 from allrec.evaluation.results import Ranking, metrics_of, save_ranks, with_earlier
@@ -195,10 +196,10 @@ class AllRec:
 
     def rank(
         self,
-        candidates: Sequence[str],
+        candidates: Sequence[Id],
         *,
-        user: str | None = None,
-        history: Sequence[str] | None = None,
+        user: Id | None = None,
+        history: Sequence[Id] | None = None,
         use_llm: bool = True,
     ) -> list[Recommendation]:
         """Ranks given items for a known user or a bare history, best first, as protocol ``paper`` is evaluated.
@@ -230,8 +231,8 @@ class AllRec:
     def recommend(
         self,
         *,
-        user: str | None = None,
-        history: Sequence[str] | None = None,
+        user: Id | None = None,
+        history: Sequence[Id] | None = None,
         k: int = 10,
         with_history: bool = False,
         num_ranked: int | None = None,
@@ -287,10 +288,10 @@ class AllRec:
     def generate(
         self,
         *,
-        user: str | None = None,
-        history: Sequence[str] | None = None,
+        user: Id | None = None,
+        history: Sequence[Id] | None = None,
         task: "Task" = "title",
-        candidates: Sequence[str] | None = None,
+        candidates: Sequence[Id] | None = None,
         k: int = 1,
     ) -> "list[WrittenTitle] | list[WrittenGenres]":
         """What the language model writes for a known user or a bare history; nothing keeps it to the catalogue.
@@ -322,18 +323,23 @@ class AllRec:
             listed = self._given(candidates)[None]
         return write_titles(model.titles, model.catalogue, users, [known], listed, k)[0]
 
-    def history_of(self, user: str | None, history: Sequence[str] | None) -> Int[ndarray, "length"]:
-        """Positions of the items of a known user or of a bare history."""
+    def history_of(self, user: Id | None, history: Sequence[Id] | None) -> Int[ndarray, "length"]:
+        """Positions of the items of a known user or of a bare history.
+
+        Raises:
+            InputError: an unknown id, both or neither given, or a bare string in place of a list.
+        """
         if (user is None) == (history is None):
             raise InputError("give either a user or a history.")
         if user is not None:
             return self.model.catalogue.history(self.model.catalogue.user(user)).astype(np.int64)
-        return np.array([self.model.catalogue.item(item_id) for item_id in history or []], np.int64)
+        given = ids_of([] if history is None else history, "item", "history")
+        return np.array([self.model.catalogue.item(item_id) for item_id in given], np.int64)
 
-    def _given(self, candidates: Sequence[str]) -> Int[ndarray, "n"]:
-        if not candidates:
+    def _given(self, candidates: Sequence[Id]) -> Int[ndarray, "n"]:
+        if not len(candidates):
             raise InputError("no candidates were given, expected at least one item id.")
-        items = np.array([self.model.catalogue.item(item_id) for item_id in candidates])
+        items = np.array([self.model.catalogue.item(item_id) for item_id in ids_of(candidates, "item", "candidates")])
         if len(np.unique(items)) < len(items):
             raise InputError("a candidate is in the list twice; give each item once.")
         return items

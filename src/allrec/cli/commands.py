@@ -28,6 +28,18 @@ Llm = Annotated[
     str | None,
     typer.Option(help="A causal language model: name, folder, GGUF file or a packaged one; the recipe's if left out."),
 ]
+Names = Annotated[
+    str | None, typer.Option(help="The columns of a file without a header, with commas: user_id,item_id,timestamp.")
+]
+ItemNames = Annotated[str | None, typer.Option(help="The same for the table of items: item_id,title.")]
+Separator = Annotated[str | None, typer.Option(help="What separates fields; found if left out.")]
+TimeFormat = Annotated[
+    str | None,
+    typer.Option(help="How times are written: seconds, milliseconds, day-first, %d.%m.%Y, ...; found if left out."),
+]
+MaxRejected = Annotated[
+    float | None, typer.Option(help="The share of the rows that may be unreadable; 0.05 if left out.", metavar="SHARE")
+]
 Run = Annotated[Path, typer.Argument(help="A run folder, written by train.", metavar="RUN")]
 
 
@@ -106,11 +118,28 @@ def prepare(
         list[str] | None, typer.Option(help="Where a column's name does not tell: user_id=customer; may be repeated.")
     ] = None,
     item_column: Annotated[list[str] | None, typer.Option(help="The same for the table of items: title=name.")] = None,
+    names: Names = None,
+    item_names: ItemNames = None,
+    separator: Separator = None,
+    time_format: TimeFormat = None,
+    max_rejected: MaxRejected = None,
 ) -> None:
     """Clean, index and split interactions and items into a data set folder."""
-    from allrec.cli.terminal import run_prepare
+    from allrec.cli.terminal import pairs_of, run_prepare
+    from allrec.data.ids import split_ids
 
-    run_prepare(source, out, items, format, sets or [], column or [], item_column or [])
+    given = {
+        "format": format,
+        "columns": pairs_of(column or [], "--column") or None,
+        "item_columns": pairs_of(item_column or [], "--item-column") or None,
+        "names": names and tuple(split_ids(names)),
+        "item_names": item_names and tuple(split_ids(item_names)),
+        "separator": separator,
+        "time_format": time_format,
+        "max_rejected": max_rejected,
+    }
+    options = {key: value for key, value in given.items() if value is not None}
+    run_prepare(source, out, items, sets or [], options)
 
 
 @app.command()
@@ -231,9 +260,7 @@ def report(
 def recommend(
     run: Run,
     user: Annotated[str | None, typer.Option(help="A known user's id.")] = None,
-    history: Annotated[
-        str | None, typer.Option(help="Item ids, oldest first, with commas, in place of a user.")
-    ] = None,
+    history: Annotated[str | None, typer.Option(help="Item ids, oldest first, with commas, quoted as in CSV.")] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="How many.")] = 10,
     candidates: Annotated[str | None, typer.Option(help="Rank these item ids alone, with commas.")] = None,
     with_history: Annotated[bool, typer.Option("--with-history", help="Items of the history may come again.")] = False,
@@ -242,12 +269,13 @@ def recommend(
 ) -> None:
     """Recommend items to a user, or rank given ones."""
     from allrec.cli.terminal import show_recommendations
+    from allrec.data.ids import split_ids
     from allrec.recommender import AllRec
 
+    told, listed = (None if ids is None else split_ids(ids) for ids in (history, candidates))
     system = AllRec.from_pretrained(run)
-    told = None if history is None else _parts(history)
-    if candidates is not None:
-        found = system.rank(_parts(candidates), user=user, history=told, use_llm=not no_llm)[:k]
+    if listed is not None:
+        found = system.rank(listed, user=user, history=told, use_llm=not no_llm)[:k]
     else:
         found = system.recommend(user=user, history=told, k=k, with_history=with_history, use_llm=not no_llm)
     if as_json:
@@ -274,9 +302,7 @@ def generate(
     run: Run,
     task: Annotated[str, typer.Option(help="title or genres.")],
     user: Annotated[str | None, typer.Option(help="A known user's id.")] = None,
-    history: Annotated[
-        str | None, typer.Option(help="Item ids, oldest first, with commas, in place of a user.")
-    ] = None,
+    history: Annotated[str | None, typer.Option(help="Item ids, oldest first, with commas, quoted as in CSV.")] = None,
     candidates: Annotated[
         str | None, typer.Option(help="The prompt lists these item ids, with commas, in place of retrieved ones.")
     ] = None,
@@ -285,9 +311,10 @@ def generate(
 ) -> None:
     """Let the language model write a title or genres for a user, marked as in the catalogue or not."""
     from allrec.cli.terminal import show_written
+    from allrec.data.ids import split_ids
     from allrec.recommender import AllRec
 
-    told, listed = (None if ids is None else _parts(ids) for ids in (history, candidates))
+    told, listed = (None if ids is None else split_ids(ids) for ids in (history, candidates))
     # An unknown task is refused there.
     written = AllRec.from_pretrained(run).generate(user=user, history=told, task=task, candidates=listed, k=k)  # type: ignore[arg-type]
     if as_json:

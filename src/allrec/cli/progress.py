@@ -1,10 +1,11 @@
 """How far the program has come: a bar a stage on a terminal, plain lines in a log."""
 
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -16,6 +17,8 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+
+from allrec.errors import InputWarning
 
 out, err = Console(), Console(stderr=True)
 STAGE_NAMES = {
@@ -176,6 +179,29 @@ def observing(console: Console = err) -> Iterator[Reporter]:
         bars = Bars(progress)
         yield bars
         bars.close()
+
+
+@contextmanager
+def noting(console: Console = err) -> Iterator[None]:
+    """Keeps what the library says of the user's data, and prints it at the end, each sentence once."""
+    said: dict[str, None] = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", InputWarning)
+        usual = warnings.showwarning
+
+        def keep(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+            if issubclass(category, InputWarning):
+                said[str(message)] = None
+            else:
+                usual(message, category, *place, **more)
+
+        warnings.showwarning = keep
+        try:
+            yield
+        finally:
+            warnings.showwarning = usual
+            for text in said:
+                console.print(f"Note: {text}", markup=False, highlight=False, soft_wrap=True)
 
 
 def is_live(console: Console) -> bool:

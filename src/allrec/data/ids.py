@@ -13,6 +13,8 @@ from allrec.data.sources.files import ROW
 from allrec.data.sources.places import place_of
 from allrec.errors import InputError, notice
 
+Id = str | int
+"""What a caller may give as an id; a number stands for its text."""
 MAX_ID_CHARS = 1_000
 WHOLE_FLOAT = r"^(-?(?:0|[1-9][0-9]*))\.0+$"
 FLOAT_DIGITS = {pl.Float16: 11, pl.Float32: 24, pl.Float64: 53}
@@ -88,9 +90,10 @@ def note_null_words(texts: pl.LazyFrame, part: str, place: str) -> None:
     """Says which ids look like the word that a program writes where a value is missing."""
     found = texts.filter(pl.col(part).str.to_lowercase().is_in(NULL_WORDS)).group_by(part).agg(pl.len()).sort(part)
     for word, number in found.collect(engine="streaming").iter_rows():
+        rows = "row has" if number == 1 else "rows have"
         notice(
-            f"{place}: {number:,} rows have the {part} {word!r}, which is kept as an id. Where it stands for a missing "
-            f"one, say so: --set 'missing_ids=[\"{word}\"]'."
+            f"{place}: {number:,} {rows} the {part} {word!r}, which is kept as an id. Where it stands for "
+            f"a missing one, say so: --set 'missing_ids=[\"{word}\"]'."
         )
 
 

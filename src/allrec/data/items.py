@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from allrec.data.config import PrepareConfig
+from allrec.data.ids import id_of
+from allrec.data.sources.diagnosis import refuse_constant
 from allrec.data.sources.files import ROW
 from allrec.errors import InputError, nearest, notice
 from allrec.files import atomic_path
@@ -264,7 +266,7 @@ def read_new_items(path: Path | str) -> list[dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line, parse_constant=refuse_constant)
         except ValueError as error:
             raise InputError(f"{path}, line {number} is no JSON: {error}. Write one object a line.") from None
         if not isinstance(row, dict):
@@ -289,7 +291,8 @@ def clean_new_items(rows: Sequence[Mapping[str, Any]], known: Mapping[str, int])
     for number, row in enumerate(rows, 1):
         if unknown := [key for key in row if key not in KEYS]:
             raise InputError(f"item {number} has the unknown key {unknown[0]!r}: {nearest(unknown[0], list(KEYS))}.")
-        item_id = str(row.get("item_id") or "").strip()
+        given = row.get("item_id")
+        item_id = "" if given is None else id_of(given, "item")
         if not item_id:
             raise InputError(f"item {number} has no item_id. Give every item an id of its own.")
         if item_id in known:

@@ -46,7 +46,9 @@ def read_times(raw: pl.LazyFrame, time_format: str | None, place: str) -> Times:
         return read_temporal(kind, place)
     if not (kind.is_numeric() or kind in (pl.String, pl.Null, pl.Categorical)):
         raise InputError(f"{place}: the time column holds values of type {kind}, expected times. {_name_another()}")
-    text = pl.col(COLUMN).cast(pl.String).str.strip_chars()
+    column = pl.col(COLUMN)
+    column = pl.when(column.is_finite()).then(column) if kind.is_float() else column
+    text = column.cast(pl.String).str.strip_chars()
     text = pl.when(text.str.len_chars() > 0).then(text)
     texts = raw.select(text.alias(COLUMN))
     if time_format is not None and time_format not in UNITS:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import polars as pl
 
-from allrec.data.sources.files import JSON_SUFFIXES, SEPARATORS, not_utf8, open_binary, table_suffix
+from allrec.data.sources.files import JSON_SUFFIXES, SEPARATORS, find_separator, not_utf8, open_binary, table_suffix
 from allrec.errors import InputError
 
 TEXT_SUFFIXES = (*SEPARATORS, *JSON_SUFFIXES, ".inter", ".item", ".data")
@@ -49,7 +49,8 @@ def find_defect(path: Path) -> None:
             if suffix in JSON_SUFFIXES:
                 check_json(path, lines)
             else:
-                check_fields(path, lines, SEPARATORS.get(suffix, "\t"), suffix == ".csv")
+                separator = find_separator(path, SEPARATORS[suffix]) if suffix in SEPARATORS else "\t"
+                check_fields(path, lines, separator, suffix in SEPARATORS)
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path} is damaged or cut off: {error}. Fetch it again.") from None
 

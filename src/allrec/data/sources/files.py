@@ -171,7 +171,11 @@ def scan_table(
     """
     suffix = table_suffix(path)
     if suffix in SEPARATORS:
-        separator = separator or find_separator(path, SEPARATORS[suffix])
+        usual = SEPARATORS[suffix]
+        found = separator or find_separator(path, usual)
+        if found not in (separator, usual):
+            notice(f"{path}: its fields are separated by {found!r}, and are read so. Another one: --separator.")
+        separator = found
         quote, has_blank_lines = find_quoting(path, separator)
         table = scan_delimited(path, separator, quote, names)
         return table.filter(~pl.all_horizontal(pl.exclude(ROW).is_null())) if has_blank_lines else table
@@ -192,7 +196,6 @@ def find_separator(path: Path, usual: str) -> str:
     widest = max(widths, key=lambda separator: widths[separator])
     if widths[usual] > 1 or widths[widest] == 1:
         return usual
-    notice(f"{path}: its fields are separated by {widest!r}, and are read so. Another one: --separator.")
     return widest
 
 
@@ -226,13 +229,18 @@ def check_quotes(path: Path, lines: Iterable[str], separator: str) -> None:
     mark = re.escape(separator)
     field = f'(?:"(?:[^"]|"")*"|[^"{mark}\r\n][^"{mark}\r\n]*|)'
     whole = re.compile(f"\ufeff?{field}(?:{mark}{field})*\r?\n?")
-    record, start = "", 1
+    record, start, widths = "", 1, set[int]()
+    width = None
     for number, line in enumerate(lines, start=1):
         record += line
+        widths.add(line.count(separator))
         if record.count('"') % 2 == 0:
-            if '"' in record and not whole.fullmatch(record):
+            # Lines that each have all fields are rows, which a quote at the start of one field made one.
+            is_swallowed = number > start and bool(width) and widths == {width}
+            if is_swallowed or ('"' in record and not whole.fullmatch(record)):
                 raise stray_quote(path, start)
-            record, start = "", number + 1
+            width = max(widths) if width is None else width
+            record, start, widths = "", number + 1, set()
     if record:
         raise stray_quote(path, start)
 
