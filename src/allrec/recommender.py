@@ -354,6 +354,8 @@ class AllRec:
         """The best of one user's candidates."""
         model, places = self.model, scored.best(k)[0]
         places = places[scored.items[0, places] >= 0]
+        if len(places) == 0:
+            return []
         items, is_read = scored.items[0, places], scored.is_read[0]
         cf = (model.item_embeddings[items.astype(np.int64)] @ model.represent([history])[0]).tolist()
         ranker = model.ranker

@@ -204,6 +204,9 @@ def show_recommendations(
     out.print(f"\n[bold]{escape(user) if user else 'history'}[/bold], {len(told)} interactions, the latest:")
     for item in told[-5:]:
         out.print(f"    {escape(catalogue.titles[item] or catalogue.item_ids[item])}", highlight=False)
+    if not found:
+        say("Nothing is left to recommend: the history holds every item. With --with-history they may come again.")
+        return
     table = Table()
     for column, justify in (
         ("", "right"),

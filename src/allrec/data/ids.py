@@ -16,7 +16,7 @@ from allrec.errors import InputError, notice
 Id = str | int
 """What a caller may give as an id; a number stands for its text."""
 MAX_ID_CHARS = 1_000
-WHOLE_FLOAT = r"^(-?(?:0|[1-9][0-9]*))\.0+$"
+WHOLE_FLOAT = r"^(-?[1-9][0-9]*|0)\.0+$"
 FLOAT_DIGITS = {pl.Float16: 11, pl.Float32: 24, pl.Float64: 53}
 """Binary digits: beyond them a float no longer holds every whole number, so that two ids may have become one."""
 NULL_WORDS = ("nan", "null", "none", "n/a", "na", "<na>", "nil", "undefined")
@@ -30,7 +30,8 @@ def as_text(column: pl.Expr, kind: pl.DataType) -> pl.Expr:
         kind: their type.
     """
     if kind.is_float():
-        column = pl.when(column.is_finite()).then(column)
+        # The sum makes 0 of -0.
+        column = pl.when(column.is_finite()).then(column + 0.0)
     text = column.cast(pl.String).str.strip_chars()
     return text.str.replace(WHOLE_FLOAT, "$1")
 
@@ -127,7 +128,7 @@ def article(word: str) -> str:
 def is_whole(digits: str) -> bool:
     """Whether a text is a whole number as programs write one: no leading zero, no plus."""
     plain = digits.removeprefix("-")
-    return plain.isascii() and plain.isdigit() and (plain == "0" or not plain.startswith("0"))
+    return plain.isascii() and plain.isdigit() and (digits == "0" or not plain.startswith("0"))
 
 
 def ids_of(values: Iterable[object], kind: str, name: str) -> list[str]:
@@ -157,7 +158,7 @@ def split_ids(text: str) -> list[str]:
         InputError: a quote that is never closed.
     """
     try:
-        rows = list(csv.reader([text], skipinitialspace=True, strict=True))
+        rows = list(csv.reader([text.strip()], skipinitialspace=True, strict=True))
     except csv.Error as error:
         raise InputError(f"cannot part the ids {text!r}: {error}. Quote as in CSV: 'a,\"b,c\"'.") from None
     return [part.strip() for row in rows for part in row if part.strip()]
