@@ -282,6 +282,8 @@ def recommend(
         sys.stdout.write(json.dumps([vars(item) for item in found], ensure_ascii=False) + "\n")
     else:
         show_recommendations(system, user, told, found)
+    if not (no_llm or system.model.has_llm):
+        sys.stderr.write("Note: this run has no language model, so that all else orders the items.\n")
 
 
 @app.command("add-items")
