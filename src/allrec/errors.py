@@ -1,10 +1,14 @@
 """What every part may lean on: the configuration base class, the error a user can mend, a data set's wording."""
 
+import errno
 import warnings
 from difflib import get_close_matches
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says where a disk is full, a quota is used up, or a file may not grow."""
 
 
 class InputError(ValueError):

@@ -19,7 +19,7 @@ from allrec.data.ids import Id, ids_of
 from allrec.errors import InputError, nearest
 from allrec.evaluation.evaluate import Plan, evaluate
 from allrec.evaluation.results import Ranking, metrics_of, save_ranks, with_earlier
-from allrec.files import write_json
+from allrec.files import staging, write_json
 from allrec.hybrid.features import histories_of
 from allrec.hybrid.fusion import Scope
 from allrec.hybrid.ranking import FusedRanker, Scored, first_that_fit
@@ -137,7 +137,8 @@ class AllRec:
         """Copies the run folder: all that serving needs but the language model's own weights."""
         if Path(path).exists() and any(Path(path).iterdir()):
             raise InputError(f"{path} is not empty. Give a new folder.")
-        shutil.copytree(self.run.path, path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.part"))
+        with staging(Path(path), lambda folder: False, "empty folder") as copy:
+            shutil.copytree(self.run.path, copy, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.part"))
 
     def push_to_hub(self, name: str, *, private: bool = True) -> str:
         """Uploads the run folder to the Hugging Face hub and returns its address; needs a login there."""

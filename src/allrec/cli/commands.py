@@ -3,12 +3,13 @@
 import json
 import os
 import sys
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from allrec.errors import InputError
+from allrec.errors import FULL, InputError
 
 app = typer.Typer(
     name="allrec",
@@ -47,22 +48,62 @@ def main() -> None:
     """Runs the program; a mistake that the user can mend ends it with one sentence and exit code 2."""
     # Set before torch is imported: tokenizers would warn of every fork.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    open_streams()
+    raise SystemExit(flushed(run_app()))
+
+
+def run_app() -> int | str | None:
+    """Runs the program and returns its exit code."""
     try:
         app()
+    except SystemExit as end:
+        return end.code
     except InputError as error:
         sys.stderr.write(f"allrec: {error}\n")
-        raise SystemExit(2) from None
+        return 2
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and error.errno not in FULL:
             raise
-        sys.stderr.write(f"allrec: {error.filename}: {error.strerror}. Make it usable, or give another place.\n")
-        raise SystemExit(2) from None
+        place = "standard output" if error.filename is None else error.filename
+        sys.stderr.write(f"allrec: {place}: {error.strerror}. Make it usable, or give another place.\n")
+        return 2
     except KeyboardInterrupt:
         sys.stderr.write(
             "allrec: stopped. Nothing that was finished is lost: train and compare go on with --resume, "
             "data fetch by itself.\n"
         )
-        raise SystemExit(130) from None
+        return 130
+    return 0
+
+
+def open_streams() -> None:
+    """Makes standard output and error take any text: closed ones swallow it, others replace what they cannot encode."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace" if stream is sys.stderr else "replace")
+
+
+def flushed(code: int | str | None) -> int | str | None:
+    """Writes what is left of standard output, and returns the exit code: 2 where there is no room, as it was else."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        # The interpreter would flush once more at its end, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            return code
+        sys.stderr.write(f"allrec: standard output: {error.strerror}. Make it usable, or give another place.\n")
+        return 2
+    return code
+
+
+def print_json(value: object) -> None:
+    """Prints a value as JSON, in letters that standard output can show; others are escaped, which loses nothing."""
+    is_utf = (sys.stdout.encoding or "").lower().startswith("utf")
+    sys.stdout.write(json.dumps(value, ensure_ascii=not is_utf) + "\n")
 
 
 @app.command()
@@ -279,7 +320,7 @@ def recommend(
     else:
         found = system.recommend(user=user, history=told, k=k, with_history=with_history, use_llm=not no_llm)
     if as_json:
-        sys.stdout.write(json.dumps([vars(item) for item in found], ensure_ascii=False) + "\n")
+        print_json([vars(item) for item in found])
     else:
         show_recommendations(system, user, told, found)
     if not (no_llm or system.model.has_llm):
@@ -320,7 +361,7 @@ def generate(
     # An unknown task is refused there.
     written = AllRec.from_pretrained(run).generate(user=user, history=told, task=task, candidates=listed, k=k)  # type: ignore[arg-type]
     if as_json:
-        sys.stdout.write(json.dumps([vars(text) for text in written], ensure_ascii=False) + "\n")
+        print_json([vars(text) for text in written])
     else:
         show_written(written)
 

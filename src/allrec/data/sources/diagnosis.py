@@ -11,6 +11,7 @@ import polars as pl
 
 from allrec.data.sources.files import JSON_SUFFIXES, SEPARATORS, find_separator, not_utf8, open_binary, table_suffix
 from allrec.errors import InputError
+from allrec.files import lack_of_space
 
 TEXT_SUFFIXES = (*SEPARATORS, *JSON_SUFFIXES, ".inter", ".item", ".data")
 
@@ -25,6 +26,8 @@ def diagnosing(files: Sequence[Path]) -> Iterator[None]:
     try:
         yield
     except (pl.exceptions.PolarsError, OSError) as error:
+        if lack_of_space(error):
+            raise
         for path in files:
             find_defect(path)
         if isinstance(error, pl.exceptions.PolarsError):
