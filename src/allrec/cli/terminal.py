@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
 
-from allrec.cli.progress import noting, number, observing, out, say
+from allrec.cli.progress import TwoLines, noting, number, observing, out, say
 from allrec.config import Recipe, load_recipe, read_value
 from allrec.data import Dataset, PrepareConfig, SimulationConfig, load_dataset, simulate
 from allrec.data import prepare as prepare_dataset
@@ -203,7 +204,7 @@ def show_recommendations(
     told = system.history_of(user, history)
     out.print(f"\n[bold]{escape(user) if user else 'history'}[/bold], {len(told)} interactions, the latest:")
     for item in told[-5:]:
-        out.print(f"    {escape(catalogue.titles[item] or catalogue.item_ids[item])}", highlight=False)
+        out.print(Padding(TwoLines(catalogue.titles[item] or catalogue.item_ids[item]), (0, 0, 0, 4)))
     if not found:
         say("Nothing is left to recommend: the history holds every item. With --with-history they may come again.")
         return
@@ -226,7 +227,7 @@ def show_recommendations(
         table.add_row(
             str(rank),
             escape(item.item_id),
-            escape(item.title or "(no title)"),
+            TwoLines(item.title or "(no title)"),
             mark,
             f"{item.score:.2f}",
             log_prob,
