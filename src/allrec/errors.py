@@ -1,13 +1,27 @@
 """What every part may lean on: the configuration base class, the error a user can mend, a data set's wording."""
 
+import errno
+import warnings
 from difflib import get_close_matches
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says where a disk is full, a quota is used up, or a file may not grow."""
+
 
 class InputError(ValueError):
     """Something the user can mend: what was got, what was expected, what to do. The program exits with code 2."""
+
+
+class InputWarning(UserWarning):
+    """Something about the user's data that is worth knowing and stops nothing."""
+
+
+def notice(text: str) -> None:
+    """Says something about the user's data: a warning in Python, a line on standard error in the program."""
+    warnings.warn(text, InputWarning, stacklevel=2)
 
 
 def nearest(word: str, known: list[str]) -> str:

@@ -17,9 +17,41 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from allrec.errors import InputError
+from allrec.errors import FULL, InputError
 
 CHUNK_BYTES = 1 << 20
+
+
+class FullError(InputError):
+    """Something could not be written for want of space; what was there before is as it was."""
+
+
+def lack_of_space(error: BaseException) -> str | None:
+    """What the system said, where an error, of Python or of a library below it, comes of a full disk; else None."""
+    if isinstance(error, OSError) and error.errno in FULL:
+        return os.strerror(error.errno)
+    return next((os.strerror(code) for code in FULL if os.strerror(code) in str(error)), None)
+
+
+@contextmanager
+def naming(path: Path | str) -> Iterator[None]:
+    """Inside, a lack of space is said with the path that was to be written.
+
+    Raises:
+        FullError: the path, what the system said, and what to do.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        reason = lack_of_space(error)
+        if reason is None:
+            raise
+        raise FullError(
+            f"{path}: {reason}; nothing half-written is left. Free some space, or give another place, and run the "
+            f"command again (train, compare and the like with --resume)."
+        ) from None
 
 
 @contextmanager
@@ -33,10 +65,11 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        yield temporary
-        _flush(temporary)
-        temporary.replace(path)
-        _flush(path.parent)
+        with naming(path):
+            yield temporary
+            _flush(temporary)
+            temporary.replace(path)
+            _flush(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -156,12 +189,13 @@ def staging(out: Path, is_own: Callable[[Path], bool], what: str) -> Iterator[Pa
     remove_orphans(out)
     folder, former = (out.with_name(f".{out.name}.{os.getpid()}.{ending}") for ending in ("part", "old"))
     try:
-        folder.mkdir()
-        yield folder
-        flush(folder)
-        if out.exists():
-            out.rename(former)
-        folder.rename(out)
+        with naming(out):
+            folder.mkdir()
+            yield folder
+            flush(folder)
+            if out.exists():
+                out.rename(former)
+            folder.rename(out)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         shutil.rmtree(former, ignore_errors=True)

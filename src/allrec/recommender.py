@@ -15,10 +15,11 @@ from allrec.alignment.measures import measure_alignment
 from allrec.alignment.text_cache import default_cache
 from allrec.config import Recipe, choose_language_model, load_recipe, settled
 from allrec.data.dataset import Dataset, load_dataset
+from allrec.data.ids import Id, ids_of
 from allrec.errors import InputError, nearest
 from allrec.evaluation.evaluate import Plan, evaluate
 from allrec.evaluation.results import Ranking, metrics_of, save_ranks, with_earlier
-from allrec.files import write_json
+from allrec.files import staging, write_json
 from allrec.hybrid.features import histories_of
 from allrec.hybrid.fusion import Scope
 from allrec.hybrid.ranking import FusedRanker, Scored, first_that_fit
@@ -136,7 +137,8 @@ class AllRec:
         """Copies the run folder: all that serving needs but the language model's own weights."""
         if Path(path).exists() and any(Path(path).iterdir()):
             raise InputError(f"{path} is not empty. Give a new folder.")
-        shutil.copytree(self.run.path, path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.part"))
+        with staging(Path(path), lambda folder: False, "empty folder") as copy:
+            shutil.copytree(self.run.path, copy, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.part"))
 
     def push_to_hub(self, name: str, *, private: bool = True) -> str:
         """Uploads the run folder to the Hugging Face hub and returns its address; needs a login there."""
@@ -195,10 +197,10 @@ class AllRec:
 
     def rank(
         self,
-        candidates: Sequence[str],
+        candidates: Sequence[Id],
         *,
-        user: str | None = None,
-        history: Sequence[str] | None = None,
+        user: Id | None = None,
+        history: Sequence[Id] | None = None,
         use_llm: bool = True,
     ) -> list[Recommendation]:
         """Ranks given items for a known user or a bare history, best first, as protocol ``paper`` is evaluated.
@@ -230,8 +232,8 @@ class AllRec:
     def recommend(
         self,
         *,
-        user: str | None = None,
-        history: Sequence[str] | None = None,
+        user: Id | None = None,
+        history: Sequence[Id] | None = None,
         k: int = 10,
         with_history: bool = False,
         num_ranked: int | None = None,
@@ -287,10 +289,10 @@ class AllRec:
     def generate(
         self,
         *,
-        user: str | None = None,
-        history: Sequence[str] | None = None,
+        user: Id | None = None,
+        history: Sequence[Id] | None = None,
         task: "Task" = "title",
-        candidates: Sequence[str] | None = None,
+        candidates: Sequence[Id] | None = None,
         k: int = 1,
     ) -> "list[WrittenTitle] | list[WrittenGenres]":
         """What the language model writes for a known user or a bare history; nothing keeps it to the catalogue.
@@ -319,7 +321,7 @@ class AllRec:
         listed = self._listed(known, candidates)
         return write_titles(model.titles, model.catalogue, users, [known], listed, k)[0]
 
-    def _listed(self, known: Int[ndarray, "length"], candidates: Sequence[str] | None) -> Int[ndarray, "1 candidates"]:
+    def _listed(self, known: Int[ndarray, "length"], candidates: Sequence[Id] | None) -> Int[ndarray, "1 candidates"]:
         """The candidates that a prompt for a title lists."""
         model = self.model
         if not model.titles.builder.lists_candidates:
@@ -334,18 +336,23 @@ class AllRec:
         ranked = model.backbone_ranker.rank_catalogue(histories_of([known]), np.array([-1]))
         return first_that_fit(next(ranked), model.backbone_ranker.num_ranked, model.titles.fits_each)
 
-    def history_of(self, user: str | None, history: Sequence[str] | None) -> Int[ndarray, "length"]:
-        """Positions of the items of a known user or of a bare history."""
+    def history_of(self, user: Id | None, history: Sequence[Id] | None) -> Int[ndarray, "length"]:
+        """Positions of the items of a known user or of a bare history.
+
+        Raises:
+            InputError: an unknown id, both or neither given, or a bare string in place of a list.
+        """
         if (user is None) == (history is None):
             raise InputError("give either a user or a history.")
         if user is not None:
             return self.model.catalogue.history(self.model.catalogue.user(user)).astype(np.int64)
-        return np.array([self.model.catalogue.item(item_id) for item_id in history or []], np.int64)
+        given = ids_of([] if history is None else history, "item", "history")
+        return np.array([self.model.catalogue.item(item_id) for item_id in given], np.int64)
 
-    def _given(self, candidates: Sequence[str]) -> Int[ndarray, "n"]:
-        if not candidates:
+    def _given(self, candidates: Sequence[Id]) -> Int[ndarray, "n"]:
+        if not len(candidates):
             raise InputError("no candidates were given, expected at least one item id.")
-        items = np.array([self.model.catalogue.item(item_id) for item_id in candidates])
+        items = np.array([self.model.catalogue.item(item_id) for item_id in ids_of(candidates, "item", "candidates")])
         if len(np.unique(items)) < len(items):
             raise InputError("a candidate is in the list twice; give each item once.")
         return items
@@ -360,6 +367,8 @@ class AllRec:
         """The best of one user's candidates."""
         model, places = self.model, scored.best(k)[0]
         places = places[scored.items[0, places] >= 0]
+        if len(places) == 0:
+            return []
         items, is_read = scored.items[0, places], scored.is_read[0]
         cf = (model.item_embeddings[items.astype(np.int64)] @ model.represent([history])[0]).tolist()
         ranker = model.ranker

@@ -211,3 +211,19 @@ def test_what_could_only_fail_later_is_refused_before_anything_is_written(
     with pytest.raises(InputError, match=message):
         call("train", tmp_path / "dataset", "--run", tmp_path / "run", "--llm", llm)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_without_a_language_model_recommends_without_one_and_says_so(
+    world: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    recipe = world[1].parent / "recipe.toml"
+    call("train", world[0], "--run", tmp_path / "run", "--recipe", recipe, "--set", "llm.enabled=false")
+    user = load_dataset(world[0]).user_ids[0]
+    result = CliRunner().invoke(app, ["recommend", str(tmp_path / "run"), "--user", user, "-k", "3", "--json"])
+    assert len(json.loads(result.stdout)) == 3
+    assert "Note: this run has no language model" in result.stderr
+    result = CliRunner().invoke(app, ["recommend", str(tmp_path / "run"), "--user", user, "--no-llm"])
+    assert "no language model" not in result.stderr
+    for task in ("title", "genres"):
+        with pytest.raises(InputError, match=r"this run has no language model.*llm\.enabled=true"):
+            call("generate", tmp_path / "run", "--user", user, "--task", task)

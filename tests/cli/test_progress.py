@@ -8,9 +8,13 @@ import subprocess
 import sys
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.cells import cell_len
 from rich.console import Console
+from rich.table import Table
 
-from allrec.cli.progress import WINDOW, Lines, Pace, number, observing, remark
+from allrec.cli.progress import WINDOW, Lines, Pace, TwoLines, duration, number, observing, remark
 
 
 class Clock:
@@ -173,3 +177,48 @@ def test_a_terminal_that_cannot_move_its_cursor_gets_lines() -> None:
     shown = drawn(TERM="dumb")
     assert "\x1b" not in shown
     assert "backbone (SASRec) ..." in shown
+
+
+def test_a_long_stage_says_every_minute_how_far_it_is() -> None:
+    told, now = io.StringIO(), [0.0]
+    lines = Lines(Console(file=told, width=20), lambda: now[0])
+    for step in range(0, 1_001, 10):
+        now[0] = 2.0 * step / 10
+        values = {"step": float(step)} | ({"validation": 0.25 + step / 10_000} if step % 250 == 0 else {})
+        lines("backbone", step / 1_000, values)
+    lines.close()
+    assert told.getvalue().splitlines() == [
+        "backbone (SASRec) ...",
+        "backbone (SASRec): 30%, 300 steps, 5 steps/s, 2 min 20 s left, valid NDCG@10 0.275",
+        "backbone (SASRec): 60%, 600 steps, 5 steps/s, 1 min 20 s left, valid NDCG@10 0.3",
+        "backbone (SASRec): 90%, 900 steps, 5 steps/s, 20 s left, valid NDCG@10 0.325",
+        "backbone (SASRec): 1,000 steps, 5 steps/s, 200.0 s",
+    ]
+
+
+def test_a_stage_that_goes_on_counts_its_own_time_alone() -> None:
+    told, now = io.StringIO(), [0.0]
+    lines = Lines(Console(file=told, width=20), lambda: now[0])
+    lines("text", 0.5, {})
+    now[0] = 60.0
+    lines("text", 0.6, {})
+    assert told.getvalue().splitlines()[-1] == "text embeddings: 60%, 4 min 0 s left"
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(7.4, "7 s"), (200, "3 min 20 s"), (7_500, "2 h 5 min")])
+def test_duration(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+@given(st.text(alphabet="ab \u65e5\U0001f3a7[]", max_size=300), st.integers(6, 60))
+def test_a_text_takes_two_lines_at_most(text: str, width: int) -> None:
+    shown = io.StringIO()
+    table = Table("title")
+    table.add_row(TwoLines(text))
+    Console(file=shown, width=width).print(table)
+    rows = shown.getvalue().splitlines()[3:-1]
+    assert len(rows) <= 2
+    assert all(cell_len(row) <= width for row in rows)
+    letters = "".join(row.strip("\u2502| ") for row in rows).replace(" ", "")
+    whole = text.replace(" ", "")
+    assert letters == whole or (letters.endswith("\u2026") and whole.startswith(letters[:-1]))

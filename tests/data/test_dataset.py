@@ -18,8 +18,11 @@ from hypothesis import strategies as st
 
 from allrec.data import PrepareConfig, load_dataset, prepare
 from allrec.data.dataset import FILES, Dataset
+from allrec.data.ids import id_of
 from allrec.errors import InputError
 from allrec.files import sha256_file, staging
+
+SQUARES = [{"item_id": f"i{n}", "title": f"Thing {n}"} for n in range(53)]
 
 
 def test_arrays_of_a_small_data_set(tmp_path: Path, make_source: Callable[..., Path]) -> None:
@@ -73,7 +76,7 @@ def test_manifest(tmp_path: Path, make_source: Callable[..., Path]) -> None:
 
 
 def test_same_source_same_bytes(tmp_path: Path, make_source: Callable[..., Path]) -> None:
-    source = make_source(rows=[f"u{n % 97},i{n * n % 53},{n % 7},{n % 5}" for n in range(3_000)])
+    source = make_source(rows=[f"u{n % 97},i{n * n % 53},{n % 7},{n % 5}" for n in range(3_000)], items=SQUARES)
     first = prepare(source, tmp_path / "first", config=PrepareConfig(min_rating=1))
     script = (
         "import sys; from allrec.data import prepare, PrepareConfig;"
@@ -124,7 +127,7 @@ def test_candidates_are_read_when_asked_for_and_once(tmp_path: Path, make_source
 
 
 def test_seed_changes_candidates_alone(tmp_path: Path, make_source: Callable[..., Path]) -> None:
-    source = make_source(rows=[f"u{n % 9},i{n * n % 53},{n},5" for n in range(200)])
+    source = make_source(rows=[f"u{n % 9},i{n * n % 53},{n},5" for n in range(200)], items=SQUARES)
     hashes = []
     for seed in (0, 1):
         prepare(source, tmp_path / str(seed), config=PrepareConfig(seed=seed))
@@ -191,6 +194,7 @@ def test_global_time_split(tmp_path: Path, make_source: Callable[..., Path]) -> 
 IDS = st.text(alphabet=st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=5)
 
 
+@pytest.mark.filterwarnings("ignore:.*is kept as an id")
 @settings(max_examples=25, deadline=None)
 @given(rows=st.lists(st.tuples(IDS, IDS), min_size=1, max_size=30))
 def test_id_maps_round_trip(tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str]]) -> None:
@@ -202,12 +206,12 @@ def test_id_maps_round_trip(tmp_path_factory: pytest.TempPathFactory, rows: list
     assert len(set(dataset.item_ids)) == dataset.num_items
     for user, user_id in enumerate(dataset.user_ids):
         history = [dataset.item_ids[item] for item in dataset.history(user)]
-        assert history == [item for owner, item in rows if owner == user_id]
+        assert history == [id_of(item, "item") for owner, item in rows if id_of(owner, "user") == user_id]
 
 
 def test_nothing_of_the_future_is_in_training(tmp_path: Path, make_source: Callable[..., Path]) -> None:
     rows = [f"u{n % 9},i{n * n % 53},{n},5" for n in range(200)]
-    dataset = prepare(make_source(rows=rows), tmp_path / "out")
+    dataset = prepare(make_source(rows=rows, items=SQUARES), tmp_path / "out")
     for name in ("valid", "test"):
         targets = dataset.targets[name]
         assert (targets.positions >= dataset.train_lengths[targets.users]).all()

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from allrec.data import PrepareConfig, load_dataset, prepare
 from allrec.data.config import PrepareConfig as Config
 from allrec.data.preparation import ITEM_BELOW, USER_BELOW, count_filter, number_anew
+from allrec.errors import InputWarning
 
 GOOD = [f"a,{item},{time},5,{time}" for time, item in enumerate("xyz")]
 HEADER = "user_id,item_id,timestamp,rating,position"
@@ -22,6 +23,7 @@ def read_lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+@pytest.mark.filterwarnings("ignore:.*could not be read")
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
@@ -46,7 +48,7 @@ def read_lines(path: Path) -> list[dict]:
 )
 def test_rejected_by_reason(tmp_path: Path, make_source: Callable[..., Path], row: str, reason: str) -> None:
     source = make_source(rows=[GOOD[0], row, *GOOD[1:]], header=HEADER)
-    dataset = prepare(source, tmp_path / "out", config=PrepareConfig(min_rating=3))
+    dataset = prepare(source, tmp_path / "out", config=PrepareConfig(min_rating=3, max_rejected=0.25))
     rejected = read_lines(tmp_path / "out" / "rejected.jsonl")
     assert [(line["table"], line["row"], line["reason"]) for line in rejected] == [("interactions", 2, reason)]
     assert json.loads((tmp_path / "out" / "dataset.json").read_text())["rejected"] == {reason: 1}
@@ -55,7 +57,9 @@ def test_rejected_by_reason(tmp_path: Path, make_source: Callable[..., Path], ro
 
 
 def test_rejected_row_keeps_its_values(tmp_path: Path, make_source: Callable[..., Path]) -> None:
-    prepare(make_source(rows=[*GOOD, "b,x,soon,5,1"], header=HEADER), tmp_path / "out")
+    config = PrepareConfig(max_rejected=0.25)
+    with pytest.warns(InputWarning, match="1 bad timestamp, such as 'soon' in line 5"):
+        prepare(make_source(rows=[*GOOD, "b,x,soon,5,1"], header=HEADER), tmp_path / "out", config=config)
     (line,) = read_lines(tmp_path / "out" / "rejected.jsonl")
     assert (line["user_id"], line["item_id"], line["raw_timestamp"], line["raw_rating"]) == ("b", "x", "soon", "5")
 
@@ -66,9 +70,13 @@ def test_missing_rating_is_legal_without_a_minimum(tmp_path: Path, make_source: 
     assert pl.read_parquet(tmp_path / "out" / "interactions.parquet")["rating"].to_list() == [5.0, 5.0, 5.0, None]
 
 
+@pytest.mark.filterwarnings("ignore:.*interacted items are not in it")
 def test_item_without_id(tmp_path: Path, make_source: Callable[..., Path]) -> None:
     source = make_source(items=[{"item_id": "x", "title": "Kettle"}, {"item_id": " ", "title": "Nobody's"}])
-    prepare(source, tmp_path / "out")
+    with pytest.warns(
+        InputWarning, match=r"1 of 2 rows \(50.0%\) could not be read \(1 item without id, first in line 2"
+    ):
+        prepare(source, tmp_path / "out", config=PrepareConfig(max_rejected=0.5))
     (line,) = read_lines(tmp_path / "out" / "rejected.jsonl")
     assert (line["table"], line["row"], line["reason"], line["title"]) == ("items", 2, "item without id", "Nobody's")
 
@@ -101,6 +109,7 @@ def test_ties_keep_the_sources_order_and_repeats_stay(tmp_path: Path, make_sourc
     assert pl.read_parquet(tmp_path / "out" / "interactions.parquet")["order"].to_list() == [0, 1, 2, 3, 4, 0]
 
 
+@pytest.mark.filterwarnings("ignore:.*interacted items are not in it")
 def test_unlisted_items_are_kept_without_text(tmp_path: Path, make_source: Callable[..., Path]) -> None:
     dataset = prepare(make_source(rows=["a,q,1", "a,p,2", "a,x,3"], header="user_id,item_id,time"), tmp_path / "out")
     assert dataset.item_ids == ["x", "y", "z", "w", "q", "p"]
@@ -185,6 +194,7 @@ def test_id_maps_are_stored_as_loaded(tmp_path: Path, make_source: Callable[...,
     assert (again.user_ids, again.item_ids, again.sha256) == (dataset.user_ids, dataset.item_ids, dataset.sha256)
 
 
+@pytest.mark.filterwarnings("ignore:.*could not be read")
 def test_numbers_of_a_parquet_table_are_what_was_written(tmp_path: Path) -> None:
     table = pl.DataFrame(
         {
@@ -195,7 +205,9 @@ def test_numbers_of_a_parquet_table_are_what_was_written(tmp_path: Path) -> None
         }
     )
     table.write_parquet(tmp_path / "interactions.parquet")
-    dataset = prepare(tmp_path / "interactions.parquet", tmp_path / "out", config=PrepareConfig(min_rating=4.1))
+    dataset = prepare(
+        tmp_path / "interactions.parquet", tmp_path / "out", config=PrepareConfig(min_rating=4.1, max_rejected=0.5)
+    )
     # As a double, the short float nearest to 4.1 lies below it.
     assert dataset.item_ids == ["x"]
     rejected = [json.loads(line) for line in (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()]

@@ -93,6 +93,7 @@ def test_titles_texts_and_counts(tmp_path: Path, make_source: Callable[..., Path
     assert (counts["untitled_items"], counts["textless_items"], counts["interacted_items"]) == (1, 1, 3)
 
 
+@pytest.mark.filterwarnings("ignore:.*interacted items are not in it")
 def test_equal_duplicates_are_merged_and_counted(tmp_path: Path, make_source: Callable[..., Path]) -> None:
     titles = [("x", "A &amp; B"), ("y", None), ("x", "A & B"), ("y", None)]
     items = [{"item_id": item_id, "title": title} for item_id, title in titles]
@@ -101,6 +102,7 @@ def test_equal_duplicates_are_merged_and_counted(tmp_path: Path, make_source: Ca
     assert dataset.counts["merged_items"] == 2
 
 
+@pytest.mark.filterwarnings("ignore:.*interacted items are not in it")
 def test_further_columns_are_kept(tmp_path: Path, make_source: Callable[..., Path]) -> None:
     items = [
         {"item_id": "x", "title": "A", "genres": ["p", "q"], "text": "clash", "mixed": ["a"]},
@@ -114,6 +116,7 @@ def test_further_columns_are_kept(tmp_path: Path, make_source: Callable[..., Pat
     assert frame.columns[:3] == ["item_id", "title", "text"]
 
 
+@pytest.mark.filterwarnings("ignore:.*interacted items are not in it")
 def test_text_of_other_columns(tmp_path: Path, make_source: Callable[..., Path]) -> None:
     items = [{"item_id": "x", "title": "Heat (1995)", "genres": ["Crime", "Drama"]}]
     config = PrepareConfig(text_columns=("title", "genres"))
@@ -121,6 +124,7 @@ def test_text_of_other_columns(tmp_path: Path, make_source: Callable[..., Path])
     assert dataset.texts[0] == "Heat (1995). Crime, Drama"
 
 
+@pytest.mark.filterwarnings("ignore:.*interacted items are not in it")
 def test_title_of_a_thousand_words_stays_whole(tmp_path: Path, make_source: Callable[..., Path]) -> None:
     title = " ".join(f"word{number}" for number in range(1000))
     assert prepare(make_source(items=[{"item_id": "x", "title": title}]), tmp_path / "out").titles[0] == title

@@ -30,7 +30,7 @@ def test_global_time_never_leaks_the_future(sequences: list[list[int]], valid_fr
     test_from = valid_from + gap
     times = [sorted(sequence) for sequence in sequences]
     users = np.repeat(np.arange(len(times)), [len(sequence) for sequence in times])
-    flat = np.concatenate(times) * 1_000
+    flat = np.concatenate(times) * 10**9
     split = split_at_times(users, flat, len(times), valid_from, test_from)
     for user, sequence in enumerate(times):
         assert split.train_lengths[user] == sum(time < valid_from for time in sequence)

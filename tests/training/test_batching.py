@@ -3,9 +3,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from allrec.errors import InputError
+from allrec.data.negatives import NegativeSampler
+from allrec.errors import InputWarning
 from allrec.training import batches as batching
-from allrec.training.batches import LazyBatches, NegativeSampler, length_batches, pad_histories, windows
+from allrec.training.batches import LazyBatches, length_batches, pad_histories, windows
 
 lengths_arrays = st.lists(st.integers(0, 30), max_size=60).map(lambda values: np.array(values, dtype=np.int64))
 
@@ -100,7 +101,16 @@ def test_negatives_are_never_touched(histories):
         assert 0 <= item < 10
 
 
-def test_a_user_who_touched_everything_is_refused():
-    sampler = NegativeSampler(np.array([0, 1, 3]), np.array([0, 0, 1]), 2)
-    with pytest.raises(InputError, match="the user at position 1 has touched all 2 items"):
-        sampler.draw(np.array([0, 1]), np.random.default_rng(0))
+def test_a_user_who_touched_everything_is_left_out_and_said_by_id():
+    with pytest.warns(InputWarning, match="user 'bob' has touched all 2 items and is left out where negatives"):
+        sampler = NegativeSampler.of(["ann", "bob"], np.array([0, 2, 4]), np.array([0, 0, 0, 1]), 2)
+    assert sampler.has_negative.tolist() == [True, False]
+    assert sampler.draw(np.array([0, 0]), np.random.default_rng(0)).tolist() == [1, 1]
+
+
+def test_where_everybody_touched_everything_negatives_come_from_the_whole_catalogue():
+    # The third user has one item, and so no next item to learn.
+    with pytest.warns(InputWarning, match="every user has touched all 2 items"):
+        sampler = NegativeSampler.of(["a", "b", "c"], np.array([0, 2, 4, 5]), np.array([0, 1, 1, 0, 0]), 2)
+    assert sampler.has_negative.all()
+    assert set(sampler.draw(np.zeros(50, int), np.random.default_rng(0)).tolist()) == {0, 1}

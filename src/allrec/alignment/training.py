@@ -17,9 +17,9 @@ from allrec.alignment.model import Alignment, AlignmentConfig, Distinct, NoAlign
 from allrec.alignment.text_encoder import TextEncoder, embed_texts
 from allrec.backbones.base import Backbone, represent_users
 from allrec.data.dataset import Dataset
+from allrec.data.negatives import NegativeSampler
 from allrec.errors import Config, InputError
 from allrec.parallel import OnProgress
-from allrec.training.batches import NegativeSampler
 from allrec.training.examples import initialized, training_examples
 from allrec.training.loop import FitReport, LoopConfig, fit
 
@@ -120,7 +120,8 @@ def _batches(
     config: AlignmentStageConfig,
     seed: int,
 ) -> Callable[[int], Sequence[Batch]]:
-    sampler = NegativeSampler(*dataset.train_csr(), dataset.num_items)
+    sampler = NegativeSampler.of(dataset.user_ids, *dataset.train_csr(), dataset.num_items)
+    kept = np.flatnonzero(sampler.has_negative[users])
     matches = MATCHING[config.network.matching].is_contrastive
     # Alone for InfoNCE, since to find items without a text takes a quarter of the texts' memory.
     is_matched = is_matchable(torch.from_numpy(dataset.train_counts()), text_embeddings) if matches else torch.zeros(0)
@@ -128,8 +129,9 @@ def _batches(
 
     def batches(epoch: int) -> list[Batch]:
         rng = seeds.rng(seed, "alignment", "epoch", epoch)
-        order = rng.permutation(len(users))
-        negatives = sampler.draw(users, rng)
+        order = rng.permutation(kept)
+        negatives = np.zeros(len(users), np.int64)
+        negatives[kept] = sampler.draw(users[kept], rng)
         chunks = [order[start : start + config.batch_size] for start in range(0, len(order), config.batch_size)]
         distinct: Sequence[ndarray | None] = [None] * len(chunks)
         if matches:

@@ -23,11 +23,12 @@ from allrec.backbones.pretrained import Pretrained, PretrainedReport, load_pretr
 from allrec.backbones.registry import BackboneModel, config_of, make_backbone
 from allrec.backbones.sasrec import SASRecConfig
 from allrec.data.dataset import Dataset, Targets
+from allrec.data.negatives import NegativeSampler
 from allrec.errors import Config
 from allrec.evaluation.metrics import ndcg_at
 from allrec.evaluation.ranks import dot_product_ranks
 from allrec.parallel import OnProgress
-from allrec.training.batches import LazyBatches, NegativeSampler, length_batches, pad_histories, windows
+from allrec.training.batches import LazyBatches, length_batches, pad_histories, windows
 from allrec.training.loop import FitReport, LoopConfig, fit
 
 STREAM = "backbone"
@@ -106,8 +107,7 @@ def train_backbone(
         device: where to train.
 
     Raises:
-        InputError: no user has two training interactions, or, with loss bce, one has touched every item; or what
-            others trained does not fit the data set.
+        InputError: no user has two training interactions, or what others trained does not fit the data set.
     """
     pretrained = load_pretrained(dataset, config.model, config.checkpoint)
     if pretrained is not None:
@@ -158,7 +158,11 @@ class TrainingBatches:
         self.loss: BackboneLoss = binary_cross_entropy
         if config.loss != "bce":
             self.loss = sampled_softmax if is_sampled else softmax
-        self.sampler = NegativeSampler(offsets, self.items, dataset.num_items) if config.loss == "bce" else None
+        self.sampler: NegativeSampler | None = None
+        if config.loss == "bce":
+            self.sampler = NegativeSampler.of(dataset.user_ids, offsets, self.items, dataset.num_items)
+            kept = self.sampler.has_negative[self.users]
+            self.users, self.starts, self.ends = self.users[kept], self.starts[kept], self.ends[kept]
         self.shares = drawn_shares(dataset.train_counts())
 
     def __call__(self, epoch: int) -> LazyBatches[Batch]:

@@ -3,12 +3,13 @@
 import json
 import os
 import sys
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from allrec.errors import InputError
+from allrec.errors import FULL, InputError
 
 app = typer.Typer(
     name="allrec",
@@ -28,6 +29,18 @@ Llm = Annotated[
     str | None,
     typer.Option(help="A causal language model: name, folder, GGUF file or a packaged one; the recipe's if left out."),
 ]
+Names = Annotated[
+    str | None, typer.Option(help="The columns of a file without a header, with commas: user_id,item_id,timestamp.")
+]
+ItemNames = Annotated[str | None, typer.Option(help="The same for the table of items: item_id,title.")]
+Separator = Annotated[str | None, typer.Option(help="What separates fields; found if left out.")]
+TimeFormat = Annotated[
+    str | None,
+    typer.Option(help="How times are written: seconds, milliseconds, day-first, %d.%m.%Y, ...; found if left out."),
+]
+MaxRejected = Annotated[
+    float | None, typer.Option(help="The share of the rows that may be unreadable; 0.05 if left out.", metavar="SHARE")
+]
 Run = Annotated[Path, typer.Argument(help="A run folder, written by train.", metavar="RUN")]
 
 
@@ -35,22 +48,62 @@ def main() -> None:
     """Runs the program; a mistake that the user can mend ends it with one sentence and exit code 2."""
     # Set before torch is imported: tokenizers would warn of every fork.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    open_streams()
+    raise SystemExit(flushed(run_app()))
+
+
+def run_app() -> int | str | None:
+    """Runs the program and returns its exit code."""
     try:
         app()
+    except SystemExit as end:
+        return end.code
     except InputError as error:
         sys.stderr.write(f"allrec: {error}\n")
-        raise SystemExit(2) from None
+        return 2
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and error.errno not in FULL:
             raise
-        sys.stderr.write(f"allrec: {error.filename}: {error.strerror}. Make it usable, or give another place.\n")
-        raise SystemExit(2) from None
+        place = "standard output" if error.filename is None else error.filename
+        sys.stderr.write(f"allrec: {place}: {error.strerror}. Make it usable, or give another place.\n")
+        return 2
     except KeyboardInterrupt:
         sys.stderr.write(
             "allrec: stopped. Nothing that was finished is lost: train and compare go on with --resume, "
             "data fetch by itself.\n"
         )
-        raise SystemExit(130) from None
+        return 130
+    return 0
+
+
+def open_streams() -> None:
+    """Makes standard output and error take any text: closed ones swallow it, others replace what they cannot encode."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8"))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace" if stream is sys.stderr else "replace")
+
+
+def flushed(code: int | str | None) -> int | str | None:
+    """Writes what is left of standard output, and returns the exit code: 2 where there is no room, as it was else."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        # The interpreter would flush once more at its end, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            return code
+        sys.stderr.write(f"allrec: standard output: {error.strerror}. Make it usable, or give another place.\n")
+        return 2
+    return code
+
+
+def print_json(value: object) -> None:
+    """Prints a value as JSON, in letters that standard output can show; others are escaped, which loses nothing."""
+    is_utf = (sys.stdout.encoding or "").lower().startswith("utf")
+    sys.stdout.write(json.dumps(value, ensure_ascii=not is_utf) + "\n")
 
 
 @app.command()
@@ -106,11 +159,28 @@ def prepare(
         list[str] | None, typer.Option(help="Where a column's name does not tell: user_id=customer; may be repeated.")
     ] = None,
     item_column: Annotated[list[str] | None, typer.Option(help="The same for the table of items: title=name.")] = None,
+    names: Names = None,
+    item_names: ItemNames = None,
+    separator: Separator = None,
+    time_format: TimeFormat = None,
+    max_rejected: MaxRejected = None,
 ) -> None:
     """Clean, index and split interactions and items into a data set folder."""
-    from allrec.cli.terminal import run_prepare
+    from allrec.cli.terminal import pairs_of, run_prepare
+    from allrec.data.ids import split_ids
 
-    run_prepare(source, out, items, format, sets or [], column or [], item_column or [])
+    given = {
+        "format": format,
+        "columns": pairs_of(column or [], "--column") or None,
+        "item_columns": pairs_of(item_column or [], "--item-column") or None,
+        "names": names and tuple(split_ids(names)),
+        "item_names": item_names and tuple(split_ids(item_names)),
+        "separator": separator,
+        "time_format": time_format,
+        "max_rejected": max_rejected,
+    }
+    options = {key: value for key, value in given.items() if value is not None}
+    run_prepare(source, out, items, sets or [], options)
 
 
 @app.command()
@@ -231,9 +301,7 @@ def report(
 def recommend(
     run: Run,
     user: Annotated[str | None, typer.Option(help="A known user's id.")] = None,
-    history: Annotated[
-        str | None, typer.Option(help="Item ids, oldest first, with commas, in place of a user.")
-    ] = None,
+    history: Annotated[str | None, typer.Option(help="Item ids, oldest first, with commas, quoted as in CSV.")] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="How many.")] = 10,
     candidates: Annotated[str | None, typer.Option(help="Rank these item ids alone, with commas.")] = None,
     with_history: Annotated[bool, typer.Option("--with-history", help="Items of the history may come again.")] = False,
@@ -242,18 +310,21 @@ def recommend(
 ) -> None:
     """Recommend items to a user, or rank given ones."""
     from allrec.cli.terminal import show_recommendations
+    from allrec.data.ids import split_ids
     from allrec.recommender import AllRec
 
+    told, listed = (None if ids is None else split_ids(ids) for ids in (history, candidates))
     system = AllRec.from_pretrained(run)
-    told = None if history is None else _parts(history)
-    if candidates is not None:
-        found = system.rank(_parts(candidates), user=user, history=told, use_llm=not no_llm)[:k]
+    if listed is not None:
+        found = system.rank(listed, user=user, history=told, use_llm=not no_llm)[:k]
     else:
         found = system.recommend(user=user, history=told, k=k, with_history=with_history, use_llm=not no_llm)
     if as_json:
-        sys.stdout.write(json.dumps([vars(item) for item in found], ensure_ascii=False) + "\n")
+        print_json([vars(item) for item in found])
     else:
         show_recommendations(system, user, told, found)
+    if not (no_llm or system.model.has_llm):
+        sys.stderr.write("Note: this run has no language model, so that all else orders the items.\n")
 
 
 @app.command("add-items")
@@ -274,9 +345,7 @@ def generate(
     run: Run,
     task: Annotated[str, typer.Option(help="title or genres.")],
     user: Annotated[str | None, typer.Option(help="A known user's id.")] = None,
-    history: Annotated[
-        str | None, typer.Option(help="Item ids, oldest first, with commas, in place of a user.")
-    ] = None,
+    history: Annotated[str | None, typer.Option(help="Item ids, oldest first, with commas, quoted as in CSV.")] = None,
     candidates: Annotated[
         str | None, typer.Option(help="The prompt lists these item ids, with commas, in place of retrieved ones.")
     ] = None,
@@ -285,13 +354,14 @@ def generate(
 ) -> None:
     """Let the language model write a title or genres for a user, marked as in the catalogue or not."""
     from allrec.cli.terminal import show_written
+    from allrec.data.ids import split_ids
     from allrec.recommender import AllRec
 
-    told, listed = (None if ids is None else _parts(ids) for ids in (history, candidates))
+    told, listed = (None if ids is None else split_ids(ids) for ids in (history, candidates))
     # An unknown task is refused there.
     written = AllRec.from_pretrained(run).generate(user=user, history=told, task=task, candidates=listed, k=k)  # type: ignore[arg-type]
     if as_json:
-        sys.stdout.write(json.dumps([vars(text) for text in written], ensure_ascii=False) + "\n")
+        print_json([vars(text) for text in written])
     else:
         show_written(written)
 

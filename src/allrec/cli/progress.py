@@ -1,12 +1,14 @@
 """How far the program has come: a bar a stage on a terminal, plain lines in a log."""
 
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
     Progress,
@@ -16,6 +18,9 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
+
+from allrec.errors import InputWarning
 
 out, err = Console(), Console(stderr=True)
 STAGE_NAMES = {
@@ -44,6 +49,8 @@ COUNTED_FROM_ZERO = ("texts", "users", "rows")
 SHOWN = {"total": "loss", "validation": "valid NDCG@10"}
 WINDOW = 10.0
 """Seconds that a bar's rate looks back."""
+LINE_EVERY = 60.0
+"""Seconds between two lines of a stage in a log."""
 TICK = 0.2
 """Seconds between two points that a rate is taken from."""
 
@@ -128,20 +135,36 @@ class Bars:
 
 
 class Lines:
-    """Writes a line when a stage begins and one when it is over, without control characters."""
+    """Writes a line when a stage begins, one every minute, and one when it is over, without control characters."""
 
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         self.console, self.clock = console, clock
         self.stage: str | None = None
-        self.start = clock()
+        self.start = self.said = clock()
         self.pace = Pace(clock)
+        self.first = (self.start, 0.0)
+        self.validation = ""
 
     def __call__(self, stage: str, share: float, values: dict[str, float], note: str = "") -> None:
         if stage != self.stage:
             self.close()
             self.stage, self.pace = stage, Pace(self.clock, self.start)
+            self.first, self.said, self.validation = (self.clock(), share), self.clock(), ""
             self._say(f"{STAGE_NAMES.get(stage, stage)} ...")
         self.pace.tell(values)
+        if "validation" in values:
+            self.validation = remark({"validation": values["validation"]})
+        if self.clock() - self.said >= LINE_EVERY:
+            self.said = self.clock()
+            parts = (f"{share:.0%}", self.pace.done(), self.pace.rate(), self._left(share), self.validation, note)
+            self._say(f"{STAGE_NAMES.get(stage, stage)}: {', '.join(part for part in parts if part)}")
+
+    def _left(self, share: float) -> str:
+        """How long the stage still takes at its pace so far; "" before there is one."""
+        start, first = self.first
+        if share <= first:
+            return ""
+        return f"{duration((self.said - start) * (1 - share) / (share - first))} left"
 
     def close(self) -> None:
         """Says what the stage that is over did, and how fast."""
@@ -178,6 +201,29 @@ def observing(console: Console = err) -> Iterator[Reporter]:
         bars.close()
 
 
+@contextmanager
+def noting(console: Console = err) -> Iterator[None]:
+    """Keeps what the library says of the user's data, and prints it at the end, each sentence once."""
+    said: dict[str, None] = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", InputWarning)
+        usual = warnings.showwarning
+
+        def keep(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+            if issubclass(category, InputWarning):
+                said[str(message)] = None
+            else:
+                usual(message, category, *place, **more)
+
+        warnings.showwarning = keep
+        try:
+            yield
+        finally:
+            warnings.showwarning = usual
+            for text in said:
+                console.print(f"Note: {text}", markup=False, highlight=False, soft_wrap=True)
+
+
 def is_live(console: Console) -> bool:
     """Whether bars can be drawn: a true terminal, whatever FORCE_COLOR says, that moves its cursor."""
     return console.file.isatty() and console.is_terminal and not console.is_dumb_terminal
@@ -186,6 +232,40 @@ def is_live(console: Console) -> bool:
 def remark(values: dict[str, float]) -> str:
     """The named values that are worth a look, such as "loss 0.69"."""
     return "  ".join(f"{name} {values[key]:.4g}" for key, name in SHOWN.items() if key in values)
+
+
+def duration(seconds: float) -> str:
+    """A time in its two largest units: 2 h 5 min, 3 min 20 s, 7 s."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+class TwoLines:
+    """A text of any length in two lines at most; where it is longer it ends in an ellipsis."""
+
+    def __init__(self, text: str) -> None:
+        self.text = Text(text)
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        """The width of the whole text, as a table asks for it."""
+        return Measurement.get(console, options, self.text)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """The first two lines."""
+        first, *others = self.text.wrap(console, options.max_width)
+        yield first
+        if len(others) == 1:
+            yield others[0]
+        elif others:
+            rest = Text(f"{others[0].plain.rstrip()}…")
+            if rest.cell_len > options.max_width:
+                rest = others[0]
+                rest.truncate(options.max_width - 1)
+                rest.append("…")
+            yield rest
 
 
 def number(value: float) -> str:

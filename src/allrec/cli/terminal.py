@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
 
-from allrec.cli.progress import number, observing, out, say
+from allrec.cli.progress import TwoLines, noting, number, observing, out, say
 from allrec.config import Recipe, load_recipe, read_value
 from allrec.data import Dataset, PrepareConfig, SimulationConfig, load_dataset, simulate
 from allrec.data import prepare as prepare_dataset
-from allrec.data.dataset import is_dataset
+from allrec.data.dataset import is_dataset, read_manifest
 from allrec.data.download import Fetched, fetch, record_of
 from allrec.data.items import read_new_items
 from allrec.data.published import PUBLISHED, PublishedSet, find_published
@@ -38,7 +39,8 @@ def run_quickstart(folder: Path, num_users: int, seed: int) -> None:
     out.print(f"A simulated marketplace of {num_users} users goes through the whole pipeline, into {folder}.")
     if not is_dataset(prepared):
         simulate(source, simulation)
-        _prepared(source, prepared, None, PrepareConfig(name="simulated marketplace", seed=seed))
+        with noting():
+            _prepared(source, prepared, None, PrepareConfig(name="simulated marketplace", seed=seed))
     recipe = load_recipe("quickstart", (f"seed={seed}",))
     system = _trained(prepared, run, recipe, None, resume=(run / MANIFEST).is_file())
     show_results(system.run)
@@ -50,24 +52,21 @@ def run_quickstart(folder: Path, num_users: int, seed: int) -> None:
         say(f"Figures and tables: {write_report(run, out=folder / PAGE)}")
 
 
-def run_prepare(
-    source: Path,
-    folder: Path,
-    items: Path | None,
-    format: str | None,
-    sets: list[str],
-    columns: list[str],
-    item_columns: list[str],
-) -> None:
-    """Prepares a data set and prints its counts."""
-    values: dict[str, Any] = {key: _list_or_text(value) for key, value in (_pair(text, "--set") for text in sets)}
-    if columns:
-        values["columns"] = dict(_pair(text, "--column") for text in columns)
-    if item_columns:
-        values["item_columns"] = dict(_pair(text, "--item-column") for text in item_columns)
-    if format is not None:
-        values["format"] = format
-    show_counts(_prepared(source, folder, items, PrepareConfig(**values)))
+def run_prepare(source: Path, folder: Path, items: Path | None, sets: list[str], options: dict[str, Any]) -> None:
+    """Prepares a data set, prints its counts, and ends with what is worth knowing of the source."""
+    values: dict[str, Any] = {key: _list_or_text(value) for key, value in pairs_of(sets, "--set").items()}
+    with noting():
+        show_counts(_prepared(source, folder, items, PrepareConfig(**values | options)))
+        show_times(folder)
+
+
+def show_times(folder: Path) -> None:
+    """Prints how the times of a data set were read."""
+    times = read_manifest(folder).get("times")
+    if times is None:
+        say("Times: none, so that the order of the rows counts.")
+    else:
+        say(f"Times: column {times['column']}, {times['form']}; from {times['first']} to {times['last']}.")
 
 
 def _prepared(source: Path, folder: Path, items: Path | None, config: PrepareConfig) -> Dataset:
@@ -100,13 +99,14 @@ def recipe_of(run: Path, recipe: str | None, sets: list[str], resume: bool) -> R
 def run_add_items(run: Path, items: Path) -> None:
     """Adds new items to a run and says how many it has now."""
     rows = read_new_items(items)
-    system = AllRec.from_pretrained(run)
-    added = system.add_items(rows)
+    with noting():
+        system = AllRec.from_pretrained(run)
+        added = system.add_items(rows)
     say(f"{len(added):,} items joined {run}, which has {system.model.catalogue.num_items:,} now.")
 
 
 def _trained(dataset: Path, run: Path, recipe: Recipe, llm: str | None, resume: bool) -> AllRec:
-    with observing() as observer:
+    with noting(), observing() as observer:
         return AllRec.train(dataset, run=run, recipe=recipe, llm=llm, resume=resume, observer=observer)
 
 
@@ -207,7 +207,10 @@ def show_recommendations(
     told = system.history_of(user, history)
     out.print(f"\n[bold]{escape(user) if user else 'history'}[/bold], {len(told)} interactions, the latest:")
     for item in told[-5:]:
-        out.print(f"    {escape(catalogue.titles[item] or catalogue.item_ids[item])}", highlight=False)
+        out.print(Padding(TwoLines(catalogue.titles[item] or catalogue.item_ids[item]), (0, 0, 0, 4)))
+    if not found:
+        say("Nothing is left to recommend: the history holds every item. With --with-history they may come again.")
+        return
     table = Table()
     for column, justify in (
         ("", "right"),
@@ -227,7 +230,7 @@ def show_recommendations(
         table.add_row(
             str(rank),
             escape(item.item_id),
-            escape(item.title or "(no title)"),
+            TwoLines(item.title or "(no title)"),
             mark,
             f"{item.score:.2f}",
             log_prob,
@@ -279,11 +282,19 @@ def show_written(written: Sequence[WrittenTitle] | Sequence[WrittenGenres]) -> N
         say(f"    log P {text.score:.2f}")
 
 
-def _pair(text: str, option: str) -> tuple[str, str]:
-    key, separator, value = text.partition("=")
-    if not separator:
-        raise InputError(f"got {option} {text!r}, expected name=value.")
-    return key, value
+def pairs_of(texts: Sequence[str], option: str) -> dict[str, str]:
+    """What an option that may be repeated says, each ``name=value``.
+
+    Raises:
+        InputError: one is no pair.
+    """
+    pairs = {}
+    for text in texts:
+        key, separator, value = text.partition("=")
+        if not separator:
+            raise InputError(f"got {option} {text!r}, expected name=value.")
+        pairs[key] = value
+    return pairs
 
 
 def _list_or_text(value: str) -> Any:

@@ -9,6 +9,7 @@ from jaxtyping import Int
 from numpy import ndarray
 
 from allrec.data.dataset import Dataset
+from allrec.data.ids import id_of
 from allrec.data.items import NewItems
 from allrec.errors import InputError, Wording, nearest
 from allrec.files import atomic_path
@@ -64,19 +65,19 @@ class Catalogue:
             num_added=self.num_added + len(items.item_ids),
         )
 
-    def item(self, item_id: str) -> int:
-        """Position of an item.
+    def item(self, item_id: object) -> int:
+        """Position of an item; a whole number stands for its text.
 
         Raises:
-            InputError: there is no such item.
+            InputError: there is no such item, or this is no id.
         """
         return _look_up(self._item_of, item_id, "item")
 
-    def user(self, user_id: str) -> int:
-        """Position of a user.
+    def user(self, user_id: object) -> int:
+        """Position of a user; a whole number stands for its text.
 
         Raises:
-            InputError: there is no such user.
+            InputError: there is no such user, or this is no id.
         """
         return _look_up(self._user_of, user_id, "user")
 
@@ -116,7 +117,8 @@ class Catalogue:
         )  # fmt: skip
 
 
-def _look_up(positions: dict[str, int], key: str, kind: str) -> int:
+def _look_up(positions: dict[str, int], given: object, kind: str) -> int:
+    key = given if isinstance(given, str) and given in positions else id_of(given, kind)
     if key not in positions:
         known = nearest(key, list(positions)[:1000]).partition(" known:")[0] if positions else ""
         hint = known if known.startswith("did you mean") else f"there are {len(positions)} {kind}s"

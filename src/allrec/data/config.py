@@ -22,6 +22,24 @@ class PrepareConfig(Config):
         default_factory=dict,
         description="Part (item_id, title, description) -> column of the items, where the name does not tell.",
     )
+    names: tuple[str, ...] | None = Field(
+        None, min_length=2, description="The columns of interactions in a delimited file without a header."
+    )
+    item_names: tuple[str, ...] | None = Field(
+        None, min_length=1, description="The columns of items in a delimited file without a header."
+    )
+    separator: str | None = Field(
+        None, min_length=1, max_length=1, description="What separates fields; by the file where not given."
+    )
+    time_format: str | None = Field(
+        None,
+        description="How times are written: a unit (seconds, milliseconds, microseconds, nanoseconds), a form such as "
+        "day-first, or a strptime pattern; found from the whole column where not given.",
+    )
+    missing_ids: tuple[str, ...] = Field((), description="Texts that stand for a missing id, such as nan.")
+    max_rejected: float = Field(
+        0.05, ge=0, le=1, description="The share of the rows that may be unreadable; above it the source is refused."
+    )
     text_columns: tuple[str, ...] = Field(
         ("title", "description"), min_length=1, description="Columns joined into the text that the encoder reads."
     )

@@ -18,7 +18,7 @@ from zipfile import BadZipFile, ZipFile, ZipInfo
 
 from allrec.data.published import PublishedFile, PublishedSet
 from allrec.errors import InputError
-from allrec.files import CHUNK_BYTES, atomic_path, sha256_file, write_text
+from allrec.files import CHUNK_BYTES, FullError, atomic_path, lack_of_space, sha256_file, write_text
 
 TIMEOUT = 60.0
 """Seconds without a byte before a server is given up."""
@@ -142,6 +142,12 @@ def _locked(part: Path) -> Iterator[IO[bytes]]:
             raise InputError(f"{part} is being written by another fetch. Wait until that is over.") from None
         try:
             yield out
+        except OSError as error:
+            if not lack_of_space(error):
+                raise
+            raise FullError(
+                f"{part}: {lack_of_space(error)}. Free some space and fetch again: what came so far is kept."
+            ) from None
         finally:
             if part.exists() and part.stat().st_size == 0:
                 part.unlink()

@@ -1,28 +1,26 @@
 """Reads interactions: types them, rejects rows by reason, numbers users and items, and puts every user's in order."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import polars as pl
 
+from allrec.data.ids import MAX_ID_CHARS, as_text
 from allrec.data.sources.files import ROW
+from allrec.data.times import Times, read_times
 from allrec.errors import InputError
 
-MAX_ID_CHARS = 1_000
 VALUE_TYPES = {"rating": pl.Float32, "position": pl.Int64}
+ID_PARTS = ("user_id", "item_id")
 RAW_PARTS = ("timestamp", "rating", "position")
-DATE_FORMATS = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M", "%Y-%m-%d")
-MILLISECONDS = 1_000
-# Numbers beyond these are milliseconds, microseconds, nanoseconds: as seconds they would lie after the year 5000.
-UNIT_BOUNDS = ((1e11, 1e3), (1e14, 1.0), (1e17, 1e-3), (float("inf"), 1e-6))
-NUMERIC_SAMPLE = 1_000
 
 
 class Coded(NamedTuple):
     """Accepted interactions as numbers.
 
     Attributes:
-        frame: source_row, user, item (first seen first), and time (ms), position, rating where the source has them.
+        frame: source_row, user, item (first seen first), and time (ns), position, rating where the source has them.
         user_ids: the string id of every user number.
         item_ids: the string id of every item number.
     """
@@ -32,23 +30,27 @@ class Coded(NamedTuple):
     item_ids: pl.Series
 
 
-def parse(raw: pl.LazyFrame, min_rating: float | None = None) -> pl.LazyFrame:
+def parse(
+    raw: pl.LazyFrame, min_rating: float | None = None, times: Times | None = None, missing_ids: Sequence[str] = ()
+) -> pl.LazyFrame:
     """Types a source's interactions and gives every row that cannot be used a reason.
 
     Args:
         raw: source_row, user_id, item_id, and where known timestamp, rating, position, of any type.
         min_rating: rows rated lower are rejected.
+        times: how the timestamp is read; chosen from its values where None.
+        missing_ids: texts that stand for a missing id.
 
     Returns:
-        source_row, user_id, item_id, reason (None: accepted), time (ms), rating, position, and the raw values of the
+        source_row, user_id, item_id, reason (None: accepted), time (ns), rating, position, and the raw values of the
         rejected rows as ``raw_*``.
     """
     schema = raw.collect_schema()
     present = [part for part in RAW_PARTS if part in schema]
-    ids = [pl.col(name).cast(pl.String).str.strip_chars() for name in ("user_id", "item_id")]
+    ids = [as_text(pl.col(name), schema[name]).alias(name) for name in ID_PARTS]
     typed = []
     if "timestamp" in schema:
-        typed.append(milliseconds(raw, schema["timestamp"]).alias("time"))
+        typed.append((times or read_times(raw, None, "the table")).nanoseconds.alias("time"))
     if "rating" in schema:
         typed.append(number("rating", schema["rating"]).alias("rating_value"))
     if "position" in schema:
@@ -60,8 +62,8 @@ def parse(raw: pl.LazyFrame, min_rating: float | None = None) -> pl.LazyFrame:
     values = [pl.col(f"{part}_value").cast(kind).alias(part) for part, kind in VALUE_TYPES.items() if part in schema]
     return (
         raw.with_columns(*ids, *typed)
-        .with_columns(reason_for(present, min_rating).alias("reason"))
-        .select(ROW, "user_id", "item_id", "reason", *(["time"] if "timestamp" in schema else []), *values, *kept)
+        .with_columns(reason_for(present, min_rating, missing_ids).alias("reason"))
+        .select(ROW, *ID_PARTS, "reason", *(["time"] if "timestamp" in schema else []), *values, *kept)
     )
 
 
@@ -75,33 +77,10 @@ def number(part: str, kind: pl.DataType) -> pl.Expr:
     return pl.when(value.is_finite()).then(value)
 
 
-def milliseconds(raw: pl.LazyFrame, kind: pl.DataType) -> pl.Expr:
-    """The time in milliseconds since 1970, UTC: of numbers in s, ms, µs or ns, of ISO dates, of dates and times."""
-    column = pl.col("timestamp")
-    if kind.is_temporal():
-        return column.cast(pl.Datetime("ms")).dt.timestamp("ms")
-    if kind.is_numeric() or is_mostly_numeric(raw, kind):
-        value = number("timestamp", kind)
-        scaled = [pl.when(value < bound).then(value * factor) for bound, factor in UNIT_BOUNDS]
-        return pl.when(value >= 0).then(pl.coalesce(scaled)).round().cast(pl.Int64, strict=False)
-    text = column.str.strip_chars().str.replace("T", " ", literal=True).str.replace(r"(Z|\+00:?00)$", "")
-    times = [text.str.to_datetime(form, strict=False, time_unit="ms") for form in DATE_FORMATS]
-    return pl.coalesce(times).dt.timestamp("ms")
-
-
-def is_mostly_numeric(raw: pl.LazyFrame, kind: pl.DataType) -> bool:
-    """Whether the first timestamps are numbers rather than dates."""
-    sample = raw.head(NUMERIC_SAMPLE).select(
-        read=number("timestamp", kind).is_not_null().sum(), given=pl.col("timestamp").is_not_null().sum()
-    )
-    read, given = sample.collect().row(0)
-    return bool(2 * read >= given)
-
-
-def reason_for(present: list[str], min_rating: float | None) -> pl.Expr:
+def reason_for(present: list[str], min_rating: float | None, missing_ids: Sequence[str] = ()) -> pl.Expr:
     """Why a row is rejected, the first reason that holds; None where it is accepted."""
     names = ("user id", "item id")
-    reasons = [(is_missing(name), f"missing {name}") for name in names]
+    reasons = [(is_missing(name, missing_ids), f"missing {name}") for name in names]
     reasons += [(is_bad_id(name), f"bad {name}") for name in names]
     if "timestamp" in present:
         reasons.append((pl.col("time").is_null(), "bad timestamp"))
@@ -117,10 +96,10 @@ def reason_for(present: list[str], min_rating: float | None) -> pl.Expr:
     return pl.coalesce(pl.when(condition).then(pl.lit(reason)) for condition, reason in reasons)
 
 
-def is_missing(name: str) -> pl.Expr:
-    """Whether an id is absent or blank."""
+def is_missing(name: str, missing_ids: Sequence[str] = ()) -> pl.Expr:
+    """Whether an id is absent, blank or one of the texts that stand for a missing one."""
     column = pl.col(name.replace(" ", "_"))
-    return column.is_null() | (column.str.len_chars() == 0)
+    return column.is_null() | (column.str.len_chars() == 0) | column.is_in(list(missing_ids))
 
 
 def is_bad_id(name: str) -> pl.Expr:

@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from allrec.data.config import PrepareConfig
+from allrec.data.ids import id_of
+from allrec.data.sources.diagnosis import refuse_constant
 from allrec.data.sources.files import ROW
-from allrec.errors import InputError, nearest
+from allrec.errors import InputError, nearest, notice
 from allrec.files import atomic_path
 
 BATCH_ROWS = 16_384
@@ -92,7 +94,7 @@ def clean_batch(batch: pl.DataFrame, config: PrepareConfig) -> pl.DataFrame:
     further = [name for name in batch.columns if name not in (ROW, "item_id", "title", "description")]
     return batch.select(
         pl.col(ROW),
-        pl.col("item_id").cast(pl.String).str.strip_chars(),
+        pl.col("item_id"),
         cut("title", cleaned["title"], limit),
         cut("text", texts, limit),
         pl.Series("is_cut", [len(text or "") > limit for text in texts], pl.Boolean),
@@ -119,8 +121,7 @@ def read_items(source: pl.LazyFrame | None, wanted: pl.Series | None, config: Pr
     if source is None:
         return empty
     if wanted is not None:
-        kept = source.with_columns(pl.col("item_id").cast(pl.String).str.strip_chars())
-        source = kept.join(wanted.alias("item_id").to_frame().lazy(), on="item_id", how="semi", maintain_order="left")
+        source = source.join(wanted.alias("item_id").to_frame().lazy(), on="item_id", how="semi", maintain_order="left")
     batches = source.collect_batches(chunk_size=BATCH_ROWS, maintain_order=True, engine="streaming")
     cleaned = [clean_batch(batch, config) for batch in batches]
     return decode_lists(pl.concat(cleaned)) if cleaned else empty
@@ -158,6 +159,34 @@ def merge_duplicates(frame: pl.DataFrame, config: PrepareConfig, place: str) -> 
             f"expected one text an item. Remove one, or take the first of each with duplicate_items=first."
         )
     return frame.unique("item_id", keep="first", maintain_order=True)
+
+
+def check_listed(source: pl.LazyFrame, listed: pl.Series, interacted: pl.Series, path: Path) -> None:
+    """Says which share of the interacted items is not in the table of items; refuses a table that has none of them.
+
+    Args:
+        source: the table of items, for an id of it.
+        listed: ids that were read from it.
+        interacted: ids of the kept interactions.
+        path: the table of items.
+
+    Raises:
+        InputError: none is listed; one id of each side.
+    """
+    unlisted = interacted.filter(~interacted.is_in(listed.drop_nulls().implode()))
+    if not len(unlisted):
+        return
+    others = source.select("item_id").filter(pl.col("item_id").str.len_chars() > 0)
+    spare = others.filter(~pl.col("item_id").is_in(interacted.implode())).head(1).collect()
+    shown = (spare if len(spare) else others.head(1).collect())["item_id"]
+    sides = f"such as {unlisted[0]!r}" + (f"; an id there is {shown[0]!r}" if len(shown) else "; it has no ids")
+    said = f"{path}: {len(unlisted):,} of {len(interacted):,} interacted items are not in it ({sides})"
+    if len(unlisted) == len(interacted):
+        raise InputError(
+            f"{said}, expected the same ids on both sides. Did one side lose zeros in front, or is another column the "
+            f"id? Name it: --item-column item_id=COLUMN, --column item_id=COLUMN."
+        )
+    notice(f"{said}: {len(unlisted) / len(interacted):.1%}. They stay, without a title or a text.")
 
 
 def build_catalogue(items: pl.DataFrame, interacted: pl.Series, config: PrepareConfig, place: str) -> Catalogue:
@@ -237,7 +266,7 @@ def read_new_items(path: Path | str) -> list[dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line, parse_constant=refuse_constant)
         except ValueError as error:
             raise InputError(f"{path}, line {number} is no JSON: {error}. Write one object a line.") from None
         if not isinstance(row, dict):
@@ -262,7 +291,8 @@ def clean_new_items(rows: Sequence[Mapping[str, Any]], known: Mapping[str, int])
     for number, row in enumerate(rows, 1):
         if unknown := [key for key in row if key not in KEYS]:
             raise InputError(f"item {number} has the unknown key {unknown[0]!r}: {nearest(unknown[0], list(KEYS))}.")
-        item_id = str(row.get("item_id") or "").strip()
+        given = row.get("item_id")
+        item_id = "" if given is None else id_of(given, "item")
         if not item_id:
             raise InputError(f"item {number} has no item_id. Give every item an id of its own.")
         if item_id in known:

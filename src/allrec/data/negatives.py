@@ -1,6 +1,11 @@
-"""Fixed lists of candidates: the target among uniform negatives that the user never touched, shuffled."""
+"""Items that a user never touched: one at a time for training, or stored lists of them with a target among them."""
+
+from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Int
+
+from allrec.errors import notice
 
 NUM_NEGATIVES = {"paper": 19, "sampled-99": 99}
 CHUNK_ROWS = 4_096
@@ -60,6 +65,66 @@ class Touched:
         places = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
         found: np.ndarray = keys[places] == wanted if len(keys) else np.zeros(wanted.shape, bool)
         return found
+
+
+class NegativeSampler:
+    """Draws items that a user never touched, uniformly and without rejection.
+
+    The r-th untouched item of a user is r plus the number of touched items before it. With a user's touched items
+    sorted, t_0 < t_1 < ..., these are the j with t_j - j <= r: one binary search.
+
+    Attributes:
+        has_negative: bool [users], who has an untouched item.
+    """
+
+    def __init__(self, offsets: Int[np.ndarray, "offsets"], items: Int[np.ndarray, "interactions"], num_items: int):
+        num_users = len(offsets) - 1
+        users = np.repeat(np.arange(num_users), np.diff(offsets))
+        touched = distinct_pairs(users, items, num_items)
+        users = touched // num_items
+        self.num_items = num_items
+        self.num_touched = np.bincount(users, minlength=num_users)
+        self.has_negative = self.num_touched < num_items
+        self.first = np.cumsum(self.num_touched) - self.num_touched
+        self.shifted = touched - (np.arange(len(touched)) - self.first[users])
+
+    @classmethod
+    def of(
+        cls,
+        user_ids: Sequence[str],
+        offsets: Int[np.ndarray, "offsets"],
+        items: Int[np.ndarray, "interactions"],
+        num_items: int,
+    ) -> "NegativeSampler":
+        """A sampler over training interactions, which says by id which users have touched every item.
+
+        Where all who have a next item to learn have touched everything, negatives come from the whole catalogue.
+
+        Args:
+            user_ids: for what is said.
+            offsets: where each user's training items begin.
+            items: these items.
+            num_items: how many items the catalogue has.
+        """
+        sampler = cls(offsets, items, num_items)
+        full = np.flatnonzero(~sampler.has_negative)
+        if len(full) == 0:
+            return sampler
+        learners = np.diff(offsets) > 1
+        if not (sampler.has_negative & learners).any():
+            notice(f"every user has touched all {num_items} items: negatives are drawn from the whole catalogue.")
+            return cls(np.zeros_like(offsets), items[:0], num_items)
+        who = f"user {user_ids[full[0]]!r} has touched all {num_items} items and is"
+        if len(full) > 1:
+            who = f"{len(full):,} users, such as {user_ids[full[0]]!r}, have touched all {num_items} items and are"
+        notice(f"{who} left out where negatives are drawn; all else is learned from them too.")
+        return sampler
+
+    def draw(self, users: Int[np.ndarray, "rows"], rng: np.random.Generator) -> Int[np.ndarray, "rows"]:
+        """One item for each user of ``users``, drawn independently; each of them ``has_negative``."""
+        ranks = rng.integers(self.num_items - self.num_touched[users])
+        num_before = np.searchsorted(self.shifted, users * self.num_items + ranks, side="right") - self.first[users]
+        return np.asarray(ranks + num_before)
 
 
 def draw_candidates(

@@ -1,11 +1,11 @@
 """From a source to a data set: clean, index, split, draw candidates, store."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -24,7 +24,9 @@ from allrec.data.dataset import (
     is_dataset,
     read_manifest,
 )
+from allrec.data.ids import note_null_words, refuse_no_ids, refuse_objects
 from allrec.data.interactions import (
+    ID_PARTS,
     Coded,
     code,
     count_reasons,
@@ -33,13 +35,16 @@ from allrec.data.interactions import (
     refuse_missing_rating,
     refuse_nothing_left,
 )
-from allrec.data.items import Catalogue, build_catalogue, read_items
+from allrec.data.items import Catalogue, build_catalogue, check_listed, read_items
+from allrec.data.losses import Table, check_losses, check_lost_items
 from allrec.data.negatives import NUM_NEGATIVES, Touched, draw_candidates
 from allrec.data.sources.diagnosis import diagnosing
-from allrec.data.sources.files import ROW
+from allrec.data.sources.files import JSON_SUFFIXES, ROW, table_suffix
 from allrec.data.sources.registry import open_source
 from allrec.data.sources.source import Source, SourceOptions
 from allrec.data.split import Split, leave_last_out, split_at_times
+from allrec.data.time_forms import SECOND
+from allrec.data.times import Times, read_times
 from allrec.errors import InputError
 from allrec.files import read_json, sha256_file, staging, write_json
 
@@ -97,7 +102,7 @@ OnStep = Callable[[str, float], None]
 """Called with what begins and the share of the whole that is done, as measured with 1 to 10 million rows: lazy frames
 do not tell how many rows they have come through."""
 
-PARSED = ".parsed.parquet"
+RAW, PARSED = ".raw.parquet", ".parsed.parquet"
 ROW_GROUP = 1 << 17
 
 
@@ -143,7 +148,10 @@ def prepare(
     config = config or PrepareConfig()
     refuse_unused_minimum(config)
     source, out = Path(source), Path(out)
-    options = SourceOptions(Path(items) if items else None, config.columns, config.item_columns)
+    options = SourceOptions(
+        Path(items) if items else None,
+        config.columns, config.item_columns, config.names, config.item_names, config.separator,
+    )  # fmt: skip
     start = time.perf_counter()
     with staging(out, is_dataset, "data set") as folder:
         opened = open_source(source, options, config.format)
@@ -155,17 +163,21 @@ def prepare(
 def write_dataset(folder: Path, path: Path, source: Source, config: PrepareConfig, on_step: OnStep) -> Tables:
     """Reads a source, writes every file of a data set into ``folder``, and returns what the Parquet files hold."""
     on_step("reading interactions", 0.0)
+    table = Table(source.files[0], config.names is None)
     with diagnosing(source.files):
         refuse_missing_rating(source.interactions, config.min_rating, path)
-        # One pass leaves low ratings out of its counts alone, and so meets them again in keep().
-        minimum = None if config.count_filter == "one-pass" else config.min_rating
-        # Read again at once and then removed: packing it would cost more than it saves.
-        parse(source.interactions, minimum).sink_parquet(folder / PARSED, compression="uncompressed", statistics=False)
-    num_rows = pl.scan_parquet(folder / PARSED, glob=False).select(pl.len()).collect().item()
+        times = write_parsed(folder, source, config)
+    parsed = pl.scan_parquet(folder / PARSED, glob=False)
+    if table_suffix(table.path) in JSON_SUFFIXES:
+        refuse_objects(parsed, ID_PARTS, table.path)
+    check_losses(parsed, table, config.max_rejected)
+    num_rows = parsed.select(pl.len()).collect().item()
     on_step(f"filtering and ordering {num_rows:,} rows", 0.1)
     kept = keep(code(folder / PARSED), config)
     on_step("reading items", 0.45)
     catalogue = read_catalogue(source, kept, config)
+    for part in ID_PARTS:
+        note_null_words(parsed.filter(pl.col("reason").is_null()), part, str(table.path))
     kept = renumber_items(kept, catalogue)
     on_step(f"splitting {len(kept.frame):,} interactions and drawing candidates", 0.5)
     reasons = write_rejected(folder, kept, catalogue)
@@ -174,10 +186,40 @@ def write_dataset(folder: Path, path: Path, source: Source, config: PrepareConfi
     tables = make_tables(kept, catalogue, split, draw_targets(kept, split, len(catalogue.frame), config.seed))
     on_step("writing the data set", 0.8)
     write_tables(folder, tables)
-    (folder / PARSED).unlink()
-    counts = count(kept, catalogue, split, reasons)
-    write_manifest(folder, path, source, config, counts, reasons)
+    for name in (RAW, PARSED):
+        (folder / name).unlink()
+    manifest = {
+        "counts": count(kept, catalogue, split, reasons),
+        "rejected": reasons,
+        "times": describe_times(kept, times, source.columns.get("timestamp", "timestamp")),
+    }
+    write_manifest(folder, path, source, config, manifest)
     return tables
+
+
+def write_parsed(folder: Path, source: Source, config: PrepareConfig) -> Times | None:
+    """Types the interactions of a source into ``PARSED``, and says how its times were read; None without times."""
+    # Forms and units are chosen from all values, so these are read more than once. Both files are read again at once
+    # and then removed: packing them would cost more than it saves.
+    source.interactions.sink_parquet(folder / RAW, compression="uncompressed", statistics=False)
+    raw, place = pl.scan_parquet(folder / RAW, glob=False), source.files[0]
+    refuse_no_ids(raw, ID_PARTS, place)
+    has_times = "timestamp" in raw.collect_schema()
+    times = read_times(raw, config.time_format, str(place)) if has_times else None
+    # One pass leaves low ratings out of its counts alone, and so meets them again in keep().
+    minimum = None if config.count_filter == "one-pass" else config.min_rating
+    parsed = parse(raw, minimum, times, config.missing_ids)
+    parsed.sink_parquet(folder / PARSED, compression="uncompressed", statistics=False)
+    return times
+
+
+def describe_times(kept: Kept, times: Times | None, column: str) -> dict[str, str] | None:
+    """What ``dataset.json`` says of the times; None without any."""
+    if times is None:
+        return None
+    moments = pl.Series([kept.frame["time"].min(), kept.frame["time"].max()], dtype=pl.Int64)
+    first, last = moments.cast(pl.Datetime("ns")).dt.to_string("%Y-%m-%dT%H:%M:%SZ")
+    return {"column": column, "form": times.form, "first": first, "last": last}
 
 
 def keep(coded: Coded, config: PrepareConfig) -> Kept:
@@ -202,13 +244,21 @@ def number_anew(numbers: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray
 
 
 def read_catalogue(source: Source, kept: Kept, config: PrepareConfig) -> Catalogue:
-    """Reads the items that the options ask for."""
+    """Reads the items that the options ask for.
+
+    Raises:
+        InputError: a damaged table, one that has none of the items, or too many rows without an id.
+    """
     is_narrow = config.count_filter != "none" or source.format.startswith("amazon")
     choice = config.items or ("interacted" if is_narrow else "all")
-    place = str(source.files[-1])
+    path = source.files[-1]
     with diagnosing(source.files[-1:]):
         items = read_items(source.items, kept.item_ids if choice == "interacted" else None, config)
-    return build_catalogue(items, kept.item_ids, config, place)
+        if source.items is not None and len(kept.item_ids):
+            check_listed(source.items, items["item_id"], kept.item_ids, path)
+    catalogue = build_catalogue(items, kept.item_ids, config, str(path))
+    check_lost_items(catalogue.rejected, len(items), Table(path, config.item_names is None), config.max_rejected)
+    return catalogue
 
 
 def renumber_items(kept: Kept, catalogue: Catalogue) -> Kept:
@@ -276,7 +326,7 @@ def make_tables(kept: Kept, catalogue: Catalogue, split: Split, targets: dict[st
     frame = kept.frame
     columns = [pl.col("user"), pl.col("item"), pl.col("order")]
     if "time" in frame.columns:
-        columns.append((pl.col("time") // 1_000).alias("timestamp"))
+        columns.append((pl.col("time") // SECOND).alias("timestamp"))
     if "rating" in frame.columns:
         columns.append(pl.col("rating"))
     users = pl.DataFrame({"user_id": kept.user_ids, "num_train": split.train_lengths})
@@ -321,16 +371,13 @@ def note_seconds(folder: Path, seconds: float) -> None:
     write_json(folder / MANIFEST, read_json(folder / MANIFEST) | {"seconds": round(seconds, 3)})
 
 
-def write_manifest(
-    folder: Path, path: Path, source: Source, config: PrepareConfig, counts: dict[str, int], reasons: dict[str, int]
-) -> None:
-    """Writes dataset.json."""
+def write_manifest(folder: Path, path: Path, source: Source, config: PrepareConfig, found: Mapping[str, Any]) -> None:
+    """Writes dataset.json, with what preparation found: counts, rejected rows by reason, times."""
     name = config.name or path.absolute().name.split(".")[0]
     manifest = {
         "format": FORMAT_VERSION,
         "name": name,
-        "counts": counts,
-        "rejected": reasons,
+        **found,
         "source": {
             "path": str(path),
             "format": source.format,

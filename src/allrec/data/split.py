@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from allrec.data.time_forms import SECOND
+
 MIN_EVALUATED = 3
 
 
@@ -39,14 +41,14 @@ def split_at_times(users: np.ndarray, times: np.ndarray, num_users: int, valid_f
 
     Args:
         users: int [interactions], sorted by user, then time.
-        times: int64 [interactions], milliseconds.
+        times: int64 [interactions], nanoseconds.
         num_users: how many users there are.
         valid_from: UTC seconds; the valid target is the first interaction in [valid_from, test_from).
         test_from: UTC seconds; the test target is the first interaction from here on.
     """
     lengths = np.bincount(users, minlength=num_users)
-    before_valid = np.bincount(users[times < valid_from * 1_000], minlength=num_users)
-    before_test = np.bincount(users[times < test_from * 1_000], minlength=num_users)
+    before_valid = np.bincount(users[times < valid_from * SECOND], minlength=num_users)
+    before_test = np.bincount(users[times < test_from * SECOND], minlength=num_users)
     valid = np.flatnonzero((before_test > before_valid) & (before_valid > 0))
     test = np.flatnonzero((lengths > before_test) & (before_test > 0))
     targets = {

@@ -24,6 +24,7 @@ from allrec.backbones.base import Backbone, encode_histories
 from allrec.backbones.training import BackboneConfig
 from allrec.config import Recipe, choose_language_model, load_recipe
 from allrec.data.dataset import Dataset, Targets, flat, load_dataset
+from allrec.data.negatives import NegativeSampler
 from allrec.errors import InputError
 from allrec.evaluation.beyond_accuracy import beyond_accuracy
 from allrec.evaluation.evaluate import Plan, evaluate
@@ -43,7 +44,6 @@ from allrec.runs.run_folder import describe
 from allrec.runs.scorers import SCORERS
 from allrec.runs.stages import Observer, ignore, train_stages
 from allrec.runs.trained_model import TrainedModel
-from allrec.training.batches import NegativeSampler
 
 FORMAT_VERSION = 1
 BASELINES = "baselines.json"
@@ -231,7 +231,8 @@ def bpr(dataset: Dataset, penalty: float, *, seed: int, dim: int = 64, epochs: i
     """
     offsets, items = dataset.train_csr()
     owners = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-    sampler = NegativeSampler(offsets, items, dataset.num_items)
+    sampler = NegativeSampler.of(dataset.user_ids, offsets, items, dataset.num_items)
+    chosen = np.flatnonzero(sampler.has_negative[owners])
     generator = seeds.torch_generator(seed, STREAM, "weights")
     factors = Factors(
         torch.randn(dataset.num_users, dim, generator=generator) * 0.1,
@@ -243,7 +244,7 @@ def bpr(dataset: Dataset, penalty: float, *, seed: int, dim: int = 64, epochs: i
     optimizer = torch.optim.Adam(factors, lr=5e-3)
     for epoch in range(epochs):
         rng = seeds.rng(seed, STREAM, "order", epoch)
-        for rows in np.array_split(rng.permutation(len(items)), max(1, len(items) // 1024)):
+        for rows in np.array_split(rng.permutation(chosen), max(1, len(chosen) // 1024)):
             drawn = (owners[rows], items[rows], sampler.draw(owners[rows], rng))
             users, positives, negatives = (torch.from_numpy(ids).long() for ids in drawn)
             loss = bpr_loss(factors, users, positives, negatives, penalty)

@@ -5,7 +5,7 @@ import platform
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 from allrec.config import Recipe, dump_recipe, load_recipe
 from allrec.data.dataset import Dataset
 from allrec.errors import InputError, Wording
-from allrec.files import check_sha256, link_or_copy, read_json, sha256_file, write_json, write_text
+from allrec.files import FullError, check_sha256, link_or_copy, read_json, sha256_file, write_json, write_text
 
 FORMAT_VERSION = 1
 MANIFEST, RECIPE, METRICS_FILE = "manifest.json", "recipe.toml", "metrics.json"
@@ -171,7 +171,9 @@ class RunFolder:
         try:
             yield folder
         except BaseException:
-            self._note(name, {"state": "running", "seconds": before + time.perf_counter() - start})
+            # Where the disk is full this cannot be noted either, and the first error says so.
+            with suppress(FullError):
+                self._note(name, {"state": "running", "seconds": before + time.perf_counter() - start})
             raise
         for checkpoint in folder.glob(f"*{CHECKPOINT}"):
             checkpoint.unlink()

@@ -1,7 +1,7 @@
 """Training curves for TensorBoard, where it is installed; only pictures depend on them."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,16 +19,22 @@ def recording(folder: Path, observer: Observer) -> Iterator[Observer]:
         return
     from torch.utils.tensorboard import SummaryWriter
 
-    with SummaryWriter(str(folder)) as writer:
+    writer = SummaryWriter(str(folder))
 
-        def record(stage: str, share: float, values: dict[str, float]) -> None:
-            observer(stage, share, values)
-            step = int(values.get("step", 0))
-            if step and step % EVERY == 0:
+    def record(stage: str, share: float, values: dict[str, float]) -> None:
+        observer(stage, share, values)
+        step = int(values.get("step", 0))
+        if step and step % EVERY == 0:
+            # Curves that cannot be written stop no training.
+            with suppress(OSError):
                 for name in values.keys() - {"step", "progress", "epoch"}:
                     writer.add_scalar(f"{stage}/{name}", values[name], step)
 
+    try:
         yield record
+    finally:
+        with suppress(OSError):
+            writer.close()
 
 
 def read_curves(folder: Path) -> dict[str, list[tuple[int, float]]]:

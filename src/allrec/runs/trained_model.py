@@ -45,6 +45,14 @@ SHAPE = "model.json"
 """Of a backbone that others trained, whose sizes no recipe decides."""
 
 
+def no_language_model() -> InputError:
+    """The error for what only a language model can do, in a run without one."""
+    return InputError(
+        "this run has no language model: it was trained with llm.enabled=false. It can recommend and rank; for more, "
+        "train another run with llm.enabled=true."
+    )
+
+
 class TrainedModel:
     """The frozen parts of a run, over its catalogue and the items that were added to it.
 
@@ -236,8 +244,10 @@ class TrainedModel:
         """The frozen language model, loaded at its first use.
 
         Raises:
-            InputError: it cannot be loaded, or is another one than the run was trained with.
+            InputError: the run has none, it cannot be loaded, or is another one than the run was trained with.
         """
+        if not self.has_llm:
+            raise no_language_model()
         if self._llm is None:
             llm = load_language_model(self.recipe, self.device)
             self.run.check_llm(llm.fingerprint)
@@ -264,7 +274,7 @@ class TrainedModel:
             InputError: stage 2 has not been trained.
         """
         if not self.has_llm:
-            raise InputError("this run has no language model: it was trained with llm.enabled=false.")
+            raise no_language_model()
         tensors = load_tensors(self.run.verified_folder("language_model") / "model.safetensors")
         return freeze(SoftTokens.from_tensors(tensors))
 

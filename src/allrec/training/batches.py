@@ -9,9 +9,6 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from allrec.data.negatives import distinct_pairs
-from allrec.errors import InputError
-
 Batch = TypeVar("Batch")
 
 # Sequences sorted by length at a time: many batches, so that a batch still mixes users from everywhere.
@@ -110,40 +107,6 @@ def windows(
     nth = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
     window_ends = ends[rows] - nth * max_length
     return rows, np.maximum(starts[rows], window_ends - max_length), window_ends
-
-
-class NegativeSampler:
-    """Draws items that a user never touched, uniformly and without rejection.
-
-    The r-th untouched item of a user is r plus the number of touched items before it. With a user's touched items
-    sorted, t_0 < t_1 < ..., these are the j with t_j - j <= r: one binary search.
-    """
-
-    def __init__(self, offsets: Int[np.ndarray, "offsets"], items: Int[np.ndarray, "interactions"], num_items: int):
-        num_users = len(offsets) - 1
-        users = np.repeat(np.arange(num_users), np.diff(offsets))
-        touched = distinct_pairs(users, items, num_items)
-        users = touched // num_items
-        self.num_items = num_items
-        self.num_touched = np.bincount(users, minlength=num_users)
-        self.first = np.cumsum(self.num_touched) - self.num_touched
-        self.shifted = touched - (np.arange(len(touched)) - self.first[users])
-
-    def draw(self, users: Int[np.ndarray, "rows"], rng: np.random.Generator) -> Int[np.ndarray, "rows"]:
-        """One item for each user of ``users``, drawn independently.
-
-        Raises:
-            InputError: a user has touched every item.
-        """
-        num_untouched = self.num_items - self.num_touched[users]
-        if (num_untouched == 0).any():
-            raise InputError(
-                f"the user at position {users[num_untouched == 0][0]} has touched all {self.num_items} items, expected "
-                "one at least to be left as a negative. Take a loss without negatives: softmax."
-            )
-        ranks = rng.integers(num_untouched)
-        num_before = np.searchsorted(self.shifted, users * self.num_items + ranks, side="right") - self.first[users]
-        return np.asarray(ranks + num_before)
 
 
 def latest_first(histories: Int[Tensor, "rows length"]) -> Int[Tensor, "rows length"]:

@@ -84,9 +84,11 @@ def read(path: Path, options: SourceOptions, name: str) -> Source:
     keys = REVIEW_KEYS[name]
     frame = scan_table(reviews) if table_suffix(reviews) == ".csv" else scan_json_lines(reviews, list(keys.values()))
     metadata = options.items_path or find_metadata(reviews)
+    interactions, columns = as_interactions(frame, reviews, {**keys, **(options.columns or {})})
     return Source(
         format=name,
-        interactions=as_interactions(frame, reviews, {**keys, **(options.columns or {})}),
+        interactions=interactions,
+        columns=columns,
         items=read_metadata(metadata, name) if metadata else None,
         files=tuple(file for file in (reviews, metadata) if file),
     )

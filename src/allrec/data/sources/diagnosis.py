@@ -9,8 +9,9 @@ from pathlib import Path
 
 import polars as pl
 
-from allrec.data.sources.files import JSON_SUFFIXES, SEPARATORS, not_utf8, open_binary, table_suffix
+from allrec.data.sources.files import JSON_SUFFIXES, SEPARATORS, find_separator, not_utf8, open_binary, table_suffix
 from allrec.errors import InputError
+from allrec.files import lack_of_space
 
 TEXT_SUFFIXES = (*SEPARATORS, *JSON_SUFFIXES, ".inter", ".item", ".data")
 
@@ -25,6 +26,8 @@ def diagnosing(files: Sequence[Path]) -> Iterator[None]:
     try:
         yield
     except (pl.exceptions.PolarsError, OSError) as error:
+        if lack_of_space(error):
+            raise
         for path in files:
             find_defect(path)
         if isinstance(error, pl.exceptions.PolarsError):
@@ -49,7 +52,8 @@ def find_defect(path: Path) -> None:
             if suffix in JSON_SUFFIXES:
                 check_json(path, lines)
             else:
-                check_fields(path, lines, SEPARATORS.get(suffix, "\t"), suffix == ".csv")
+                separator = find_separator(path, SEPARATORS[suffix]) if suffix in SEPARATORS else "\t"
+                check_fields(path, lines, separator, suffix in SEPARATORS)
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path} is damaged or cut off: {error}. Fetch it again.") from None
 
@@ -75,13 +79,22 @@ def check_json(path: Path, lines: Iterable[str]) -> None:
     """
     for number, line in enumerate(lines, start=1):
         try:
-            value = json.loads(line) if line.strip() else {}
+            value = json.loads(line, parse_constant=refuse_constant) if line.strip() else {}
         except ValueError as error:
             raise InputError(
                 f"{path}, line {number}: not JSON ({error}), expected an object a line. Mend it."
             ) from None
         if not isinstance(value, dict):
             raise InputError(f"{path}, line {number}: got JSON but no object, expected an object a line. Mend it.")
+
+
+def refuse_constant(name: str) -> None:
+    """Refuses NaN and Infinity, which Python's reader takes and JSON does not know.
+
+    Raises:
+        ValueError: the word.
+    """
+    raise ValueError(f"{name} is no JSON value; null is")
 
 
 def check_fields(path: Path, lines: Iterable[str], separator: str, is_quoted: bool) -> None:

@@ -1,20 +1,26 @@
 """Opens the tables that people have, as lazy frames with the row's number, and refuses what is no text."""
 
+import csv
 import gzip
+import re
 import zlib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO, Any, cast
 
 import polars as pl
 
-from allrec.errors import InputError
+from allrec.errors import InputError, notice
 
 ROW = "source_row"
 SAMPLE_BYTES = 1 << 16
 NUM_SAMPLE_ROWS = 10_000
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
+OTHER_SEPARATORS = (",", ";", "\t", "|")
+NAMES_OPTION = "--names user_id,item_id,timestamp"
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 TABLE_SUFFIXES = (*SEPARATORS, ".parquet", *JSON_SUFFIXES)
+GZIP, ZIP, PARQUET = b"\x1f\x8b", b"PK\x03\x04", b"PAR1"
 BYTE_ORDER_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -24,8 +30,10 @@ def table_suffix(path: Path) -> str:
 
 
 def open_binary(path: Path) -> IO[bytes]:
-    """Opens a file for reading bytes, unpacked where its name ends in ``.gz``."""
-    return cast(IO[bytes], gzip.open(path, "rb")) if path.suffix == ".gz" else open(path, "rb")
+    """Opens a file for reading bytes, unpacked where it is gzip or is called so by its name."""
+    with open(path, "rb") as file:
+        is_gzip = file.read(len(GZIP)) == GZIP or path.suffix == ".gz"
+    return cast(IO[bytes], gzip.open(path, "rb")) if is_gzip else open(path, "rb")
 
 
 def read_sample(path: Path) -> bytes:
@@ -52,6 +60,9 @@ def check_text(path: Path) -> str:
     sample = read_sample(path)
     if not sample.strip():
         raise InputError(f"{path} is empty, expected a table with at least one row. Give the right file.")
+    if sample.startswith((ZIP, PARQUET)):
+        kind, remedy = ("a zip archive", "Unpack it") if sample.startswith(ZIP) else ("Parquet", "Name it .parquet")
+        raise InputError(f"{path} is {kind} under another name, expected text. {remedy}, and prepare again.")
     if sample.startswith(BYTE_ORDER_MARKS) or b"\0" in sample:
         raise InputError(f"{path} holds NUL bytes, expected UTF-8 text. Convert it (iconv -t UTF-8) and prepare again.")
     try:
@@ -71,21 +82,56 @@ def not_utf8(path: Path, line: int) -> InputError:
 
 
 def scan_delimited(
-    path: Path, separator: str, quote: str | None = None, names: list[str] | None = None
+    path: Path, separator: str, quote: str | None = None, names: Sequence[str] | None = None
 ) -> pl.LazyFrame:
-    """A delimited text file as strings, with the row's number from 1; ``names`` where it has no header."""
-    check_text(path)
+    """A delimited text file as strings, with the row's number from 1; ``names`` where it has no header.
+
+    Raises:
+        InputError: no text, a header that names two columns alike, or other names than columns.
+    """
+    header = read_header(path, separator, quote)
+    if names is None:
+        refuse_duplicates(header, path)
+    elif len(names) != len(header):
+        raise InputError(
+            f"{path} has {len(header)} columns in its first line, and {len(names)} were named ({', '.join(names)}). "
+            f"Name every column, from left to right."
+        )
     return pl.scan_csv(
         path,
         separator=separator,
         quote_char=quote,
         has_header=names is None,
-        new_columns=names,
+        new_columns=None if names is None else list(names),
         infer_schema=False,
         row_index_name=ROW,
         row_index_offset=1,
         glob=False,
     )
+
+
+def read_header(path: Path, separator: str, quote: str | None = None) -> list[str]:
+    """The fields of the first line that is not blank."""
+    lines = check_text(path).removeprefix("\ufeff").splitlines()
+    first = next(line for line in lines if line.strip())
+    if quote is None:
+        return first.split(separator)
+    return next(csv.reader([first], delimiter=separator, quotechar=quote))
+
+
+def refuse_duplicates(header: Sequence[str], path: Path) -> None:
+    """Refuses a header in which two columns have one name; nameless ones aside, which play no part.
+
+    Raises:
+        InputError: the name and the places.
+    """
+    names = [name.strip() for name in header]
+    for place, name in enumerate(names):
+        if name and name in names[:place]:
+            raise InputError(
+                f"{path}, line 1: the column {name!r} is there twice, as field {names.index(name) + 1} and as field "
+                f"{place + 1}. Rename one; or where that line is data and no header, name the columns: {NAMES_OPTION}."
+            )
 
 
 def scan_lines(path: Path) -> pl.LazyFrame:
@@ -103,18 +149,38 @@ def scan_json_lines(path: Path, names: list[str] | None = None, num_sample_rows:
         num_sample_rows: how many rows to look at for keys; all of them when not given.
     """
     if check_text(path).lstrip().startswith("["):
-        raise InputError(f"{path} is one JSON array, expected JSON lines, an object a line (jq -c '.[]' converts it).")
+        raise InputError(
+            f"{path}, line 1: is one JSON array, expected JSON lines, an object a line (jq -c '.[]' converts it)."
+        )
     if names is None:
         names = pl.scan_ndjson(path, infer_schema_length=num_sample_rows).collect_schema().names()
     schema: dict[str, Any] = dict.fromkeys(names, pl.String)
     return pl.scan_ndjson(path, schema=schema, row_index_name=ROW, row_index_offset=1)
 
 
-def scan_table(path: Path, num_sample_rows: int | None = None) -> pl.LazyFrame:
-    """A table in any format that its suffix names: CSV, TSV, JSON lines (gzip or not), Parquet."""
+def scan_table(
+    path: Path, num_sample_rows: int | None = None, names: Sequence[str] | None = None, separator: str | None = None
+) -> pl.LazyFrame:
+    """A table in any format that its suffix names: CSV, TSV, JSON lines (gzip or not), Parquet.
+
+    Args:
+        path: the file.
+        num_sample_rows: see ``scan_json_lines``.
+        names: the columns of a delimited file without a header.
+        separator: of a delimited file; by its suffix and its first line where None.
+    """
     suffix = table_suffix(path)
     if suffix in SEPARATORS:
-        return scan_delimited(path, SEPARATORS[suffix], quote='"')
+        usual = SEPARATORS[suffix]
+        found = separator or find_separator(path, usual)
+        if found not in (separator, usual):
+            notice(f"{path}: its fields are separated by {found!r}, and are read so. Another one: --separator.")
+        separator = found
+        quote, has_blank_lines = find_quoting(path, separator)
+        table = scan_delimited(path, separator, quote, names)
+        return table.filter(~pl.all_horizontal(pl.exclude(ROW).is_null())) if has_blank_lines else table
+    if names is not None:
+        raise InputError(f"{path} names its own columns, and a header was given ({', '.join(names)}). Leave it out.")
     if suffix in JSON_SUFFIXES:
         return scan_json_lines(path, num_sample_rows=num_sample_rows)
     if suffix == ".parquet":
@@ -122,6 +188,69 @@ def scan_table(path: Path, num_sample_rows: int | None = None) -> pl.LazyFrame:
             raise InputError(f"{path} is empty, expected a Parquet table. Give the right file.")
         return pl.scan_parquet(path, row_index_name=ROW, row_index_offset=1, glob=False)
     raise InputError(f"{path}: unknown kind of table, expected one of {', '.join(TABLE_SUFFIXES)}, or one with .gz.")
+
+
+def find_separator(path: Path, usual: str) -> str:
+    """What separates the fields: the usual of the file's suffix, unless the first line has another one alone."""
+    widths = {separator: len(read_header(path, separator, '"')) for separator in (usual, *OTHER_SEPARATORS)}
+    widest = max(widths, key=lambda separator: widths[separator])
+    if widths[usual] > 1 or widths[widest] == 1:
+        return usual
+    return widest
+
+
+def find_quoting(path: Path, separator: str) -> tuple[str | None, bool]:
+    """Whether fields are quoted, and whether there are blank lines.
+
+    Where no field begins with a quote, quotes are characters like others. Where a record spans lines, or seems to, the
+    whole file is read strictly, so that no stray quote makes two rows one.
+
+    Raises:
+        InputError: the line of a quote that is never closed, or that stands within a field.
+    """
+    line = pl.col("line")
+    is_opened = line.str.contains(f'(^\ufeff?|{re.escape(separator)})"')
+    is_odd = line.str.count_matches('"', literal=True) % 2 == 1
+    is_blank = line.str.strip_chars("\r").str.len_bytes() == 0
+    seen = scan_lines(path).select(is_opened.any(), is_odd=is_odd.any(), is_blank=is_blank.any())
+    has_quotes, has_odd, has_blank_lines = seen.collect(engine="streaming").row(0)
+    if has_quotes and has_odd:
+        with open_binary(path) as file:
+            check_quotes(path, (text.decode("utf-8", errors="replace") for text in file), separator)
+    return '"' if has_quotes else None, has_blank_lines
+
+
+def check_quotes(path: Path, lines: Iterable[str], separator: str) -> None:
+    """Refuses the first record with a quote that is never closed or stands within a field.
+
+    Raises:
+        InputError: the line and how to quote.
+    """
+    mark = re.escape(separator)
+    field = f'(?:"(?:[^"]|"")*"|[^"{mark}\r\n][^"{mark}\r\n]*|)'
+    whole = re.compile(f"\ufeff?{field}(?:{mark}{field})*\r?\n?")
+    record, start, widths = "", 1, set[int]()
+    width = None
+    for number, line in enumerate(lines, start=1):
+        record += line
+        widths.add(line.count(separator))
+        if record.count('"') % 2 == 0:
+            # Lines that each have all fields are rows, which a quote at the start of one field made one.
+            is_swallowed = number > start and bool(width) and widths == {width}
+            if is_swallowed or ('"' in record and not whole.fullmatch(record)):
+                raise stray_quote(path, start)
+            width = max(widths) if width is None else width
+            record, start, widths = "", number + 1, set()
+    if record:
+        raise stray_quote(path, start)
+
+
+def stray_quote(path: Path, line: int) -> InputError:
+    """The error for a record from whose line on the quotes do not pair."""
+    return InputError(
+        f"{path}, line {line}: a quote is never closed, or stands within a field. Put quotes around the whole field "
+        f"and double those within it, or remove them."
+    )
 
 
 def find_table(folder: Path, stem: str) -> Path | None:

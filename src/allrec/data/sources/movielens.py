@@ -47,9 +47,11 @@ def read(path: Path, options: SourceOptions, name: str = "movielens") -> Source:
         )
     beside = ratings.with_name(MOVIE_FILES[ratings.name])
     movies = options.items_path or (beside if beside.is_file() else None)
+    interactions, columns = as_interactions(scan_ratings(ratings), ratings, options.columns)
     return Source(
         format=name,
-        interactions=as_interactions(scan_ratings(ratings), ratings, options.columns),
+        interactions=interactions,
+        columns=columns,
         items=as_items(read_movies(movies), movies, options.item_columns) if movies else None,
         files=tuple(file for file in (ratings, movies) if file),
         wording=MOVIE,

@@ -37,9 +37,11 @@ def read(path: Path, options: SourceOptions, name: str = "recbole") -> Source:
     beside = interactions_path.with_suffix(".item")
     items_path = options.items_path or (beside if beside.is_file() else None)
     interactions, _ = scan_atomic(interactions_path)
+    interactions, columns = as_interactions(interactions, interactions_path, options.columns)
     return Source(
         format=name,
-        interactions=as_interactions(interactions, interactions_path, options.columns),
+        interactions=interactions,
+        columns=columns,
         items=read_items(items_path, options) if items_path else None,
         files=tuple(file for file in (interactions_path, items_path) if file),
         wording=guess_wording(interactions_path),

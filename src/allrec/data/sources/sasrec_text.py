@@ -5,8 +5,9 @@ from pathlib import Path
 
 import polars as pl
 
-from allrec.data.sources.files import ROW, read_sample, scan_lines, scan_table
-from allrec.data.sources.source import Source, SourceOptions, as_items
+from allrec.data.sources.files import ROW, read_sample, scan_lines
+from allrec.data.sources.source import Source, SourceOptions
+from allrec.data.sources.tables import open_items
 
 FORMATS = ("sasrec-text",)
 PAIR = r"^\s*(\S+)[ \t]+(\S+)\s*$"
@@ -30,6 +31,6 @@ def read(path: Path, options: SourceOptions, name: str = "sasrec-text") -> Sourc
     return Source(
         format=name,
         interactions=pairs,
-        items=as_items(scan_table(items), items, options.item_columns) if items else None,
+        items=open_items(items, options) if items else None,
         files=(path, items) if items else (path,),
     )

@@ -2,29 +2,48 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import polars as pl
 
-from allrec.data.sources.files import ROW
-from allrec.errors import InputError, Wording, nearest
+from allrec.data.ids import as_text, refuse_no_ids
+from allrec.data.sources.files import NAMES_OPTION, ROW, SEPARATORS, table_suffix
+from allrec.errors import InputError, Wording, nearest, notice
+
+NUMBER = r"[+-]?\d+([.,]\d+)*"
 
 INTERACTION_COLUMNS = {
     "user_id": ("user_id", "user", "uid", "reviewer_id", "customer_id", "customer", "visitor_id", "member_id",
-                "account_id", "client_id"),
+                "account_id", "client_id", "profile_id", "household_id", "buyer_id", "person_id", "customer_unique_id",
+                "session_id"),
     "item_id": ("item_id", "item", "iid", "parent_asin", "asin", "product_id", "product", "movie_id", "article_id",
-                "book_id", "track_id", "song_id", "business_id", "sku", "isbn"),
+                "book_id", "track_id", "song_id", "business_id", "sku", "isbn", "stock_code", "anime_id", "game_id",
+                "recipe_id", "listing_id", "video_id", "artist_id", "news_id"),
     "timestamp": ("timestamp", "unix_review_time", "time", "unix_time", "datetime", "event_time", "created_at", "date",
-                  "ts"),
+                  "ts", "unix_timestamp", "epoch", "time_stamp", "date_time", "event_timestamp", "event_datetime",
+                  "interaction_time", "interaction_timestamp", "interaction_date", "rated_at", "rating_timestamp",
+                  "rating_time", "rating_date", "reviewed_at", "review_timestamp", "review_time", "review_date",
+                  "reviews_date", "t_dat", "invoice_date", "order_purchase_timestamp", "order_timestamp", "order_time",
+                  "order_datetime", "order_date", "ordered_at", "purchase_timestamp", "purchase_time", "purchase_date",
+                  "purchased_at", "bought_at", "transaction_timestamp", "transaction_time", "transaction_date",
+                  "tran_date", "sold_at", "sale_date", "date_added", "added_at", "added", "created", "created_on",
+                  "creation_time", "creation_date", "date_created", "create_time", "submitted_at", "submitted",
+                  "submit_date", "occurred_at", "happened_at", "clicked_at", "click_time", "viewed_at", "view_time",
+                  "watched_at", "watch_date", "watch_time", "listened_at", "played_at", "last_played", "read_at",
+                  "date_read", "visited_at", "visit_time", "visit_date", "checkin_time", "check_in_time", "utc_time",
+                  "utc_timestamp", "local_time", "event_date", "log_time", "request_time", "action_time",
+                  "session_start", "posted_at", "published_at", "updated_at", "last_updated", "dt", "when"),
     "rating": ("rating", "overall", "score", "stars"),
     "position": ("position", "sequence_number"),
 }  # fmt: skip
 ITEM_COLUMNS = {
     "item_id": INTERACTION_COLUMNS["item_id"] + ("id",),
-    "title": ("title", "name", "item_name", "item_title", "product_name", "product_title", "movie_title", "book_title"),
-    "description": ("description", "desc", "overview", "summary", "plot", "details_text"),
-}
+    "title": ("title", "name", "item_name", "item_title", "product_name", "product_title", "movie_title", "book_title",
+              "prod_name", "original_title"),
+    "description": ("description", "desc", "overview", "summary", "plot", "details_text", "detail_desc",
+                    "item_description", "product_description"),
+}  # fmt: skip
 BOUGHT = Wording()
 MOVIE = Wording(noun="movie", verb="watch", past="watched")
 
@@ -37,8 +56,9 @@ class Source:
         format: the format's name, as the option gives it.
         interactions: source_row (from 1), user_id, item_id, and where known timestamp, rating, position; as read.
         items: source_row, item_id, title, description, further columns; None where the source has no items.
-        files: what was read, for checksums and for error messages.
+        files: what was read, for checksums and for error messages; the interactions first, the items last.
         wording: how a prompt speaks of such items.
+        columns: which column of the interactions plays which part, where they have names.
     """
 
     format: str
@@ -46,15 +66,28 @@ class Source:
     items: pl.LazyFrame | None
     files: tuple[Path, ...]
     wording: Wording = BOUGHT
+    columns: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """Where the items are, and which column is which where the names do not tell."""
+    """Where the items are, and which column is which where the names do not tell.
+
+    Attributes:
+        items_path: the table of items; None where it lies beside the interactions, or there is none.
+        columns: part -> column of the interactions.
+        item_columns: part -> column of the items.
+        names: the columns of interactions without a header, from left to right.
+        item_names: the same of items.
+        separator: of the fields of delimited tables; found where None.
+    """
 
     items_path: Path | None = None
     columns: Mapping[str, str] | None = None
     item_columns: Mapping[str, str] | None = None
+    names: Sequence[str] | None = None
+    item_names: Sequence[str] | None = None
+    separator: str | None = None
 
 
 def plain_name(name: str) -> str:
@@ -91,35 +124,58 @@ def find_columns(
     return found
 
 
-def require(part: str, found: Mapping[str, str], names: Sequence[str], path: Path, option: str = "--column") -> None:
+def require(part: str, found: Mapping[str, str], names: Sequence[str], path: Path, is_items: bool = False) -> None:
     """Refuses a table in which nobody plays ``part``.
 
     Raises:
         InputError: the columns there are, and how to map one.
     """
-    if part not in found:
-        listing = ", ".join(name for name in names if name != ROW)
+    if part in found:
+        return
+    option, listing = "--item-column" if is_items else "--column", ", ".join(name for name in names if name != ROW)
+    own_names = "--item-names item_id,title" if is_items else NAMES_OPTION
+    if table_suffix(path) not in SEPARATORS:
         raise InputError(f"{path} has no column for {part}, only {listing}. Name it: {option} {part}=COLUMN.")
+    if any(re.fullmatch(NUMBER, name.strip()) for name in names):
+        raise InputError(
+            f"{path}, line 1: the first line looks like data ({listing}), expected the names of the columns. "
+            f"Name them, from left to right: {own_names}."
+        )
+    raise InputError(
+        f"{path} has no column for {part}, only {listing}. Name it: {option} {part}=COLUMN. "
+        f"Where that line is data and no header: {own_names}."
+    )
 
 
-def as_interactions(frame: pl.LazyFrame, path: Path, given: Mapping[str, str] | None = None) -> pl.LazyFrame:
-    """Names the columns of an interactions table by their parts, and drops the others."""
+def as_interactions(
+    frame: pl.LazyFrame, path: Path, given: Mapping[str, str] | None = None
+) -> tuple[pl.LazyFrame, dict[str, str]]:
+    """Names the columns of an interactions table by their parts, drops the others, and says which were taken."""
     names = [name for name in frame.collect_schema().names() if name != ROW]
     found = find_columns(names, INTERACTION_COLUMNS, given, path)
     require("user_id", found, names, path)
     require("item_id", found, names, path)
-    return frame.select(pl.col(ROW), *(pl.col(column).alias(part) for part, column in found.items()))
+    left = [name for name in names if name not in found.values()]
+    if left and not {"timestamp", "position"} & set(found):
+        notice(
+            f"{path}: no column of times was recognised among {', '.join(left)}, so that the order of the rows is "
+            f"taken for that in which things happened. Name one: --column timestamp=COLUMN."
+        )
+    return frame.select(pl.col(ROW), *(pl.col(column).alias(part) for part, column in found.items())), found
 
 
 def as_items(frame: pl.LazyFrame, path: Path, given: Mapping[str, str] | None = None) -> pl.LazyFrame:
     """Names the columns of an items table by their parts, and keeps the others under their own names."""
     names = [name for name in frame.collect_schema().names() if name != ROW]
     found = find_columns(names, ITEM_COLUMNS, given, path)
-    require("item_id", found, names, path, "--item-column")
-    parts = [pl.col(column).alias(part) for part, column in found.items()]
+    require("item_id", found, names, path, is_items=True)
+    refuse_no_ids(frame.select(pl.col(found["item_id"]).alias("item_id")), ["item_id"], path)
+    item_id = pl.col(found["item_id"])
+    parts = [pl.col(column).alias(part) for part, column in found.items() if part != "item_id"]
     further = [
         pl.col(name).alias(f"source_{name}" if name in (*ITEM_COLUMNS, "text") else name)
         for name in names
         if name not in found.values()
     ]
-    return frame.select(pl.col(ROW), *parts, *further)
+    kind = frame.collect_schema()[found["item_id"]]
+    return frame.select(pl.col(ROW), as_text(item_id, kind).alias("item_id"), *parts, *further)

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import polars as pl
+
 from allrec.data.sources.files import NUM_SAMPLE_ROWS, TABLE_SUFFIXES, find_table, scan_table, table_suffix
 from allrec.data.sources.source import BOUGHT, MOVIE, Source, SourceOptions, as_interactions, as_items
 from allrec.errors import InputError, Wording
@@ -26,14 +28,22 @@ def read(path: Path, options: SourceOptions, name: str = "tables") -> Source:
     if interactions_path is None:
         raise InputError(f"{path} holds no interactions.* (csv, tsv, jsonl or parquet). Give the file, or rename it.")
     items_path = options.items_path or (find_table(path, "items") if path.is_dir() else None)
-    interactions = scan_table(interactions_path, num_sample_rows=NUM_SAMPLE_ROWS)
+    table = scan_table(interactions_path, NUM_SAMPLE_ROWS, options.names, options.separator)
+    interactions, columns = as_interactions(table, interactions_path, options.columns)
     return Source(
         format=name,
-        interactions=as_interactions(interactions, interactions_path, options.columns),
-        items=as_items(scan_table(items_path), items_path, options.item_columns) if items_path else None,
+        interactions=interactions,
+        columns=columns,
+        items=open_items(items_path, options) if items_path else None,
         files=tuple(file for file in (interactions_path, items_path) if file),
         wording=guess_wording(path),
     )
+
+
+def open_items(path: Path, options: SourceOptions) -> pl.LazyFrame:
+    """A table of items under the names of its parts."""
+    table = scan_table(path, names=options.item_names, separator=options.separator)
+    return as_items(table, path, options.item_columns)
 
 
 def guess_wording(path: Path) -> Wording:

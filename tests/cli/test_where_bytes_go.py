@@ -1,0 +1,185 @@
+"""Disks that are full and outputs that are closed end the program with one sentence, and what is there stays whole."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from allrec.config import dump_recipe
+from allrec.data import load_dataset
+from allrec.files import sha256_file
+from worlds import FUSED, make_world
+
+MAIN = "from allrec.cli.commands import main; main()"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("world")
+    _, _, recipe = make_world(folder, FUSED)
+    (folder / "recipe.toml").write_text(dump_recipe(recipe))
+    return folder
+
+
+def run(*arguments: object, max_bytes: int | None = None, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Runs the program in a process of its own, in which no file may grow beyond ``max_bytes``."""
+
+    def limit() -> None:
+        if max_bytes is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (max_bytes, max_bytes))
+
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | options.pop("environment", {})
+    command = [sys.executable, "-c", MAIN, *(str(argument) for argument in arguments)]
+    streams = {"stdout": subprocess.PIPE} | options
+    return subprocess.run(
+        command, stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=limit, check=False, **streams
+    )
+
+
+def check_refused(result: subprocess.CompletedProcess[str], place: str) -> None:
+    assert result.returncode == 2, result.stderr
+    assert "Traceback" not in result.stderr
+    (sentence,) = [line for line in result.stderr.splitlines() if line.startswith("allrec: ")]
+    assert place in sentence
+    assert "File too large" in sentence or "No space left on device" in sentence
+
+
+@pytest.mark.parametrize("max_bytes", [0, 4_000])
+def test_prepare_where_nothing_can_grow(world: Path, tmp_path: Path, max_bytes: int) -> None:
+    check_refused(run("prepare", world / "source", "--out", tmp_path / "out", max_bytes=max_bytes), "/out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_prepare_leaves_the_older_data_set(world: Path, tmp_path: Path) -> None:
+    assert run("prepare", world / "source", "--out", tmp_path / "out").returncode == 0
+    before = load_dataset(tmp_path / "out").sha256
+    check_refused(run("prepare", world / "source", "--out", tmp_path / "out", max_bytes=4_000), "/out")
+    assert load_dataset(tmp_path / "out").sha256 == before
+
+
+@pytest.fixture(scope="module")
+def whole(world: Path) -> dict[str, str]:
+    assert run(*training(world, world / "whole"), environment=cache(world)).returncode == 0
+    return contents(world / "whole")
+
+
+def training(world: Path, folder: Path) -> list[object]:
+    recipe, llm = world / "recipe.toml", world / "llm"
+    return ["train", world / "dataset", "--run", folder, "--recipe", recipe, "--llm", llm]
+
+
+def cache(world: Path) -> dict[str, str]:
+    return {"ALLREC_CACHE": str(world / "cache")}
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {str(file.relative_to(folder)): sha256_file(file) for file in sorted(folder.rglob("*.safetensors"))}
+
+
+def test_train_where_nothing_can_grow_goes_on_afterwards(world: Path, whole: dict[str, str], tmp_path: Path) -> None:
+    stopped = set()
+    # From the manifest on to the largest file, so that one stage after the other meets the limit.
+    sizes = sorted({file.stat().st_size for file in (world / "whole").rglob("*.safetensors")})
+    for max_bytes in [0, 3_000, *(size - 1 for size in sizes[:: max(1, len(sizes) // 4)])]:
+        result = run(*training(world, tmp_path / "run"), "--resume", environment=cache(world), max_bytes=max_bytes)
+        check_refused(result, str(tmp_path / "run"))
+        stopped.add(result.stderr.rpartition("allrec: ")[2].partition(": ")[0])
+        assert not list(tmp_path.rglob("*.part"))
+    assert len(stopped) > 2
+    assert run(*training(world, tmp_path / "run"), "--resume", environment=cache(world)).returncode == 0
+    assert contents(tmp_path / "run") == whole
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=96k", "tmpfs", folder], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("no file system can be mounted here")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_disk_that_is_full(world: Path, whole: dict[str, str], small_disk: Path) -> None:
+    check_refused(run(*training(world, small_disk / "run"), environment=cache(world)), str(small_disk / "run"))
+    assert not list(small_disk.rglob("*.part"))
+    remount = ["mount", "-o", "remount,size=64m", small_disk]
+    subprocess.run(remount, check=True)
+    assert run(*training(world, small_disk / "run"), "--resume", environment=cache(world)).returncode == 0
+    assert contents(small_disk / "run") == whole
+
+
+def test_prepare_on_a_disk_that_is_full(world: Path, small_disk: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,size=16k", small_disk], check=True)
+    check_refused(run("prepare", world / "source", "--out", small_disk / "out"), "/out")
+    assert list(small_disk.iterdir()) == []
+
+
+# Standard output
+
+SHOWS = (["data", "list"], ["recommend"])
+
+
+def command(shows: list[str], world: Path) -> list[object]:
+    if shows[0] == "recommend":
+        user = load_dataset(world / "dataset").user_ids[0]
+        return ["recommend", world / "whole", "--user", user, "--no-llm", "--json"]
+    return [*shows]
+
+
+@pytest.mark.usefixtures("whole")
+@pytest.mark.parametrize("shows", SHOWS, ids=" ".join)
+def test_a_full_standard_output(world: Path, shows: list[str]) -> None:
+    with open("/dev/full", "w") as full:
+        result = run(*command(shows, world), stdout=full)
+    check_refused(result, "standard output")
+
+
+@pytest.mark.usefixtures("whole")
+@pytest.mark.parametrize("shows", SHOWS, ids=" ".join)
+def test_a_pipe_that_nobody_reads(world: Path, shows: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    result = run(*command(shows, world), stdout=writing)
+    os.close(writing)
+    assert result.returncode in (0, 1)
+    assert "Traceback" not in result.stderr
+    assert "Exception" not in result.stderr
+
+
+@pytest.mark.usefixtures("whole")
+@pytest.mark.parametrize("shows", SHOWS, ids=" ".join)
+def test_a_standard_output_that_is_closed(world: Path, shows: list[str]) -> None:
+    script = f"import os, sys; os.close(1); os.execv(sys.executable, [sys.executable, '-c', {MAIN!r}, *sys.argv[1:]])"
+    arguments = [sys.executable, "-c", script, *map(str, command(shows, world))]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    result = subprocess.run(arguments, stderr=subprocess.PIPE, text=True, env=environment, check=False)
+    assert (result.returncode, "Traceback" in result.stderr) == (0, False), result.stderr
+
+
+def test_an_output_of_few_letters(tmp_path: Path) -> None:
+    rows = [f"u{n % 3},i{n % 5},{n}" for n in range(30)]
+    (tmp_path / "log.csv").write_text("\n".join(["user_id,item_id,timestamp", *rows]))
+    few = {"PYTHONIOENCODING": "cp1252"}
+    result = run("prepare", "log.csv", "--out", "out", "--set", "name=日本", cwd=tmp_path, environment=few)
+    assert (result.returncode, result.stderr.count("Traceback")) == (0, 0), result.stderr
+    result = run("prepare", "日本.csv", "--out", "out", cwd=tmp_path, environment=few)
+    assert result.returncode == 2
+    assert "no such file or folder: \\u65e5\\u672c.csv" in result.stderr
+
+
+def test_json_loses_nothing_to_an_output_of_few_letters() -> None:
+    script = "from allrec.cli.commands import open_streams, print_json; open_streams(); print_json({'title': '日本 é'})"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONIOENCODING": "cp1252"}
+    shown = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, check=True).stdout
+    assert json.loads(shown) == {"title": "日本 é"}
+    utf8 = environment | {"PYTHONIOENCODING": "utf-8"}
+    shown = subprocess.run([sys.executable, "-c", script], env=utf8, capture_output=True, check=True).stdout
+    assert "日本" in shown.decode()
