@@ -103,7 +103,8 @@ class AllRec:
             llm: any causal language model by name or path, or a packaged one; the recipe's choice where None.
             resume: go on where the run stopped; it ends in the same bytes.
             cache: folder of cached text embeddings.
-            device: "cpu", "cuda", ...; the accelerator where there is one.
+            device: "cpu", "cuda", ...: where the language model answers and every stage before it is trained; None is
+                the accelerator where there is one.
             observer: sees the progress.
             is_evaluated: whether it ends with an evaluation.
 
@@ -280,7 +281,8 @@ class AllRec:
             InputError: an id is known, missing or given twice, or an item has no text.
         """
         priors_of = self.model.priors_of_new if self.model.is_llm_within_reach else None
-        added = add_items(self.model.run, self.model.catalogue, items, cache or default_cache(), priors_of)
+        model, cache = self.model, cache or default_cache()
+        added = add_items(model.run, model.catalogue, items, cache, priors_of, model.device)
         self.model = self.model.reloaded()
         return added.item_ids
 

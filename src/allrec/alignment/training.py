@@ -65,6 +65,7 @@ def train_alignment(
     encoder: TextEncoder | None = None,
     checkpoint: Path | None = None,
     on_progress: OnProgress | None = None,
+    device: torch.device | str = "cpu",
 ) -> tuple[Alignment | NoAlignment, FitReport]:
     """Stage 1: learns the joint space.
 
@@ -79,23 +80,23 @@ def train_alignment(
         encoder: where ``config.tune_text`` asks for it, the text encoder, which is tuned in place.
         checkpoint: see ``fit``.
         on_progress: see ``fit``.
+        device: where to train; what comes back is there too.
 
     Source: arXiv:2404.11343, section 4.2.
     """
     if config.network.kind == "identity":
         return NoAlignment(), FitReport(0, 0, [], [], None)
-    item_embeddings = backbone.item_embeddings().detach()
-    widths = (item_embeddings.shape[1], text_embeddings.shape[1])
-    alignment = initialized(lambda: Alignment(*widths, config.network), seed, "alignment")
+    item_embeddings, texts = backbone.item_embeddings().detach().to(device), text_embeddings.to(device)
+    alignment = _untrained(item_embeddings, texts, config, seed).to(device)
     examples = training_examples(dataset, config.positions)
-    users = represent_users(backbone, dataset, examples.users, examples.positions)
-    groups = torch.from_numpy(text_groups(_told_apart(text_embeddings, config.network)))
+    users = represent_users(backbone, dataset, examples.users, examples.positions).to(device)
+    groups = torch.from_numpy(text_groups(_told_apart(text_embeddings, config.network))).to(device)
     module = alignment if encoder is None else nn.ModuleList([alignment, encoder.tunable()])
 
     def texts_of(items: Tensor) -> Tensor:
         if encoder is None:
-            return text_embeddings[items]
-        return embed_texts([dataset.texts[item] for item in items.tolist()], encoder.embed, encoder.dim)
+            return texts[items]
+        return embed_texts([dataset.texts[item] for item in items.tolist()], encoder.embed, encoder.dim).to(device)
 
     def loss(batch: Batch) -> dict[str, Tensor]:
         positive, negative = torch.from_numpy(examples.items[batch.rows]), torch.from_numpy(batch.negatives)
@@ -111,6 +112,11 @@ def train_alignment(
     report = fit(module, batches, loss, config.loop, **named)
     module.requires_grad_(False)
     return alignment, report
+
+
+def _untrained(item_embeddings: Tensor, texts: Tensor, config: AlignmentStageConfig, seed: int) -> Alignment:
+    widths = item_embeddings.shape[1], texts.shape[1]
+    return initialized(lambda: Alignment(*widths, config.network), seed, "alignment")
 
 
 def _batches(

@@ -23,6 +23,7 @@ from allrec.backbones.pretrained import Pretrained, PretrainedReport, load_pretr
 from allrec.backbones.registry import BackboneModel, config_of, make_backbone
 from allrec.backbones.sasrec import SASRecConfig
 from allrec.data.dataset import Dataset, Targets
+from allrec.data.protocols import EvaluationProtocol
 from allrec.errors import Config
 from allrec.evaluation.metrics import ndcg_at
 from allrec.evaluation.ranks import dot_product_ranks
@@ -48,8 +49,8 @@ class BackboneConfig(Config):
     )
     num_negatives: int = Field(4096, ge=1, description="Shared negatives of a step with sampled-softmax.")
     tokens_per_batch: int = Field(640, ge=1, description="Positions of a batch at most, padding included.")
-    validation_protocol: Literal["full", "full-repeat", "paper", "sampled-99"] = Field(
-        "paper", description="Candidates of the validation that decides when to stop."
+    validation_protocol: EvaluationProtocol = Field(
+        EvaluationProtocol.PAPER, description="Candidates of the validation that decides when to stop."
     )
     validation_users: int = Field(10_000, ge=1, description="Users of that validation at most, drawn once.")
     loop: LoopConfig = Field(

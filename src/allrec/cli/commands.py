@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from allrec.data.protocols import EvaluationProtocol
 from allrec.errors import InputError
 
 app = typer.Typer(
@@ -133,7 +134,7 @@ def evaluate(
     run: Run,
     dataset: Annotated[Path, typer.Argument(help="The data set that the run was trained on; another: cross-domain.")],
     protocol: Annotated[
-        list[str] | None, typer.Option(help="paper, sampled-99, full or full-repeat; may be repeated.")
+        list[str] | None, typer.Option(help=f"{', '.join(EvaluationProtocol)}; may be repeated.")
     ] = None,
     scenario: Annotated[
         str | None, typer.Option(help="cross-domain, or the one that the run was trained for; that one if left out.")

@@ -2,7 +2,10 @@
 
 import numpy as np
 
-NUM_NEGATIVES = {"paper": 19, "sampled-99": 99}
+from allrec.data.protocols import EvaluationProtocol
+
+NUM_NEGATIVES = {one.value: one.num_negatives for one in EvaluationProtocol if one.num_negatives is not None}
+"""Of every protocol whose lists are stored."""
 CHUNK_ROWS = 4_096
 CHUNK_CELLS = 1 << 23
 PAD = -1

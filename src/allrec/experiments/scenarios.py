@@ -350,7 +350,8 @@ def train_scenario(
         is_evaluated=False,
     )  # fmt: skip
     if made.asked.num_items > system.model.catalogue.num_items:
-        store_items(system.run, later_items(made.asked, made.train.num_items), cache or default_cache())
+        later = later_items(made.asked, made.train.num_items)
+        store_items(system.run, later, cache or default_cache(), device=system.model.device)
         system = AllRec(system.model.reloaded())
     system.evaluate(made.asked, observer=observer)
     return system

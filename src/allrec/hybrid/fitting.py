@@ -14,6 +14,7 @@ from torch.nn import functional
 from allrec import seeds
 from allrec.backbones.base import freeze
 from allrec.data.dataset import Dataset
+from allrec.data.protocols import EvaluationProtocol
 from allrec.errors import Config, InputError
 from allrec.evaluation.segments import RARE, sample_rows
 from allrec.hybrid.content import EvidenceConfig
@@ -41,7 +42,7 @@ SCALED = 1 << 19
 """Candidates at most that the scale of the evidence is read from."""
 NewReader = Callable[[str, str, Int[ndarray, "rows"]], LlmReader]
 """The language model for lists of some rows: (split, name of the lists, rows of the targets of the split)."""
-LISTED = "paper"
+LISTED = EvaluationProtocol.PAPER
 """The stored lists that fusion is fitted on."""
 
 

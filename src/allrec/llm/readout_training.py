@@ -17,6 +17,7 @@ from allrec.backbones.base import Backbone, freeze, represent_users
 from allrec.backbones.losses import Negatives, sampled_softmax, softmax
 from allrec.backbones.training import drawn_shares, shared_negatives, validation_targets
 from allrec.data.dataset import Dataset
+from allrec.data.protocols import EvaluationProtocol
 from allrec.errors import Config
 from allrec.evaluation.metrics import ndcg_at
 from allrec.evaluation.ranks import dot_product_ranks
@@ -62,8 +63,8 @@ class ReadOutStageConfig(Config):
         100_000, ge=1, description="Catalogue size above which the softmax is over a sample of the catalogue."
     )
     num_negatives: int = Field(4096, ge=1, description="Shared negatives of a step where it is.")
-    validation_protocol: Literal["full", "full-repeat", "paper", "sampled-99"] = Field(
-        "full", description="Candidates of the validation that decides which epoch is kept."
+    validation_protocol: EvaluationProtocol = Field(
+        EvaluationProtocol.FULL, description="Candidates of the validation that decides which epoch is kept."
     )
     validation_users: int = Field(1000, ge=1, description="Users of that validation at most, drawn once.")
     loop: LoopConfig = LoopConfig(epochs=3, learning_rate=2e-3, patience_steps=1, checkpoint_every=50)

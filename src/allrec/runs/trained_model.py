@@ -54,12 +54,12 @@ class TrainedModel:
     Args:
         run: the run.
         llm: its language model where it is in memory; None loads it at its first use.
-        device: "cpu", "cuda", ... of the language model; None is the accelerator where there is one. The other parts, a
-            thousandth of its size, answer on the CPU.
+        device: "cpu", "cuda", ...: where the language model answers, texts are encoded, and backbone and stage 1 are
+            trained; None is the accelerator where there is one. What is small answers on the CPU.
     """
 
     def __init__(self, run: RunFolder, llm: LanguageModel | None = None, device: str | None = None) -> None:
-        self.run, self.device, self._llm = run, device, llm
+        self.run, self.device, self._llm = run, device_of(device), llm
 
     @classmethod
     def load(cls, run: RunFolder, llm: LanguageModel | None = None, device: str | None = None) -> TrainedModel:
@@ -371,6 +371,22 @@ class TrainedModel:
         return LlmReader(score, self.titles.fits_each)
 
 
+def device_of(name: str | None) -> str:
+    """Where to compute: the device of that name, or for None the accelerator where there is one.
+
+    Raises:
+        InputError: torch knows no such device, or it is not there.
+    """
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0].partition(". ")[0]
+        raise InputError(f"got device {name!r}, expected one that torch can use here: {reason}. Try cpu.") from None
+    return name
+
+
 def load_language_model(recipe: Recipe, device: str | None, runs: Iterable[RunFolder] = ()) -> LanguageModel:
     """Loads the language model that a recipe has chosen.
 
@@ -386,7 +402,7 @@ def load_language_model(recipe: Recipe, device: str | None, runs: Iterable[RunFo
     settled = (chosen_of(run.recipe()) for run in runs)
     same = (one for one in settled if one.model_copy(update={"dtype": chosen.dtype}) == chosen)
     chosen = next(same, chosen) if chosen.dtype == "auto" else chosen
-    return LanguageModel.load(chosen, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return LanguageModel.load(chosen, device_of(device))
 
 
 @torch.no_grad()
