@@ -16,7 +16,7 @@ from allrec.backbones.training import BackboneConfig
 from allrec.errors import Config, InputError, nearest
 from allrec.evaluation.evaluate import EvaluationConfig
 from allrec.hybrid.fitting import FusionStageConfig
-from allrec.llm.loading import LanguageModelConfig
+from allrec.llm.model_config import LanguageModelConfig
 from allrec.llm.packaged import DEFAULT, PACKAGED, is_installed
 from allrec.llm.prompt import PromptConfig
 from allrec.llm.readout_training import ReadOutStageConfig

@@ -4,9 +4,11 @@ A user's candidates are scored together: the prompt is read once, then all answe
 positions right after the prompt and blind to the others.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,11 +18,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from allrec.llm.answer_tree import answer_trees, tree_mask
-from allrec.llm.language_model import LanguageModel
+from allrec.llm.answer_tree import additive_mask, answer_trees, tree_mask
 from allrec.llm.prompt import Packed, Prompts
 from allrec.llm.soft_tokens import insert
 from allrec.parallel import ordered_map
+
+if TYPE_CHECKING:
+    from allrec.llm.language_model import LanguageModel
 
 LOGITS_PER_CHUNK = 1 << 24
 """So many logits (64 MiB) are held at once when candidates are scored."""
@@ -104,12 +108,8 @@ def embed_prompts(
 ) -> Float[Tensor, "batch length dim"]:
     """Embeddings of prompts with their soft tokens in place, padded on the right."""
     embeddings = llm.embed(torch.from_numpy(_padded(prompts.tokens)))
-    return insert(embeddings, soft_places(llm, prompts), soft.to(llm.device))
-
-
-def soft_places(llm: LanguageModel, prompts: Prompts) -> Bool[Tensor, "batch length"]:
-    """Where ``embed_prompts`` puts soft tokens."""
-    return torch.from_numpy(_padded(Packed(prompts.is_soft, prompts.tokens.offsets))).to(llm.device)
+    is_soft = torch.from_numpy(_padded(Packed(prompts.is_soft, prompts.tokens.offsets))).to(llm.device)
+    return insert(embeddings, is_soft, soft.to(llm.device))
 
 
 class _Part(NamedTuple):
@@ -208,9 +208,9 @@ def _packed_log_probs(
     is_seen = torch.cat([is_prompt[:, None].expand(-1, seen_tree.shape[1], -1), seen_tree], 2)
     hidden = llm.hidden(
         torch.cat([roots[:, None], nodes], 1),
-        llm.mask(is_seen),
+        additive_mask(is_seen[:, None], llm.dtype),
         last[:, None] + torch.from_numpy(trees.depths).to(llm.device),
-        llm.read(embeddings[:, :-1], soft_places(llm, prompts)[:, :-1]),
+        llm.read(embeddings[:, :-1]),
     )
     return _token_log_probs(llm, hidden.flatten(0, 1)[torch.from_numpy(trees.sources).to(llm.device)], answers)
 

@@ -1,9 +1,11 @@
 """The read-out stage: a learned vector behind the prompt learns to rank the catalogue through the frozen model."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +23,6 @@ from allrec.data.protocols import EvaluationProtocol
 from allrec.errors import Config
 from allrec.evaluation.metrics import ndcg_at
 from allrec.evaluation.ranks import dot_product_ranks
-from allrec.llm.language_model import LanguageModel
 from allrec.llm.prompt import PromptBuilder
 from allrec.llm.readout import (
     ReadOut,
@@ -37,6 +38,9 @@ from allrec.parallel import OnProgress
 from allrec.training.batches import LazyBatches, length_batches
 from allrec.training.examples import initialized, sampled, training_examples
 from allrec.training.loop import FitReport, LoopConfig, fit
+
+if TYPE_CHECKING:
+    from allrec.llm.language_model import LanguageModel
 
 Retrieval = Callable[[ReadOut, Tensor, ndarray, np.random.Generator], Tensor]
 """The head, users' vectors, their next items, and what a sample of the catalogue is drawn with, to a loss in nats."""

@@ -1,8 +1,10 @@
 """Scores titles with the frozen language model and what stage 2 learned, over one catalogue."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -11,10 +13,12 @@ from numpy import ndarray
 from torch import Tensor
 
 from allrec import seeds
-from allrec.llm.language_model import LanguageModel
 from allrec.llm.likelihood import score_candidates, take_prompts
 from allrec.llm.prompt import PromptBuilder
 from allrec.llm.soft_tokens import SoftTokens, project
+
+if TYPE_CHECKING:
+    from allrec.llm.language_model import LanguageModel
 
 USERS_TOGETHER = 256
 """Users whose prompts are laid out at one time."""
