@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from huggingface_hub import try_to_load_from_cache
 from pydantic import Field
 
+from allrec.alignment.model import AlignmentStageConfig
 from allrec.alignment.text_encoder import TextEncoderConfig
-from allrec.alignment.training import AlignmentStageConfig
-from allrec.backbones.training import BackboneConfig
+from allrec.backbones.registry import BackboneConfig
 from allrec.errors import Config, InputError, nearest
 from allrec.evaluation.evaluate import EvaluationConfig
 from allrec.hybrid.fitting import FusionStageConfig
@@ -201,4 +200,6 @@ def is_within_reach(config: LanguageModelConfig) -> bool:
         return is_installed(config.name)
     if Path(config.name).exists():
         return True
+    from huggingface_hub import try_to_load_from_cache
+
     return isinstance(try_to_load_from_cache(config.name, "config.json", revision=config.revision), str)

@@ -12,7 +12,6 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-from huggingface_hub.constants import ENDPOINT
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -198,6 +197,8 @@ def is_running(process: int) -> bool:
 
 def is_hub_reachable() -> bool:
     """Whether the hub's name resolves. Where it does not, the hub's client would try again for most of a minute."""
+    from huggingface_hub.constants import ENDPOINT
+
     if getproxies():
         return True
     try:

@@ -2,49 +2,25 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from numpy import ndarray
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from allrec import seeds
 from allrec.alignment.losses import MATCHING, is_matchable
-from allrec.alignment.model import Alignment, AlignmentConfig, Distinct, NoAlignment
+from allrec.alignment.model import Alignment, AlignmentConfig, AlignmentStageConfig, Distinct, NoAlignment
 from allrec.alignment.text_encoder import TextEncoder, embed_texts
 from allrec.backbones.base import Backbone, represent_users
 from allrec.data.dataset import Dataset
-from allrec.errors import Config, InputError
+from allrec.errors import InputError
 from allrec.parallel import OnProgress
 from allrec.training.batches import NegativeSampler
 from allrec.training.examples import initialized, training_examples
-from allrec.training.loop import FitReport, LoopConfig, fit
-
-
-class AlignmentStageConfig(Config):
-    """Stage 1."""
-
-    network: AlignmentConfig = AlignmentConfig()
-    positions: Literal["last", "every"] = Field(
-        "every", description="Next items to learn from: a user's last, or every one."
-    )
-    batch_size: int = Field(512, ge=2, description="Next items a step.")
-    distinct_items: int = Field(512, ge=2, description="Distinct items a step that InfoNCE tells apart.")
-    tune_text: bool = Field(
-        False,
-        description="Whether the text encoder learns too, as in the paper: every step then reads its texts anew, "
-        "seconds a step on a CPU. Take a batch_size of about 32 and a learning rate of 1e-4.",
-    )
-    loop: LoopConfig = LoopConfig(epochs=10, learning_rate=1e-3)
-
-    @model_validator(mode="after")
-    def _refuse_tuning_nothing(self) -> "AlignmentStageConfig":
-        if self.tune_text and self.network.kind == "identity":
-            raise InputError("tune_text is set, and without a stage 1 (network.kind = identity) nobody reads the texts")
-        return self
+from allrec.training.loop import FitReport, fit
 
 
 class Batch(NamedTuple):

@@ -2,10 +2,8 @@
 
 import numpy as np
 
-from allrec.data.protocols import EvaluationProtocol
+from allrec.data.protocols import NUM_NEGATIVES as NUM_NEGATIVES
 
-NUM_NEGATIVES = {one.value: one.num_negatives for one in EvaluationProtocol if one.num_negatives is not None}
-"""Of every protocol whose lists are stored."""
 CHUNK_ROWS = 4_096
 CHUNK_CELLS = 1 << 23
 PAD = -1

@@ -4,6 +4,9 @@ from enum import StrEnum
 
 from allrec.errors import InputError, nearest
 
+NUM_NEGATIVES = {"paper": 19, "sampled-99": 99}
+"""Negatives of the protocols whose lists are stored with a data set."""
+
 
 class EvaluationProtocol(StrEnum):
     """What a target is ranked among; everything that lists protocols derives from this.
@@ -27,7 +30,7 @@ class EvaluationProtocol(StrEnum):
     @property
     def num_negatives(self) -> int | None:
         """Negatives of a stored list; None where the catalogue is ranked."""
-        return {"paper": 19, "sampled-99": 99}.get(self.value)
+        return NUM_NEGATIVES.get(self.value)
 
     @property
     def is_catalogue(self) -> bool:

@@ -17,11 +17,10 @@ from numpy import ndarray
 from torch import Tensor
 
 from allrec import seeds
-from allrec.alignment.model import AlignmentConfig
+from allrec.alignment.model import AlignmentConfig, AlignmentStageConfig
 from allrec.alignment.text_cache import default_cache
-from allrec.alignment.training import AlignmentStageConfig
 from allrec.backbones.base import Backbone, encode_histories
-from allrec.backbones.training import BackboneConfig
+from allrec.backbones.registry import BackboneConfig
 from allrec.config import Recipe, choose_language_model, load_recipe
 from allrec.data.dataset import Dataset, Targets, flat, load_dataset
 from allrec.data.protocols import EvaluationProtocol
@@ -40,9 +39,10 @@ from allrec.hybrid.content import Vocabulary
 from allrec.hybrid.features import RECALLED, Histories, histories_before, largest_similarity
 from allrec.hybrid.fitting import FusionStageConfig
 from allrec.hybrid.similarity import DenseSpace, Neighbours
+from allrec.parallel import Observer, ignore
 from allrec.runs.run_folder import describe
 from allrec.runs.scorers import SCORERS
-from allrec.runs.stages import Observer, ignore, train_stages
+from allrec.runs.stages import train_stages
 from allrec.runs.trained_model import TrainedModel
 from allrec.training.batches import NegativeSampler
 

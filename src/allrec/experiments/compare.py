@@ -15,9 +15,10 @@ from allrec.data.dataset import Dataset, load_dataset
 from allrec.errors import InputError, nearest
 from allrec.experiments.summary import Row, run_name, summarise, to_csv, to_markdown
 from allrec.files import read_json, write_json, write_text
+from allrec.parallel import Observer, ignore
 from allrec.recommender import AllRec, begin_training
 from allrec.runs.run_folder import MANIFEST, METRICS_FILE, RunFolder, describe
-from allrec.runs.stages import Observer, Training, adopt_stages, ignore, train_stages
+from allrec.runs.stages import Training, adopt_stages, train_stages
 from allrec.runs.tensorboard import recording
 from allrec.runs.trained_model import load_language_model
 

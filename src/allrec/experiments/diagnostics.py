@@ -24,8 +24,8 @@ from allrec.files import write_json
 from allrec.hybrid.features import histories_of
 from allrec.hybrid.ranking import FusedRanker
 from allrec.llm.generating import WrittenTitle, write_titles
+from allrec.parallel import Observer, ignore
 from allrec.recommender import AllRec
-from allrec.runs.stages import Observer, ignore
 from allrec.runs.trained_model import TrainedModel
 
 STREAM = "diagnostics"

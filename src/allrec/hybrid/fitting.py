@@ -1,6 +1,6 @@
 """The stage that fits fusion: on validation targets, in given lists and over the whole catalogue."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -145,7 +145,7 @@ class FittedFusions(NamedTuple):
         """Ready to rank with."""
         fusions = {scope: one.model for scope, one in self.fusions.items()}
         additions = {scope: None if one is None else one.model for scope, one in self.additions.items()}
-        return new_ranker(evidence, fusions, additions, config, seed)
+        return FusedRanker.of(evidence, fusions, additions, config, seed)
 
 
 def fit_fusions(
@@ -398,20 +398,6 @@ def check(lists: Lists, names: Sequence[str]) -> None:
     is_finite = np.isfinite(lists.features).all(axis=(0, 1)) | np.isfinite(lists.features[is_candidate]).all(axis=0)
     if not is_finite.all():
         raise InputError(f"evidence {names[int((~is_finite).argmax())]!r} is not finite. Leave it out, or mend it.")
-
-
-def new_ranker(
-    evidence: Evidence,
-    fusions: Mapping[Scope, Fusion],
-    additions: Mapping[Scope, Fusion | None],
-    config: FusionStageConfig,
-    seed: int,
-) -> FusedRanker:
-    """A ranker with the numbers of a recipe."""
-    return FusedRanker(
-        evidence, fusions, additions,
-        depth=config.evidence.depth, num_fused=config.num_fused, num_ranked=config.num_ranked, seed=seed,
-    )  # fmt: skip
 
 
 def sampled_lists(

@@ -30,10 +30,9 @@ from allrec.hybrid.content import TrainingHistories, save_content_parts, save_tr
 from allrec.hybrid.fitting import LISTED, fit_fusions
 from allrec.hybrid.fusion import LLM_EVIDENCE, save_addition
 from allrec.hybrid.ranking import LlmReader
-from allrec.parallel import OnProgress
-from allrec.runs.refit import STAGE as REFIT
+from allrec.parallel import Observer, OnProgress, ignore
 from allrec.runs.refit import begin_refit, refit_dataset
-from allrec.runs.run_folder import CHECKPOINT, RunFolder, describe
+from allrec.runs.run_folder import CHECKPOINT, REFIT, RunFolder, describe
 from allrec.runs.scorers import stored_reader
 from allrec.runs.trained_model import PRIORS, SHAPE, TrainedModel, read_backbone, read_texts
 from allrec.training.loop import FitReport
@@ -41,8 +40,6 @@ from allrec.training.loop import FitReport
 if TYPE_CHECKING:
     from allrec.llm.language_model import LanguageModel
 
-Observer = Callable[[str, float, dict[str, float]], None]
-"""Called with a stage's name, the share of it that is done, and named values such as losses."""
 EVALUATE = "evaluate"
 """The last stage of a run, which trains nothing."""
 RETRIEVAL = {"search", "depth", "fitted_candidates"}
@@ -50,10 +47,6 @@ RETRIEVAL = {"search", "depth", "fitted_candidates"}
 AFTER_ALIGNMENT = {"llm", "prompt", "soft_tokens", "readout", "cold_below", "fusion"}
 PARTS = 3
 """Of a further training: backbone, alignment, content parts."""
-
-
-def ignore(stage: str, share: float, values: dict[str, float]) -> None:
-    """An observer that looks away."""
 
 
 @dataclass(frozen=True)

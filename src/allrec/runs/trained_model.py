@@ -16,8 +16,7 @@ from torch import Tensor
 
 from allrec.alignment.model import Alignment, NoAlignment, new_alignment
 from allrec.backbones.base import Backbone, StatesBackbone, encode_histories, freeze
-from allrec.backbones.registry import extended, make_backbone
-from allrec.backbones.training import BackboneConfig
+from allrec.backbones.registry import BackboneConfig, extended, make_backbone
 from allrec.config import Recipe, chosen_of, is_within_reach
 from allrec.data.catalogue import Catalogue
 from allrec.data.items import NewItems
@@ -25,7 +24,6 @@ from allrec.errors import InputError
 from allrec.files import load_tensors, read_json
 from allrec.hybrid.content import load_content_parts, load_training_histories
 from allrec.hybrid.features import Evidence, Learned, collect, histories_of
-from allrec.hybrid.fitting import new_ranker
 from allrec.hybrid.fusion import LENGTH, PRIOR, SCOPES, load_addition, load_fusion
 from allrec.hybrid.ranking import BackboneRanker, FusedRanker, LlmReader, Ranker
 from allrec.llm.soft_tokens import SoftTokens, item_inputs_of
@@ -77,7 +75,7 @@ class TrainedModel:
             InputError: see ``load``.
         """
         if self.has_llm:
-            _ = self.soft_tokens
+            self.run.verified_folder("language_model")
             if self.recipe.readout.enabled:
                 self.run.verified_folder("readout")
         _ = (self.catalogue, self.joint_embeddings, self.ranker)
@@ -212,7 +210,7 @@ class TrainedModel:
         additions = {
             scope: load_addition(folder, f"{scope}-llm") for scope in SCOPES if (folder / f"{scope}-llm.json").is_file()
         }
-        return new_ranker(self.evidence, fusions, additions, config, self.recipe.seed)
+        return FusedRanker.of(self.evidence, fusions, additions, config, self.recipe.seed)
 
     @property
     def ranker(self) -> Ranker:
