@@ -208,3 +208,29 @@ def test_what_could_only_fail_later_is_refused_before_anything_is_written(
     with pytest.raises(InputError, match=message):
         call("train", tmp_path / "dataset", "--run", tmp_path / "run", "--llm", llm)
     assert not (tmp_path / "run").exists()
+
+
+HEAVY = {"transformers", "sentence_transformers", "scipy", "matplotlib", "gguf", "huggingface_hub"}
+
+
+def imported_by(*arguments: object) -> set[str]:
+    """The libraries that a process of the program has imported when it is done."""
+    given = ["allrec", *map(str, arguments)]
+    program = (
+        f"import sys\nfrom allrec.cli.commands import main\nsys.argv = {given!r}\n"
+        "try:\n    main()\nexcept SystemExit as ended:\n    assert not ended.code\n"
+        "print('IMPORTED', *sys.modules)"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    return {name.partition(".")[0] for name in ended.stdout.rpartition("IMPORTED")[2].split()}
+
+
+def test_help_imports_nothing_heavy() -> None:
+    assert not imported_by("--help") & (HEAVY | {"torch", "polars"})
+
+
+def test_recommending_without_the_language_model_does_not_import_what_reads_it(world: tuple[Path, Path, Path]) -> None:
+    imported = imported_by("recommend", world[1], "--history", "", "--no-llm")
+    assert "torch" in imported
+    assert not imported & HEAVY
