@@ -107,9 +107,9 @@ def _result(row: dict[str, Any]) -> list[str]:
     return [row["scorer"], f"{row['users']:,}", hits, f"{low:.3f}-{high:.3f}", later, gain]
 
 
-def show_users(system: AllRec, dataset: Dataset, num_users: int = 3) -> None:
+def show_users(system: AllRec, dataset: Dataset) -> None:
     """Prints a few users with their latest history and what is recommended to them."""
-    for user in dataset.targets["test"].users[:num_users]:
+    for user in dataset.targets["test"].users[:3]:
         user_id = dataset.user_ids[user]
         show_recommendations(system, user_id, None, system.recommend(user=user_id, k=5))
 
@@ -136,14 +136,14 @@ def _recommendation(rank: int, item: Recommendation, found: Sequence[Recommendat
     return [str(rank), item.item_id, title, mark, f"{item.score:.2f}", log_prob, f"{item.cf:.2f}", why]
 
 
-def reason(item: Recommendation, found: Sequence[Recommendation], most: int = 2) -> str:
+def reason(item: Recommendation, found: Sequence[Recommendation]) -> str:
     """Which evidence speaks for an item more than for the others that are shown, such as "text +1.2, cf +0.4"."""
     from allrec.hybrid.features import families
 
     own = families(item.contributions or {})
     others = [families(other.contributions or {}) for other in found]
     above = {name: value - sum(other.get(name, 0.0) for other in others) / len(others) for name, value in own.items()}
-    best = sorted(above.items(), key=lambda entry: -entry[1])[:most]
+    best = sorted(above.items(), key=lambda entry: -entry[1])[:2]
     return ", ".join(f"{name} {value:+.1f}" for name, value in best)
 
 

@@ -311,15 +311,13 @@ class Choice(NamedTuple):
     tried: list[tuple[dict[str, float], float]]
 
 
-def choose(
-    make: Callable[..., Baseline], grid: Sequence[Mapping[str, float]], dataset: Dataset, protocol: str = PAPER
-) -> Choice:
+def choose(make: Callable[..., Baseline], grid: Sequence[Mapping[str, float]], dataset: Dataset) -> Choice:
     """Makes a baseline with every setting and keeps the best by NDCG@10 on validation; the earlier one where equal."""
     best: tuple[float, Baseline | None, dict[str, float]] = (-1.0, None, {})
     tried = []
     for setting in map(dict, grid):
         baseline = make(**setting)
-        value = ndcg_at(baseline_ranks(baseline, dataset, dataset.targets["valid"], protocol), 10)
+        value = ndcg_at(baseline_ranks(baseline, dataset, dataset.targets["valid"], PAPER), 10)
         tried.append((setting, value))
         if value > best[0]:
             best = (value, baseline, setting)

@@ -270,9 +270,9 @@ def _is_real(rows: Packed) -> Bool[ndarray, "rows width"]:
     return is_real
 
 
-def _padded(rows: Packed, fill: int = 0) -> ndarray:
+def _padded(rows: Packed) -> ndarray:
     is_real = _is_real(rows)
-    table = np.full(is_real.shape, fill, rows.values.dtype)
+    table = np.zeros(is_real.shape, rows.values.dtype)
     table[is_real] = rows.values
     return table
 
