@@ -9,7 +9,7 @@ TORCH ?= torch==2.13.0
 INTEGRATION := tests/runs tests/hybrid/test_fused_run.py tests/architecture/test_extending.py
 THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: setup gemma demo test lint bench clean
+.PHONY: setup gemma demo test lint bench mutation clean
 
 setup: $(VENV)/.setup
 
@@ -57,5 +57,11 @@ bench: setup
 	$(BIN)/python bench/preparation.py --interactions 1000000
 	$(BIN)/python bench/scale.py --interactions 100000 1000000
 
+# Changes the core a line at a time and counts which changes the tests notice (CONTRIBUTING.md); an hour or two on two cores.
+mutation: $(VENV)/.dev
+	$(PIP) mutmut
+	OMP_NUM_THREADS=1 nice $(BIN)/mutmut run
+	$(BIN)/mutmut results
+
 clean:
-	rm -rf $(VENV) runs .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf mutants $(VENV) runs .mypy_cache .ruff_cache .import_linter_cache

@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from allrec.backbones.base import Backbone, freeze
-from allrec.backbones.ensemble import together
+from allrec.backbones.base import Backbone, freeze, together
 from allrec.backbones.sasrec import SASRec, SASRecConfig
 from allrec.data import Dataset
 from allrec.hybrid.content import Vocabulary

@@ -19,8 +19,6 @@ from shapes import SHAPES, make_llm
 SAVINGS = {
     "float32": {},
     "bfloat16": {"dtype": torch.bfloat16},
-    "8bit": {"weights": "8bit"},
-    "4bit": {"weights": "4bit"},
     "checkpointed": {"is_checkpointed": True},
     "compiled": {"is_compiled": True},
 }

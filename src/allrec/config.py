@@ -1,22 +1,21 @@
 """A recipe: the parts' own configuration classes put together, read from TOML, changed on the command line."""
 
-import json
 import tomllib
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
+import tomli_w
 import torch
-from huggingface_hub import try_to_load_from_cache
 from pydantic import Field
 
+from allrec.alignment.model import AlignmentStageConfig
 from allrec.alignment.text_encoder import TextEncoderConfig
-from allrec.alignment.training import AlignmentStageConfig
-from allrec.backbones.training import BackboneConfig
+from allrec.backbones.registry import BackboneConfig
 from allrec.errors import Config, InputError, nearest
 from allrec.evaluation.evaluate import EvaluationConfig
 from allrec.hybrid.fitting import FusionStageConfig
-from allrec.llm.loading import LanguageModelConfig
+from allrec.llm.model_config import LanguageModelConfig
 from allrec.llm.packaged import DEFAULT, PACKAGED, is_installed
 from allrec.llm.prompt import PromptConfig
 from allrec.llm.readout_training import ReadOutStageConfig
@@ -86,7 +85,7 @@ def load_recipe(name: str, overrides: tuple[str, ...] = ()) -> Recipe:
 
 def dump_recipe(recipe: Recipe) -> str:
     """The complete recipe as TOML; ``load_recipe`` reads it back."""
-    return "\n".join(_toml(recipe.model_dump(mode="json", exclude_none=True))) + "\n"
+    return tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True))
 
 
 def _read(name: str) -> dict[str, Any]:
@@ -135,26 +134,6 @@ def read_value(text: str) -> Any:
         return text
 
 
-def _toml(table: dict[str, Any], prefix: str = "") -> list[str]:
-    plain = {key: value for key, value in table.items() if not isinstance(value, dict)}
-    lines = [f"{key} = {_literal(value)}" for key, value in plain.items()]
-    for key, value in table.items():
-        if isinstance(value, dict):
-            lines += ["", f"[{prefix}{key}]", *_toml(value, f"{prefix}{key}.")]
-    return lines
-
-
-def _literal(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str):
-        # JSON's escapes are TOML's; TOML asks for one more, of the delete character.
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    if isinstance(value, list):
-        return f"[{', '.join(_literal(item) for item in value)}]"
-    return repr(value)
-
-
 def choose_language_model(recipe: Recipe, asked: str | None) -> Recipe:
     """The recipe with its language model decided, so that a run's recipe says which one was used.
 
@@ -201,4 +180,6 @@ def is_within_reach(config: LanguageModelConfig) -> bool:
         return is_installed(config.name)
     if Path(config.name).exists():
         return True
+    from huggingface_hub import try_to_load_from_cache
+
     return isinstance(try_to_load_from_cache(config.name, "config.json", revision=config.revision), str)

@@ -18,6 +18,8 @@ Result = TypeVar("Result")
 
 OnProgress = Callable[[float, dict[str, float]], None]
 """Called with the share of a task that is done, 0 to 1, and named values such as losses or counts."""
+Observer = Callable[[str, float, dict[str, float]], None]
+"""The same for several tasks: called with the name of a stage before."""
 
 MOST = 4
 """Parts at one time; where there are more threads than that, a part has several."""
@@ -57,6 +59,10 @@ class _Pools:
 _pools = _Pools()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_pools.__init__)  # type: ignore[misc]
+
+
+def ignore(stage: str, share: float, values: dict[str, float]) -> None:
+    """An observer that looks away."""
 
 
 def no_progress(share: float, values: dict[str, float]) -> None:

@@ -1,5 +1,7 @@
 """The whole system as one object: train it, load it, rank and recommend with it."""
 
+from __future__ import annotations
+
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,30 +13,25 @@ import numpy as np
 from jaxtyping import Int
 from numpy import ndarray
 
-from allrec.alignment.measures import measure_alignment
 from allrec.alignment.text_cache import default_cache
 from allrec.config import Recipe, choose_language_model, load_recipe, settled
 from allrec.data.dataset import Dataset, load_dataset
 from allrec.data.ids import Id, ids_of
 from allrec.errors import InputError, nearest
-from allrec.evaluation.evaluate import Plan, evaluate
-from allrec.evaluation.results import Ranking, metrics_of, save_ranks, with_earlier
 from allrec.files import staging, write_json
 from allrec.hybrid.features import histories_of
 from allrec.hybrid.fusion import Scope
 from allrec.hybrid.ranking import FusedRanker, Scored, first_that_fit
-from allrec.runs.add_items import add_items
-from allrec.runs.refit import STAGE as REFIT
-from allrec.runs.refit import refitted_run
-from allrec.runs.run_folder import MANIFEST, METRICS_FILE, RunFolder, describe
-from allrec.runs.scorers import SCORERS
-from allrec.runs.stages import EVALUATE, Observer, Training, check_before_training, ignore, seconds_of, train_stages
-from allrec.runs.tensorboard import recording
+from allrec.parallel import Observer, ignore
+from allrec.runs.run_folder import MANIFEST, METRICS_FILE, REFIT, RunFolder, describe, refitted_run
 from allrec.runs.trained_model import TrainedModel, load_language_model
 
 if TYPE_CHECKING:
+    from allrec.evaluation.evaluate import Plan
+    from allrec.evaluation.results import Ranking
     from allrec.llm.generating import Task, WrittenGenres, WrittenTitle
     from allrec.llm.language_model import LanguageModel
+    from allrec.runs.stages import Training
 
 FORMAT_VERSION = 2
 NO_LLM = {"name": "none"}
@@ -94,7 +91,7 @@ class AllRec:
         device: str | None = None,
         observer: Observer = ignore,
         is_evaluated: bool = True,
-    ) -> "AllRec":
+    ) -> AllRec:
         """Trains every stage of a recipe and evaluates it on validation and test.
 
         Args:
@@ -104,13 +101,17 @@ class AllRec:
             llm: any causal language model by name or path, or a packaged one; the recipe's choice where None.
             resume: go on where the run stopped; it ends in the same bytes.
             cache: folder of cached text embeddings.
-            device: "cpu", "cuda", ...; the accelerator where there is one.
+            device: "cpu", "cuda", ...: where the language model answers and every stage before it is trained; None is
+                the accelerator where there is one.
             observer: sees the progress.
             is_evaluated: whether it ends with an evaluation.
 
         Raises:
             InputError: what is wrong with the data, the recipe or the folder, and what to do.
         """
+        from allrec.runs.stages import check_before_training, train_stages
+        from allrec.runs.tensorboard import recording
+
         dataset = dataset if isinstance(dataset, Dataset) else load_dataset(dataset)
         recipe = choose_language_model(load_recipe(recipe) if isinstance(recipe, str) else recipe, llm)
         known = [RunFolder.open(run)] if (Path(run) / MANIFEST).is_file() else []
@@ -125,7 +126,7 @@ class AllRec:
         return system
 
     @classmethod
-    def from_pretrained(cls, path: Path | str, *, device: str | None = None) -> "AllRec":
+    def from_pretrained(cls, path: Path | str, *, device: str | None = None) -> AllRec:
         """Loads a run. The language model's own weights are loaded at their first use, from where the recipe says.
 
         Raises:
@@ -164,6 +165,12 @@ class AllRec:
         Raises:
             InputError: another data set than the run's, or one with nobody to evaluate.
         """
+        from allrec.alignment.measures import measure_alignment
+        from allrec.evaluation.evaluate import evaluate
+        from allrec.evaluation.results import metrics_of, save_ranks, with_earlier
+        from allrec.runs.scorers import SCORERS
+        from allrec.runs.stages import EVALUATE
+
         dataset = dataset if isinstance(dataset, Dataset) else load_dataset(dataset)
         self.run.check_dataset(dataset.sha256, dataset.name)
 
@@ -188,6 +195,9 @@ class AllRec:
 
     def _evaluate_refitted(self, dataset: Dataset, plan: Plan) -> list[Ranking]:
         """Test rows of the refitted parts, labelled by their scorers' names; validation is what they were fitted on."""
+        from allrec.evaluation.evaluate import evaluate
+        from allrec.runs.scorers import SCORERS
+
         if "test" not in plan.splits:
             return []
         folder = None if plan.folder is None else plan.folder / REFIT
@@ -281,8 +291,11 @@ class AllRec:
         Raises:
             InputError: an id is known, missing or given twice, or an item has no text.
         """
+        from allrec.runs.add_items import add_items
+
         priors_of = self.model.priors_of_new if self.model.is_llm_within_reach else None
-        added = add_items(self.model.run, self.model.catalogue, items, cache or default_cache(), priors_of)
+        model, cache = self.model, cache or default_cache()
+        added = add_items(model.run, model.catalogue, items, cache, priors_of, model.device)
         self.model = self.model.reloaded()
         return added.item_ids
 
@@ -291,10 +304,10 @@ class AllRec:
         *,
         user: Id | None = None,
         history: Sequence[Id] | None = None,
-        task: "Task" = "title",
+        task: Task = "title",
         candidates: Sequence[Id] | None = None,
         k: int = 1,
-    ) -> "list[WrittenTitle] | list[WrittenGenres]":
+    ) -> list[WrittenTitle] | list[WrittenGenres]:
         """What the language model writes for a known user or a bare history; nothing keeps it to the catalogue.
 
         Args:
@@ -393,13 +406,15 @@ def begin_training(
     dataset: Dataset,
     run: Path | str,
     recipe: Recipe,
-    llm: "LanguageModel | None",
+    llm: LanguageModel | None,
     *,
     resume: bool = False,
     cache: Path | None = None,
     device: str | None = None,
 ) -> Training:
     """Makes or opens the folder of a run whose recipe has chosen its language model; that is None without stage 2."""
+    from allrec.runs.stages import Training
+
     if llm is not None:
         recipe = settled(recipe, str(llm.dtype).removeprefix("torch."), llm.num_weights)
     folder = RunFolder.create(run, recipe, describe(dataset), NO_LLM if llm is None else llm.fingerprint, resume)
@@ -408,12 +423,17 @@ def begin_training(
 
 def plan_of(recipe: Recipe, folder: Path, observer: Observer = ignore) -> Plan:
     """The evaluation that a recipe asks for; scores that fitting fusion has kept are used again."""
+    from allrec.evaluation.evaluate import Plan
+    from allrec.runs.stages import EVALUATE
+
     where = {"folder": folder, "read_folders": (folder.with_name("fusion"),)}
     return Plan.of(recipe.evaluation, on_progress=partial(observer, EVALUATE), **where)
 
 
 def head_of(run: RunFolder, dataset: Dataset) -> dict[str, Any]:
     """What ``metrics.json`` says of the run itself."""
+    from allrec.runs.stages import seconds_of
+
     return {
         "format": FORMAT_VERSION,
         "dataset": {key: value for key, value in describe(dataset).items() if key != "wording"},

@@ -137,12 +137,20 @@ def test_the_projected_user_learns_to_choose():
 def test_deeper_encoders_learn():
     dataset, backbone, texts = scene()
     loop = LoopConfig(epochs=15, learning_rate=3e-3, optimizer="adamw", weight_decay=0.1)
-    config, seen = config_of({"hidden": (48, 32), "dropout": 0.2}, loop=loop), []
-    train_alignment(dataset, backbone, texts, config, seed=0, on_progress=lambda _, values: seen.append(values))
-    # A step's loss is its batch's, so epochs are compared.
-    first, last = ([step for step in seen if step["epoch"] == epoch] for epoch in (0, 14))
-    for name, share in {"text_reconstruction": 0.5, "item_reconstruction": 0.85, "recommendation": 1.02}.items():
-        assert np.mean([step[name] for step in last]) < share * np.mean([step[name] for step in first])
+    config = config_of({"hidden": (48, 32), "dropout": 0.2}, loop=loop)
+
+    def shares(seed):
+        """What is left of each loss after training; a step's loss is its batch's, so epochs are compared."""
+        seen = []
+        train_alignment(dataset, backbone, texts, config, seed=seed, on_progress=lambda _, values: seen.append(values))
+        first, last = ([step for step in seen if step["epoch"] == epoch] for epoch in (0, 14))
+        return {name: np.mean([step[name] for step in last]) / np.mean([step[name] for step in first]) for name in most}
+
+    # Medians of five seeds were .43, .73 and .97 with our dropout, and .43, .74 and .96 with torch's.
+    most = {"text_reconstruction": 0.46, "item_reconstruction": 0.8, "recommendation": 0.99}
+    found = [shares(seed) for seed in range(5)]
+    for name, bound in most.items():
+        assert np.median([one[name] for one in found]) < bound
 
 
 @pytest.mark.parametrize("step", [1, 9])

@@ -210,12 +210,15 @@ def test_what_always_follows_is_found_far_above_popularity(name):
     firsts = [rng.permutation(10)[:4] for _ in range(200)]
     histories = [np.stack([first, first + 10], axis=1).ravel().tolist() for first in firsts]
     dataset = dataset_of([history[: 8 - user % 2] for user, history in enumerate(histories)], NUM_ITEMS)
-    backbone = TRAINED[name](dataset).model
-    hits = backbone_ranks(backbone, dataset, dataset.targets["test"], "full-repeat")[::2] == 0
+    seeds = range(5) if name.endswith("bce") else range(1)
+    backbones = [TRAINED[name](dataset, seed).model for seed in seeds]
+    test = dataset.targets["test"]
+    hits = [(backbone_ranks(one, dataset, test, "full-repeat")[::2] == 0).mean() for one in backbones]
     popularity = np.sort(dataset.train_counts())[-1] / dataset.train_counts().sum()
-    # Twenty seeds gave .61 to 1 with binary cross-entropy, and with all else .97 to 1.
-    least = 0.55 if name == "sasrec, bce" else 0.95
-    assert hits.mean() > least > 7 * popularity
+    # Medians of five seeds, with our dropout and with torch's: SASRec with binary cross-entropy .80 and .87, with all
+    # else .99 to 1.
+    least = 0.75 if name == "sasrec, bce" else 0.97
+    assert np.median(hits) > least > 7 * popularity
 
 
 @pytest.mark.parametrize("name", ["ncf, bce", "nextitnet, softmax", "gru4rec, sampled softmax"])

@@ -1,11 +1,14 @@
 """The program as a user calls it: commands, their answers, and what they refuse."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from allrec.cli.commands import app
@@ -73,15 +76,45 @@ def test_candidates_are_ranked_and_nothing_else(world: tuple[Path, Path, Path]) 
     assert {item["item_id"] for item in found} == {ids[1], ids[2]}
 
 
-def test_a_table_marks_warm_and_cold(world: tuple[Path, Path, Path]) -> None:
-    ids = load_dataset(world[0]).item_ids
-    shown = call("recommend", world[1], "--history", ids[3], "-k", 3)
-    assert "warm" in shown or "cold" in shown
+@pytest.mark.parametrize("use_llm", [True, False])
+def test_ranked_candidates_come_best_first_whatever_their_order_was(
+    world: tuple[Path, Path, Path], use_llm: bool
+) -> None:
+    system, dataset = AllRec.from_pretrained(world[1]), load_dataset(world[0])
+    candidates, history = np.arange(10, 18), dataset.history(0).astype(np.int64)
+    given = [dataset.item_ids[item] for item in candidates]
+    found = system.rank(given, user=dataset.user_ids[0], use_llm=use_llm)
+    scores = system.model.item_embeddings[candidates] @ system.model.represent([history])[0]
+    if use_llm:
+        scores = torch.from_numpy(system.model.llm_scores([history], candidates[None])[0])
+    assert len(set(scores.tolist())) == len(candidates)
+    assert [item.item_id for item in found] == [given[place] for place in scores.argsort(descending=True)]
+    assert [item.score for item in found] == pytest.approx(sorted(scores.tolist(), reverse=True), abs=1e-5)
+    if not use_llm:
+        assert system.rank(given[::-1], user=dataset.user_ids[0], use_llm=False) == found
 
 
-def test_a_user_without_history_gets_the_popular(world: tuple[Path, Path, Path]) -> None:
-    found = json.loads(call("recommend", world[1], "--history", "", "-k", 3, "--json"))
-    assert len(found) == 3
+def test_a_table_marks_each_item_warm_or_cold(world: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    AllRec.from_pretrained(world[1]).save_pretrained(tmp_path / "run")
+    rows = [{"item_id": f"new-{number}", "title": "A kettle that nobody has bought"} for number in range(2)]
+    (tmp_path / "new.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    call("add-items", tmp_path / "run", tmp_path / "new.jsonl")
+    dataset = load_dataset(world[0])
+    bought = [dataset.item_ids[item] for item in np.argsort(-dataset.train_counts())[:2]]
+    listed = ",".join([bought[0], "new-0", bought[1], "new-1"])
+    shown = call("recommend", tmp_path / "run", "--history", "", "--candidates", listed, "--no-llm")
+    marks = dict(re.findall(r"(new-\d|\bi\d+)\b.*\b(warm|cold)\b", shown))
+    assert marks == {bought[0]: "warm", bought[1]: "warm", "new-0": "cold", "new-1": "cold"}
+
+
+@pytest.mark.parametrize("options", [["--no-llm"], []])
+def test_a_user_without_history_gets_the_popular(world: tuple[Path, Path, Path], options: list[str]) -> None:
+    dataset = load_dataset(world[0])
+    counts = dict(zip(dataset.item_ids, dataset.train_counts().tolist(), strict=True))
+    found = json.loads(call("recommend", world[1], "--history", "", "-k", 30, "--json", *options))
+    assert [counts[item["item_id"]] for item in found] == sorted(counts.values(), reverse=True)[:30]
+    # There is nothing that the language model could read.
+    assert {item["llm_log_prob"] for item in found} == {None}
 
 
 def test_evaluate_under_another_protocol(world: tuple[Path, Path, Path]) -> None:
@@ -227,3 +260,29 @@ def test_a_run_without_a_language_model_recommends_without_one_and_says_so(
     for task in ("title", "genres"):
         with pytest.raises(InputError, match=r"this run has no language model.*llm\.enabled=true"):
             call("generate", tmp_path / "run", "--user", user, "--task", task)
+
+
+HEAVY = {"transformers", "sentence_transformers", "scipy", "matplotlib", "gguf", "huggingface_hub"}
+
+
+def imported_by(*arguments: object) -> set[str]:
+    """The libraries that a process of the program has imported when it is done."""
+    given = ["allrec", *map(str, arguments)]
+    program = (
+        f"import sys\nfrom allrec.cli.commands import main\nsys.argv = {given!r}\n"
+        "try:\n    main()\nexcept SystemExit as ended:\n    assert not ended.code\n"
+        "print('IMPORTED', *sys.modules)"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    return {name.partition(".")[0] for name in ended.stdout.rpartition("IMPORTED")[2].split()}
+
+
+def test_help_imports_nothing_heavy() -> None:
+    assert not imported_by("--help") & (HEAVY | {"torch", "polars"})
+
+
+def test_recommending_without_the_language_model_does_not_import_what_reads_it(world: tuple[Path, Path, Path]) -> None:
+    imported = imported_by("recommend", world[1], "--history", "", "--no-llm")
+    assert "torch" in imported
+    assert not imported & HEAVY

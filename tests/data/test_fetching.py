@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from allrec.cli import terminal
 from allrec.cli.commands import app
 from allrec.data import download as fetching
 from allrec.data import prepare
@@ -317,7 +316,6 @@ def test_the_program_lists_fetches_and_prepares(
     file = PublishedFile("ml.zip", (server.address("ml.zip"),), digest(server.files["ml.zip"]))
     small = PublishedSet("ml-small", "Films", (file,), "movielens", "For tests", ("min_rating=3",))
     monkeypatch.setattr("allrec.data.published.PUBLISHED", (small,))
-    monkeypatch.setattr(terminal, "PUBLISHED", (small,))
     assert "ml-small  Films" in call("data", "list")
     monkeypatch.chdir(tmp_path)
     told = call("data", "fetch", "ml-small")

@@ -75,8 +75,13 @@ def test_summary_has_the_names_of_the_metrics_file():
     assert values["NDCG@10"] == ndcg_at(RANKS, 10)
 
 
+def test_a_target_alone_is_always_found():
+    assert chance("HR@1", 1) == chance("NDCG@10", 1) == chance("MRR", 1) == 1.0
+    assert hits_at(RANKS, 5).dtype == np.float64
+
+
 def test_what_has_no_value_is_refused():
-    with pytest.raises(ValueError, match="no users has no value"):
+    with pytest.raises(ValueError, match=r"^got no ranks: a metric over no users has no value; leave the segment out$"):
         hit_rate_at(np.array([], dtype=np.int64), 1)
     with pytest.raises(ValueError, match="from -1, expected whole numbers from 0"):
         mrr(np.array([0, -1]))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.training.histories import dataset_of
 
-from allrec.evaluation.ranks import excluded_history
+from allrec.evaluation.ranks import excluded_of
 from allrec.evaluation.results import Ranking, comparison_rows, corrected, result_rows
 from allrec.evaluation.segments import sample_rows
 
@@ -110,7 +110,7 @@ def test_one_scorer_has_nothing_to_be_compared_with():
 
 def test_excluded_are_the_items_before_each_target():
     dataset = dataset_of([[3, 1, 2, 0], [0, 1], [2, 2, 1]], 5)
-    excluded = excluded_history(dataset, dataset.targets["test"], np.array([1, 0]))
+    excluded = excluded_of(dataset, dataset.targets["test"].take(np.array([1, 0])), "full")
     told = [excluded.items[s:e].tolist() for s, e in zip(excluded.starts, excluded.ends, strict=True)]
     assert told == [[2, 2], [3, 1, 2]]
 

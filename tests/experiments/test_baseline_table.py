@@ -9,7 +9,6 @@ import torch
 from tests.training.histories import dataset_of
 from typer.testing import CliRunner
 
-from allrec.cli import terminal_experiments
 from allrec.cli.commands import app
 from allrec.data import load_dataset
 from allrec.errors import InputError
@@ -108,7 +107,7 @@ def test_a_folder_in_use_and_another_data_set_are_refused(world, tmp_path):
 
 
 def test_the_command_shows_the_tables(world, monkeypatch):
-    monkeypatch.setattr(terminal_experiments, "run_baselines", lambda *given, **options: world[3])
+    monkeypatch.setattr(baselines, "run_baselines", lambda *given, **options: world[3])
     said = CliRunner().invoke(app, ["baselines", "data", "--out", "out", "--seeds", "0,1"])
     assert said.exit_code == 0, said.output
     assert "sasrec-softmax" in said.stdout

@@ -5,8 +5,7 @@ import pytest
 import torch
 from tests.training.histories import dataset_of
 
-from allrec.backbones.base import freeze
-from allrec.backbones.ensemble import Ensemble
+from allrec.backbones.base import Ensemble, freeze
 from allrec.backbones.sasrec import SASRec, SASRecConfig
 from allrec.errors import InputError
 from allrec.hybrid.content import (

@@ -9,8 +9,9 @@ from tests.training.histories import dataset_of
 from allrec.backbones.base import freeze
 from allrec.backbones.sasrec import SASRec, SASRecConfig
 from allrec.hybrid import ranking
+from allrec.hybrid.content import EvidenceConfig
 from allrec.hybrid.features import CONTEXT, FREE, histories_before, histories_of
-from allrec.hybrid.fitting import sampled_lists
+from allrec.hybrid.fitting import FusionStageConfig, sampled_lists
 from allrec.hybrid.fusion import Fusion, FusionConfig, evidence_scale
 from allrec.hybrid.ranking import (
     BackboneRanker,
@@ -18,6 +19,7 @@ from allrec.hybrid.ranking import (
     Listed,
     LlmReader,
     Scored,
+    Task,
     compact,
     cut_to_fit,
     first_that_fit,
@@ -347,6 +349,14 @@ def test_candidates_are_given_up_from_the_end_until_they_fit():
     assert first_that_fit(scored, 1, fits).tolist() == [[10], [10], [-1]]
 
 
+def test_candidates_that_are_padding_are_never_given_to_a_prompt():
+    scored = scored_of([[-1, 0, 1], [-1, -1, 0]], [[3.0, 2.0, 1.0]] * 2)
+    seen = []
+    fits = lambda listed: bool(seen.append(listed.tolist())) or np.ones(len(listed), bool)  # noqa: E731
+    assert first_that_fit(scored, 3, fits).tolist() == [[0, 1], [0, -1]]
+    assert seen[0] == [[0, 1, -1], [0, -1, -1]]
+
+
 def test_a_language_model_with_little_room_reads_fewer(ranker_of):
     histories = histories_of(WITH_HISTORY)
     (scored,) = ranker_of().rank_catalogue(
@@ -390,6 +400,34 @@ def test_the_rest_of_the_catalogue_follows(ranker_of, backbone_ranker):
     assert filled.is_read.sum() == scored.is_read.sum()
 
 
+def test_the_rest_of_the_catalogue_follows_a_part_of_the_users_without_a_language_model(backbone_ranker):
+    histories, excepted = histories_of([np.array([7, 8]), np.array([3, 4, 5])]), np.array([-1, 3])
+    ranked = backbone_ranker.score_catalogue(Task(histories.part(slice(1, 2)), slice(1, 2), 2, None), excepted[1:], 2)
+    filled = backbone_ranker.filled(ranked, histories, excepted)
+    assert filled.llm is None
+    assert not filled.is_read.any()
+    assert sorted(items_of(filled)) == [item for item in range(NUM_ITEMS) if item not in (4, 5)]
+    (whole,) = backbone_ranker.rank_catalogue(histories.part(slice(1, 2)), None, depth=NUM_ITEMS)
+    everything = backbone_ranker.filled(ranked, histories, None)
+    assert sorted(items_of(everything)) == sorted(items_of(whole)) == list(range(NUM_ITEMS))
+
+
+def test_a_user_without_history_is_given_as_many_popular_items_as_are_asked_for(backbone_ranker):
+    nobody = histories_of([np.array([], np.int64)])
+    for depth in (2, 5):
+        (scored,) = backbone_ranker.rank_catalogue(nobody, None, depth=depth)
+        popular = np.argsort(-COUNTS, kind="stable")[: max(depth, backbone_ranker.num_ranked)]
+        assert items_of(scored) == popular.tolist()
+
+
+def test_a_ranker_has_the_numbers_of_its_recipe(evidence):
+    config = FusionStageConfig(num_fused=7, num_ranked=5, evidence=EvidenceConfig(depth=11))
+    ranker = FusedRanker.of(evidence, {"lists": Model()}, {"lists": None}, config, 4)
+    assert (ranker.depth, ranker.num_fused, ranker.num_ranked, ranker.seed) == (11, 7, 5, 4)
+    assert ranker.evidence is evidence
+    assert set(ranker.fusions) == set(ranker.additions) == {"lists"}
+
+
 def test_contributions_sum_to_the_score(evidence):
     values = torch.randn(200, len(evidence.names), generator=torch.Generator().manual_seed(0))
     config = FusionConfig(knots=3, gate_width=3, interplay_width=3, members=2)
@@ -402,6 +440,11 @@ def test_contributions_sum_to_the_score(evidence):
         for place, parts in zip((2, 0), why, strict=True):
             assert sum(parts.values()) == pytest.approx(scored.scores[row, place], abs=1e-5)
             assert "llm" not in parts
+    # What the language model read has its part besides, of whatever sign; what it did not read has none.
+    read = scored._replace(scores=scored.scores + np.array([[-2.5, 0, 0]]), llm=np.array([[-3.0, np.nan, np.nan]] * 3))
+    first, second = ranker.contributions(read, 0, np.array([0, 1]), "lists")
+    assert first["llm"] == pytest.approx(-2.5, abs=1e-5)
+    assert "llm" not in second
     longer = scored._replace(items=np.array([[1, 2, 3, 4]] * 3))
     assert ranker.contributions(longer, 0, np.array([3]), "lists") == [{}]
     assert ranker.contributions(scored._replace(features=None), 0, np.array([1]), "lists") == [{}]
@@ -411,6 +454,7 @@ def test_some_of_what_was_listed():
     listed = Listed(np.array([0, 2]), np.array([[1, 0], [2, -1]]), np.array([[5, 6], [7, -1]]), {"llm": np.eye(2)})
     part = listed.take(np.array([False, True]))
     assert (part.rows.tolist(), part.items.tolist(), part.values["llm"].tolist()) == ([2], [[7, -1]], [[0, 1]])
+    assert part.places.tolist() == [[2, -1]]
 
 
 def test_lists_to_fit_on_hold_the_target_once_and_not_always_first(evidence):

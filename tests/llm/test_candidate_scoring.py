@@ -13,10 +13,9 @@ from transformers import AutoModelForCausalLM
 
 from allrec.errors import Wording
 from allrec.llm import likelihood as candidate_scoring
-from allrec.llm import loading
 from allrec.llm.language_model import LanguageModel
 from allrec.llm.likelihood import answer_loss, embed_prompts, score_candidates, take_prompts
-from allrec.llm.loading import BLOCKS, LanguageModelConfig
+from allrec.llm.loading import LanguageModelConfig
 from allrec.llm.prompt import Packed, PromptBuilder, PromptConfig
 
 TITLES = [
@@ -102,41 +101,6 @@ def test_packed_scores_equal_one_by_one(kind):
     scores = score(kind)
     np.testing.assert_allclose(scores.numpy(), one_by_one(kind), atol=1e-4)
     assert scores.dtype == torch.float32
-
-
-@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-@pytest.mark.parametrize("name", KINDS)
-def test_scores_under_a_mask_of_blocks_equal_one_by_one(tmp_path, monkeypatch, name):
-    here, widths = scene(save_tiny(tmp_path, name)), []
-    assert not here.llm.has_blocks
-    honest = loading.block_attention
-    monkeypatch.setattr(loading, "block_attention", lambda *asked: widths.append(asked[0].shape[2]) or honest(*asked))
-    # What a model on a GPU has; without its kernel it is slow, and the same.
-    here.llm._model.set_attn_implementation(BLOCKS)
-    del here.llm.has_blocks
-    assert here.llm.has_blocks
-    widths.clear()
-    np.testing.assert_allclose(score(here).numpy(), one_by_one(here), atol=1e-4)
-    # Prompts are read by the built-in attention, the trees of their candidates by blocks, in both layers.
-    assert len(widths) == 2
-    assert widths[0] > 4
-    # A gradient is never asked of blocks.
-    soft = here.soft.clone().requires_grad_()
-    answer_loss(here.llm, here.prompts, first_answers(here), soft).backward()
-    assert len(widths) == 2
-
-
-@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-def test_where_a_mask_of_blocks_fails_the_dense_one_is_taken(tmp_path, monkeypatch):
-    here = scene(save_tiny(tmp_path))
-    here.llm._model.set_attn_implementation(BLOCKS)
-
-    def fail(*asked):
-        raise RuntimeError("no kernel for this head")
-
-    monkeypatch.setattr(loading, "block_attention", fail)
-    assert not here.llm.has_blocks
-    np.testing.assert_allclose(score(here).numpy(), one_by_one(here), atol=1e-4)
 
 
 def test_models_that_cannot_pack_are_scored_alike(kind, monkeypatch):

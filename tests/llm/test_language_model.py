@@ -20,7 +20,8 @@ from transformers import (
 from allrec import files
 from allrec.errors import InputError
 from allrec.llm import language_model, loading
-from allrec.llm.language_model import LanguageModel, additive_mask, anchor_of, plain_encoder
+from allrec.llm.answer_tree import additive_mask
+from allrec.llm.language_model import LanguageModel, anchor_of, plain_encoder
 from allrec.llm.loading import LanguageModelConfig
 
 
@@ -103,21 +104,12 @@ def test_gradient_flows_through_what_was_read(llm):
     torch.testing.assert_close(torch.autograd.grad(last.square().sum(), embeddings)[0], whole, atol=1e-4, rtol=1e-4)
 
 
-def prompt_gradient(llm, is_wanted=None):
+def prompt_gradient(llm):
     """Gradients of what follows two read prompts of five tokens."""
     embeddings = llm.embed(torch.tensor([[5, 9, 2, 7, 300], [8, 8, 31, 4, 1]])).requires_grad_()
     last = torch.full((2, 1), 5)
-    states = llm.hidden(llm.embed(last), None, last, llm.read(embeddings, is_wanted))
+    states = llm.hidden(llm.embed(last), None, last, llm.read(embeddings))
     return torch.autograd.grad(states.cumsum(-1).square().sum(), embeddings)[0]
-
-
-def test_a_gradient_that_is_wanted_at_some_places_is_right_there(llm):
-    is_wanted = torch.tensor([[True, False, False, True, False], [False, True, False, False, False]])
-    assert llm._begins_with_attention
-    found, expected = prompt_gradient(llm, is_wanted), prompt_gradient(llm)
-    torch.testing.assert_close(found[is_wanted], expected[is_wanted], atol=1e-4, rtol=1e-4)
-    # Elsewhere it is left out: what earlier places say to later ones is missing.
-    assert (found[~is_wanted] - expected[~is_wanted]).abs().max() > 1e-3
 
 
 def test_our_attention_reads_prompts_that_ask_for_a_gradient_alone(llm, monkeypatch):
@@ -133,16 +125,6 @@ def test_our_attention_reads_prompts_that_ask_for_a_gradient_alone(llm, monkeypa
     prompt_gradient(llm)
     # Two prompts in the first of two layers; of the last one keys and values alone are wanted.
     assert lengths == [2]
-
-
-def test_a_model_that_mixes_places_before_its_first_attention_keeps_every_gradient(tmp_path):
-    llm = load_tiny(tmp_path)
-    layer = llm._model.base_model.layers[0]
-    honest = layer.forward
-    layer.forward = lambda states, *rest, **given: honest(states + states.roll(1, 1).tril(), *rest, **given)
-    assert not llm._begins_with_attention
-    is_wanted = torch.tensor([[True, False, False, True, False], [False, True, False, False, False]])
-    torch.testing.assert_close(prompt_gradient(llm, is_wanted), prompt_gradient(llm))
 
 
 def test_every_kind_can_read_answers_together(llm):

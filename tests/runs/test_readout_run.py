@@ -9,6 +9,7 @@ import torch
 
 from allrec.config import load_recipe
 from allrec.data import load_dataset
+from allrec.data.protocols import EvaluationProtocol
 from allrec.errors import InputError
 from allrec.evaluation.evaluate import Question
 from allrec.files import read_json
@@ -84,7 +85,9 @@ def test_users_are_read_once_for_all_protocols(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(scorers, "READ_A_CHUNK", 7)
     scoring, rows = trained.system.model, np.arange(20)
     told = []
-    question = Question(trained.dataset, "test", "paper", rows, rows, (tmp_path,), lambda *done: told.append(done))
+    question = Question(
+        trained.dataset, "test", EvaluationProtocol.PAPER, rows, rows, (tmp_path,), lambda *done: told.append(done)
+    )
     first = stored_readings(scoring, question)
     assert told == [(7 / 20, {"users": 7}), (14 / 20, {"users": 14}), (1, {"users": 20})]
     assert len(list(tmp_path.glob("test-readout-*.safetensors"))) == 3
@@ -102,7 +105,7 @@ def test_ranks_are_those_of_its_scores(trained, catalogue_users):
     plan = replace(plan_of(trained.system.run.recipe(), folder), catalogue_users=catalogue_users)
     kept = sorted(folder.glob("test-readout-*"))
     rows, read = (plan.rows(SCORERS["readout"], "test", protocol, len(targets)) for protocol in ("full-repeat", None))
-    question = Question(trained.dataset, "test", "full-repeat", rows, read, plan.folders)
+    question = Question(trained.dataset, "test", EvaluationProtocol.FULL_REPEAT, rows, read, plan.folders)
     ranked = SCORERS["readout"].rank(scoring, question)
     histories = histories_of(trained)
     scores = (scoring.read(histories) @ scoring.readout_items.T)[torch.from_numpy(rows)]

@@ -8,8 +8,8 @@ from tests.training.histories import dataset_of
 from allrec.data import load_dataset
 from allrec.files import read_json, sha256_file
 from allrec.recommender import AllRec
-from allrec.runs.refit import refit_dataset, refitted_run
-from allrec.runs.run_folder import RunFolder
+from allrec.runs.refit import refit_dataset
+from allrec.runs.run_folder import RunFolder, refitted_run
 from worlds import FUSED, make_world
 
 SETTINGS = (

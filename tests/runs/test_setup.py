@@ -47,7 +47,7 @@ def test_a_scorer_that_could_only_repeat_another_is_left_out(sets, left_out):
     titles = SimpleNamespace(fits=lambda candidates: True)
     model = SimpleNamespace(recipe=load_recipe("a-llmrec", sets), has_llm=True, titles=titles, fused_ranker=None)
     targets = SimpleNamespace(candidates={"paper": np.zeros((2, 3), int)})
-    reasons = {name: scorer.why_not(model, targets, "paper") for name, scorer in SCORERS.items()}
+    reasons = {name: scorer.why_not(model, targets, EvaluationProtocol.PAPER) for name, scorer in SCORERS.items()}
     assert {
         name for name in ("cf", "joint", "llm", "llm-random-items", "llm-no-soft") if reasons[name] == ""
     } == left_out
@@ -57,7 +57,7 @@ def test_a_scorer_that_could_only_repeat_another_is_left_out(sets, left_out):
 def test_a_run_without_a_language_model_has_none_of_its_scorers():
     recipe = load_recipe("allround", ("llm.enabled=false",))
     model = SimpleNamespace(recipe=recipe, has_llm=False, fused_ranker=SimpleNamespace(additions={"lists": None}))
-    has = {name for name, scorer in SCORERS.items() if scorer.why_not(model, None, "paper") is None}
+    has = {name for name, scorer in SCORERS.items() if scorer.why_not(model, None, EvaluationProtocol.PAPER) is None}
     assert has == {"cf", "joint", "text", "fusion"}
 
 

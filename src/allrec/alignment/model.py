@@ -21,6 +21,7 @@ from torch.nn import functional
 from allrec.alignment.losses import MATCHING, Temperature, recommendation_loss
 from allrec.backbones.dropout import Dropout
 from allrec.errors import Config, InputError, nearest
+from allrec.training.loop import LoopConfig
 
 
 class AlignmentConfig(Config):
@@ -75,6 +76,29 @@ class AlignmentConfig(Config):
             (self.matching == "none" and self.beta == 0, "with matching = none and beta = 0 nothing teaches the "
              "texts' encoder, by which cold items enter. Keep one of the two"),
         ]  # fmt: skip
+
+
+class AlignmentStageConfig(Config):
+    """Stage 1."""
+
+    network: AlignmentConfig = AlignmentConfig()
+    positions: Literal["last", "every"] = Field(
+        "every", description="Next items to learn from: a user's last, or every one."
+    )
+    batch_size: int = Field(512, ge=2, description="Next items a step.")
+    distinct_items: int = Field(512, ge=2, description="Distinct items a step that InfoNCE tells apart.")
+    tune_text: bool = Field(
+        False,
+        description="Whether the text encoder learns too, as in the paper: every step then reads its texts anew, "
+        "seconds a step on a CPU. Take a batch_size of about 32 and a learning rate of 1e-4.",
+    )
+    loop: LoopConfig = LoopConfig(epochs=10, learning_rate=1e-3)
+
+    @model_validator(mode="after")
+    def _refuse_tuning_nothing(self) -> "AlignmentStageConfig":
+        if self.tune_text and self.network.kind == "identity":
+            raise InputError("tune_text is set, and without a stage 1 (network.kind = identity) nobody reads the texts")
+        return self
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {

@@ -2,49 +2,25 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from numpy import ndarray
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from allrec import seeds
 from allrec.alignment.losses import MATCHING, is_matchable
-from allrec.alignment.model import Alignment, AlignmentConfig, Distinct, NoAlignment
+from allrec.alignment.model import Alignment, AlignmentConfig, AlignmentStageConfig, Distinct, NoAlignment
 from allrec.alignment.text_encoder import TextEncoder, embed_texts
 from allrec.backbones.base import Backbone, represent_users
 from allrec.data.dataset import Dataset
 from allrec.data.negatives import NegativeSampler
-from allrec.errors import Config, InputError
+from allrec.errors import InputError
 from allrec.parallel import OnProgress
 from allrec.training.examples import initialized, training_examples
-from allrec.training.loop import FitReport, LoopConfig, fit
-
-
-class AlignmentStageConfig(Config):
-    """Stage 1."""
-
-    network: AlignmentConfig = AlignmentConfig()
-    positions: Literal["last", "every"] = Field(
-        "every", description="Next items to learn from: a user's last, or every one."
-    )
-    batch_size: int = Field(512, ge=2, description="Next items a step.")
-    distinct_items: int = Field(512, ge=2, description="Distinct items a step that InfoNCE tells apart.")
-    tune_text: bool = Field(
-        False,
-        description="Whether the text encoder learns too, as in the paper: every step then reads its texts anew, "
-        "seconds a step on a CPU. Take a batch_size of about 32 and a learning rate of 1e-4.",
-    )
-    loop: LoopConfig = LoopConfig(epochs=10, learning_rate=1e-3)
-
-    @model_validator(mode="after")
-    def _refuse_tuning_nothing(self) -> "AlignmentStageConfig":
-        if self.tune_text and self.network.kind == "identity":
-            raise InputError("tune_text is set, and without a stage 1 (network.kind = identity) nobody reads the texts")
-        return self
+from allrec.training.loop import FitReport, fit
 
 
 class Batch(NamedTuple):
@@ -65,6 +41,7 @@ def train_alignment(
     encoder: TextEncoder | None = None,
     checkpoint: Path | None = None,
     on_progress: OnProgress | None = None,
+    device: torch.device | str = "cpu",
 ) -> tuple[Alignment | NoAlignment, FitReport]:
     """Stage 1: learns the joint space.
 
@@ -79,23 +56,23 @@ def train_alignment(
         encoder: where ``config.tune_text`` asks for it, the text encoder, which is tuned in place.
         checkpoint: see ``fit``.
         on_progress: see ``fit``.
+        device: where to train; what comes back is there too.
 
     Source: arXiv:2404.11343, section 4.2.
     """
     if config.network.kind == "identity":
         return NoAlignment(), FitReport(0, 0, [], [], None)
-    item_embeddings = backbone.item_embeddings().detach()
-    widths = (item_embeddings.shape[1], text_embeddings.shape[1])
-    alignment = initialized(lambda: Alignment(*widths, config.network), seed, "alignment")
+    item_embeddings, texts = backbone.item_embeddings().detach().to(device), text_embeddings.to(device)
+    alignment = _untrained(item_embeddings, texts, config, seed).to(device)
     examples = training_examples(dataset, config.positions)
-    users = represent_users(backbone, dataset, examples.users, examples.positions)
-    groups = torch.from_numpy(text_groups(_told_apart(text_embeddings, config.network)))
+    users = represent_users(backbone, dataset, examples.users, examples.positions).to(device)
+    groups = torch.from_numpy(text_groups(_told_apart(text_embeddings, config.network))).to(device)
     module = alignment if encoder is None else nn.ModuleList([alignment, encoder.tunable()])
 
     def texts_of(items: Tensor) -> Tensor:
         if encoder is None:
-            return text_embeddings[items]
-        return embed_texts([dataset.texts[item] for item in items.tolist()], encoder.embed, encoder.dim)
+            return texts[items]
+        return embed_texts([dataset.texts[item] for item in items.tolist()], encoder.embed, encoder.dim).to(device)
 
     def loss(batch: Batch) -> dict[str, Tensor]:
         positive, negative = torch.from_numpy(examples.items[batch.rows]), torch.from_numpy(batch.negatives)
@@ -111,6 +88,11 @@ def train_alignment(
     report = fit(module, batches, loss, config.loop, **named)
     module.requires_grad_(False)
     return alignment, report
+
+
+def _untrained(item_embeddings: Tensor, texts: Tensor, config: AlignmentStageConfig, seed: int) -> Alignment:
+    widths = item_embeddings.shape[1], texts.shape[1]
+    return initialized(lambda: Alignment(*widths, config.network), seed, "alignment")
 
 
 def _batches(

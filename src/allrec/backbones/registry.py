@@ -1,12 +1,12 @@
-"""Backbones by name, and a trained backbone extended by further items."""
+"""Backbones by name, how one is configured, and a trained backbone extended by further items."""
 
 from collections.abc import Callable
 from copy import deepcopy
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
-from pydantic import SerializeAsAny, SkipValidation
+from pydantic import Field, SerializeAsAny, SkipValidation, field_validator, model_validator
 from torch import Tensor, nn
 
 from allrec.backbones.base import StatesBackbone, freeze
@@ -15,7 +15,9 @@ from allrec.backbones.ncf import NCF, NCFConfig
 from allrec.backbones.nextitnet import NextItNet, NextItNetConfig
 from allrec.backbones.pretrained import External, ExternalConfig
 from allrec.backbones.sasrec import SASRec, SASRecConfig
+from allrec.data.protocols import EvaluationProtocol
 from allrec.errors import Config, InputError, nearest
+from allrec.training.loop import LoopConfig
 
 BackboneModel = SerializeAsAny[
     SkipValidation[SASRecConfig | NCFConfig | NextItNetConfig | GRU4RecConfig | ExternalConfig]
@@ -56,6 +58,42 @@ def config_of(model: Any) -> Any:
     if kind not in KINDS:
         raise InputError(f"unknown backbone {kind!r}: {nearest(kind, list(KINDS))}")
     return KINDS[kind].config(**model) if is_table else model
+
+
+class BackboneConfig(Config):
+    """The backbone and how it is trained; the defaults are the paper's backbone."""
+
+    model: BackboneModel = Field(SASRecConfig(), description="Kind and shape; a table without a kind is a SASRec.")
+    checkpoint: str | None = Field(
+        None, description="A checkpoint of the public SASRec, taken in place of training; it decides on sizes."
+    )
+    loss: Literal["bce", "softmax", "sampled-softmax"] = Field(
+        "bce", description="One negative and yes-or-no (the paper), the whole catalogue, or a sample of it."
+    )
+    sampled_softmax_above: int = Field(
+        100_000, ge=1, description="Catalogue size above which loss softmax becomes sampled-softmax."
+    )
+    num_negatives: int = Field(4096, ge=1, description="Shared negatives of a step with sampled-softmax.")
+    tokens_per_batch: int = Field(640, ge=1, description="Positions of a batch at most, padding included.")
+    validation_protocol: EvaluationProtocol = Field(
+        EvaluationProtocol.PAPER, description="Candidates of the validation that decides when to stop."
+    )
+    validation_users: int = Field(10_000, ge=1, description="Users of that validation at most, drawn once.")
+    loop: LoopConfig = Field(
+        LoopConfig(epochs=100, betas=(0.9, 0.98), patience_steps=500, least_steps=1000),
+        description="Optimizer, epochs and patience.",
+    )
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _of_its_kind(cls, model: Any) -> Any:
+        return config_of(model)
+
+    @model_validator(mode="after")
+    def _checkpoints_are_of_sasrec(self) -> "BackboneConfig":
+        if self.checkpoint is not None and self.model.kind != "sasrec":
+            raise ValueError(f"a checkpoint is read for the kind sasrec alone, got {self.model.kind}")
+        return self
 
 
 def make_backbone(num_items: int, config: BackboneModel, generator: torch.Generator) -> StatesBackbone:

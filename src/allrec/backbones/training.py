@@ -2,12 +2,11 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from allrec import seeds
@@ -20,54 +19,16 @@ from allrec.backbones.losses import (
     softmax,
 )
 from allrec.backbones.pretrained import Pretrained, PretrainedReport, load_pretrained
-from allrec.backbones.registry import BackboneModel, config_of, make_backbone
-from allrec.backbones.sasrec import SASRecConfig
+from allrec.backbones.registry import BackboneConfig, make_backbone
 from allrec.data.dataset import Dataset, Targets
 from allrec.data.negatives import NegativeSampler
-from allrec.errors import Config
 from allrec.evaluation.metrics import ndcg_at
 from allrec.evaluation.ranks import dot_product_ranks
 from allrec.parallel import OnProgress
 from allrec.training.batches import LazyBatches, length_batches, pad_histories, windows
-from allrec.training.loop import FitReport, LoopConfig, fit
+from allrec.training.loop import FitReport, fit
 
 STREAM = "backbone"
-
-
-class BackboneConfig(Config):
-    """The backbone and how it is trained; the defaults are the paper's backbone."""
-
-    model: BackboneModel = Field(SASRecConfig(), description="Kind and shape; a table without a kind is a SASRec.")
-    checkpoint: str | None = Field(
-        None, description="A checkpoint of the public SASRec, taken in place of training; it decides on sizes."
-    )
-    loss: Literal["bce", "softmax", "sampled-softmax"] = Field(
-        "bce", description="One negative and yes-or-no (the paper), the whole catalogue, or a sample of it."
-    )
-    sampled_softmax_above: int = Field(
-        100_000, ge=1, description="Catalogue size above which loss softmax becomes sampled-softmax."
-    )
-    num_negatives: int = Field(4096, ge=1, description="Shared negatives of a step with sampled-softmax.")
-    tokens_per_batch: int = Field(640, ge=1, description="Positions of a batch at most, padding included.")
-    validation_protocol: Literal["full", "full-repeat", "paper", "sampled-99"] = Field(
-        "paper", description="Candidates of the validation that decides when to stop."
-    )
-    validation_users: int = Field(10_000, ge=1, description="Users of that validation at most, drawn once.")
-    loop: LoopConfig = Field(
-        LoopConfig(epochs=100, betas=(0.9, 0.98), patience_steps=500, least_steps=1000),
-        description="Optimizer, epochs and patience.",
-    )
-
-    @field_validator("model", mode="before")
-    @classmethod
-    def _of_its_kind(cls, model: Any) -> Any:
-        return config_of(model)
-
-    @model_validator(mode="after")
-    def _checkpoints_are_of_sasrec(self) -> "BackboneConfig":
-        if self.checkpoint is not None and self.model.kind != "sasrec":
-            raise ValueError(f"a checkpoint is read for the kind sasrec alone, got {self.model.kind}")
-        return self
 
 
 class TrainedBackbone(NamedTuple):

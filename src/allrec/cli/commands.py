@@ -1,15 +1,29 @@
-"""The program: its commands and their options; what they do stands elsewhere."""
+"""The program: its commands and their options. What is heavy is imported by the command that needs it."""
+
+from __future__ import annotations
 
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from allrec.data.protocols import EvaluationProtocol
 from allrec.errors import FULL, InputError
+
+if TYPE_CHECKING:
+    from allrec.config import Recipe
+    from allrec.data.config import PrepareConfig
+    from allrec.data.dataset import Dataset
+    from allrec.parallel import Observer
+    from allrec.recommender import AllRec
+
+DEFAULT_RECIPE = "a-llmrec"
 
 app = typer.Typer(
     name="allrec",
@@ -41,6 +55,7 @@ TimeFormat = Annotated[
 MaxRejected = Annotated[
     float | None, typer.Option(help="The share of the rows that may be unreadable; 0.05 if left out.", metavar="SHARE")
 ]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; the accelerator where there is one if left out.")]
 Run = Annotated[Path, typer.Argument(help="A run folder, written by train.", metavar="RUN")]
 
 
@@ -113,19 +128,49 @@ def quickstart(
     ),
     users: Annotated[int, typer.Option(min=50, help="Users of the simulated marketplace.")] = 2000,
     seed: Annotated[int, typer.Option(min=0, help="Fixes everything.")] = 0,
+    llm: Llm = None,
+    sets: Sets = None,
 ) -> None:
     """Simulate a marketplace, prepare it, train on it, and show scores and recommendations. No network is needed."""
-    from allrec.cli.terminal import run_quickstart
+    from allrec.cli import tables
+    from allrec.cli.progress import noting, say
+    from allrec.config import load_recipe
+    from allrec.data import PrepareConfig, SimulationConfig, load_dataset, simulate
+    from allrec.data.dataset import is_dataset
+    from allrec.report.figures import has_matplotlib
+    from allrec.report.page import PAGE, write_report
+    from allrec.runs.run_folder import MANIFEST
 
-    run_quickstart(out, users, seed)
+    source, prepared, run = out / "source", out / "dataset", out / "run"
+    say(f"A simulated marketplace of {users} users goes through the whole pipeline, into {out}.")
+    if not is_dataset(prepared):
+        simulate(source, SimulationConfig(num_users=users, seed=seed))
+        with noting():
+            _prepare(source, prepared, None, PrepareConfig(name="simulated marketplace", seed=seed))
+    recipe = load_recipe("quickstart", (f"seed={seed}", *(sets or ())))
+    system = _train(prepared, run, recipe, resume=(run / MANIFEST).is_file(), llm=llm)
+    dataset = load_dataset(prepared)
+    tables.show_users(system, dataset)
+    tables.show_evidence(system, dataset.user_ids[dataset.targets["test"].users[0]])
+    say(f"\nMore: allrec recommend {run} --history ID,ID   (ids stand in {source / 'items.jsonl'})")
+    if has_matplotlib():
+        say(f"Figures and tables: {write_report(run, out=out / PAGE)}")
 
 
 @data.command("list")
 def list_published() -> None:
     """List the published data sets that can be fetched."""
-    from allrec.cli.terminal import run_data_list
+    from itertools import groupby
 
-    run_data_list()
+    from allrec.cli.progress import number, say
+    from allrec.data import published
+
+    width = max(len(one.name) for one in published.PUBLISHED)
+    for terms, group in groupby(published.PUBLISHED, key=lambda one: one.terms):
+        say(f"\n{terms}")
+        for one in group:
+            size = "" if one.size is None else f" ({number(one.size / 1e6)} MB)"
+            say(f"  {one.name:{width}}  {one.about}{size}")
 
 
 @data.command("fetch")
@@ -136,9 +181,20 @@ def fetch_published(
     ] = None,
 ) -> None:
     """Fetch a published data set, checked by its checksum; run it again to go on with a broken fetch."""
-    from allrec.cli.terminal import run_data_fetch
+    from allrec.cli.progress import observing, say
+    from allrec.cli.tables import show_fetched
+    from allrec.data.download import fetch
+    from allrec.data.published import find_published
 
-    run_data_fetch(name, to)
+    published, folder = find_published(name), to or Path("downloads") / name
+    say(f"{published.about}. {published.terms}.")
+    with observing() as observer:
+
+        def on_bytes(file: str, done: int, total: int | None) -> None:
+            observer(file, done / total if total else 0.0, {"bytes": float(done)})
+
+        fetched = fetch(published, folder, on_bytes)
+    show_fetched(published, folder, fetched)
 
 
 @app.command()
@@ -166,21 +222,26 @@ def prepare(
     max_rejected: MaxRejected = None,
 ) -> None:
     """Clean, index and split interactions and items into a data set folder."""
-    from allrec.cli.terminal import pairs_of, run_prepare
+    from allrec.cli.progress import noting
+    from allrec.cli.tables import show_counts, show_times
+    from allrec.data.config import PrepareConfig
     from allrec.data.ids import split_ids
 
     given = {
         "format": format,
-        "columns": pairs_of(column or [], "--column") or None,
-        "item_columns": pairs_of(item_column or [], "--item-column") or None,
+        "columns": _pairs(column, "--column") or None,
+        "item_columns": _pairs(item_column, "--item-column") or None,
         "names": names and tuple(split_ids(names)),
         "item_names": item_names and tuple(split_ids(item_names)),
         "separator": separator,
         "time_format": time_format,
         "max_rejected": max_rejected,
     }
-    options = {key: value for key, value in given.items() if value is not None}
-    run_prepare(source, out, items, sets or [], options)
+    values: dict[str, Any] = {key: _list_or_text(value) for key, value in _pairs(sets, "--set").items()}
+    values |= {key: value for key, value in given.items() if value is not None}
+    with noting():
+        show_counts(_prepare(source, out, items, PrepareConfig(**values)))
+        show_times(out)
 
 
 @app.command()
@@ -191,11 +252,10 @@ def train(
     llm: Llm = None,
     sets: Sets = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the run stopped.")] = False,
+    device: Device = None,
 ) -> None:
     """Train a recipe's stages and evaluate them on validation and test."""
-    from allrec.cli.terminal import run_train
-
-    run_train(dataset, run, recipe, llm, sets or [], resume)
+    _train(dataset, run, _recipe(run, recipe, sets, resume), resume=resume, llm=llm, device=device)
 
 
 @app.command()
@@ -203,16 +263,34 @@ def evaluate(
     run: Run,
     dataset: Annotated[Path, typer.Argument(help="The data set that the run was trained on; another: cross-domain.")],
     protocol: Annotated[
-        list[str] | None, typer.Option(help="paper, sampled-99, full or full-repeat; may be repeated.")
+        list[str] | None, typer.Option(help=f"{', '.join(EvaluationProtocol)}; may be repeated.")
     ] = None,
     scenario: Annotated[
         str | None, typer.Option(help="cross-domain, or the one that the run was trained for; that one if left out.")
     ] = None,
+    device: Device = None,
 ) -> None:
     """Evaluate a run again, under other protocols; or rank another data set with it."""
-    from allrec.cli.terminal_experiments import run_evaluate
+    from allrec.cli import tables
+    from allrec.cli.progress import observing
+    from allrec.data.dataset import load_dataset
+    from allrec.experiments.cross_domain import evaluate_cross_domain
+    from allrec.experiments.scenarios import CROSS_DOMAIN, evaluate_scenario
+    from allrec.recommender import AllRec, plan_of
 
-    run_evaluate(run, dataset, protocol or [], scenario)
+    system = AllRec.from_pretrained(run, device=device)
+    if scenario == CROSS_DOMAIN:
+        rows = evaluate_cross_domain(system, load_dataset(dataset), protocols=protocol or ())
+        tables.show_foreign(rows, system.run)
+        return
+    recipe = system.run.recipe()
+    if protocol:
+        values = recipe.evaluation.model_dump() | {"protocols": protocol}
+        recipe = recipe.model_copy(update={"evaluation": type(recipe.evaluation)(**values)})
+    with observing() as observer:
+        own = system.run.manifest["dataset"].get("scenario", "standard")
+        evaluate_scenario(system, dataset, scenario or own, plan_of(recipe, run / "evaluate", observer))
+    tables.show_results(system.run)
 
 
 @app.command()
@@ -227,11 +305,19 @@ def scenario(
     llm: Llm = None,
     sets: Sets = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the run stopped.")] = False,
+    device: Device = None,
 ) -> None:
     """Train a recipe without what a scenario holds out, and evaluate it on just that."""
-    from allrec.cli.terminal_experiments import run_scenario
+    from allrec.cli.progress import observing
+    from allrec.cli.tables import show_results
+    from allrec.experiments.scenarios import train_scenario
 
-    run_scenario(dataset, scenario, out, recipe, llm, sets or [], resume)
+    chosen = _recipe(out, recipe, sets, resume)
+    with observing() as observer:
+        system = train_scenario(
+            dataset, scenario, out, recipe=chosen, llm=llm, resume=resume, device=device, observer=observer
+        )
+    show_results(system.run)
 
 
 @app.command()
@@ -240,11 +326,19 @@ def diagnose(
     dataset: Annotated[Path, typer.Argument(help="The data set that the run was trained on.")],
     users: Annotated[int, typer.Option(min=1, help="Test users, a fixed sample.")] = 500,
     orders: Annotated[int, typer.Option(min=1, help="Random orders of each prompt's candidates.")] = 5,
+    device: Device = None,
 ) -> None:
     """Does the order of the history matter, does a candidate's place in the prompt, and are written answers valid?"""
-    from allrec.cli.terminal_experiments import run_diagnose
+    from allrec.cli.progress import observing, say
+    from allrec.cli.tables import show_diagnostics
+    from allrec.experiments import diagnostics
+    from allrec.recommender import AllRec
 
-    run_diagnose(run, dataset, users, orders)
+    system = AllRec.from_pretrained(run, device=device)
+    with observing() as observer:
+        result = diagnostics.diagnose(system, dataset, num_users=users, num_orders=orders, observer=observer)
+    show_diagnostics(result)
+    say(f"Written: {run / diagnostics.DIAGNOSTICS}")
 
 
 @app.command()
@@ -265,12 +359,20 @@ def compare(
     llm: Llm = None,
     sets: Sets = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the comparison stopped.")] = False,
+    device: Device = None,
 ) -> None:
     """Train and evaluate recipes over seeds, each shared stage once, and write one table of them all."""
-    from allrec.cli.terminal_compare import run_compare
+    from allrec.cli.progress import say
+    from allrec.cli.tables import show_comparison
+    from allrec.experiments.compare import compare as compare_rows
+    from allrec.experiments.compare import rows_of
+    from allrec.report.page import write_report
 
-    asked = (_parts(recipes), ablations, _parts(backbones or ""), tuple(sets or ()))
-    run_compare(dataset, out, asked, _parts(seeds), llm, resume)
+    named = tuple(sets or ())
+    rows = rows_of(_parts(recipes), ablations=ablations, backbones=_parts(backbones or ""), sets=named)
+    given: dict[str, Any] = {"seeds": _seeds(seeds), "llm": llm, "resume": resume, "device": device}
+    show_comparison(compare_rows(dataset, rows, out, watch=_watching, **given))
+    say(f"Written: {out / 'table.csv'}, {out / 'table.md'}, {write_report(out)}")
 
 
 @app.command()
@@ -281,9 +383,15 @@ def baselines(
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the baselines stopped.")] = False,
 ) -> None:
     """Choose every baseline on validation, rank the test targets with it, and write one table of them all."""
-    from allrec.cli.terminal_experiments import run_baselines_command
+    from allrec.cli.progress import observing, say
+    from allrec.cli.tables import show_baselines
+    from allrec.experiments.baselines import BASELINES, run_baselines
 
-    run_baselines_command(dataset, out, _parts(seeds), resume)
+    numbers = _seeds(seeds)
+    with observing() as observer:
+        result = run_baselines(dataset, out, seeds=numbers, resume=resume, observer=observer)
+    show_baselines(result)
+    say(f"Written: {out / BASELINES}")
 
 
 @app.command()
@@ -292,9 +400,10 @@ def report(
     out: Annotated[Path | None, typer.Option(help="The file to write; report.html in there if left out.")] = None,
 ) -> None:
     """Write one self-contained HTML page about a run or a comparison."""
-    from allrec.cli.terminal_compare import run_report
+    from allrec.cli.progress import say
+    from allrec.report.page import write_report
 
-    run_report(path, out)
+    say(f"Written: {write_report(path, out=out)}")
 
 
 @app.command()
@@ -307,14 +416,15 @@ def recommend(
     with_history: Annotated[bool, typer.Option("--with-history", help="Items of the history may come again.")] = False,
     no_llm: Annotated[bool, typer.Option("--no-llm", help="Leave the language model out: faster.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    device: Device = None,
 ) -> None:
     """Recommend items to a user, or rank given ones."""
-    from allrec.cli.terminal import show_recommendations
+    from allrec.cli.tables import show_recommendations
     from allrec.data.ids import split_ids
     from allrec.recommender import AllRec
 
     told, listed = (None if ids is None else split_ids(ids) for ids in (history, candidates))
-    system = AllRec.from_pretrained(run)
+    system = AllRec.from_pretrained(run, device=device)
     if listed is not None:
         found = system.rank(listed, user=user, history=told, use_llm=not no_llm)[:k]
     else:
@@ -333,11 +443,18 @@ def add_items(
     items: Annotated[
         Path, typer.Argument(help="JSON lines: item_id, title, description, genres.", metavar="ITEMS.jsonl")
     ],
+    device: Device = None,
 ) -> None:
     """Add new items to a trained run; they can be recommended at once, and nothing is retrained."""
-    from allrec.cli.terminal import run_add_items
+    from allrec.cli.progress import noting, say
+    from allrec.data.items import read_new_items
+    from allrec.recommender import AllRec
 
-    run_add_items(run, items)
+    rows = read_new_items(items)
+    with noting():
+        system = AllRec.from_pretrained(run, device=device)
+        added = system.add_items(rows)
+    say(f"{len(added):,} items joined {run}, which has {system.model.catalogue.num_items:,} now.")
 
 
 @app.command()
@@ -351,23 +468,92 @@ def generate(
     ] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="How many texts; more than one come of a beam.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    device: Device = None,
 ) -> None:
     """Let the language model write a title or genres for a user, marked as in the catalogue or not."""
-    from allrec.cli.terminal import show_written
+    from allrec.cli.tables import show_written
     from allrec.data.ids import split_ids
     from allrec.recommender import AllRec
 
     told, listed = (None if ids is None else split_ids(ids) for ids in (history, candidates))
     # An unknown task is refused there.
-    written = AllRec.from_pretrained(run).generate(user=user, history=told, task=task, candidates=listed, k=k)  # type: ignore[arg-type]
+    system = AllRec.from_pretrained(run, device=device)
+    written = system.generate(user=user, history=told, task=task, candidates=listed, k=k)  # type: ignore[arg-type]
     if as_json:
         print_json([vars(text) for text in written])
     else:
         show_written(written)
 
 
+def _prepare(source: Path, folder: Path, items: Path | None, config: PrepareConfig) -> Dataset:
+    from allrec.cli.progress import observing
+    from allrec.data.preparation import prepare
+
+    with observing() as observer:
+
+        def on_step(name: str, share: float) -> None:
+            observer("prepare", share, {"rows": 0.0}, name)
+
+        dataset = prepare(source, folder, items=items, config=config, on_step=on_step)
+        num_rows = dataset.counts["interactions"] + dataset.counts["rejected_rows"]
+        observer("prepare", 1.0, {"rows": float(num_rows)})
+    return dataset
+
+
+def _train(dataset: Path, run: Path, recipe: Recipe, **given: Any) -> AllRec:
+    from allrec.cli.progress import noting, observing
+    from allrec.cli.tables import show_results
+    from allrec.recommender import AllRec
+
+    with noting(), observing() as observer:
+        system = AllRec.train(dataset, run=run, recipe=recipe, observer=observer, **given)
+    show_results(system.run)
+    return system
+
+
+def _recipe(run: Path, recipe: str | None, sets: list[str] | None, resume: bool) -> Recipe:
+    """The recipe that was asked for; of a run that goes on its own where none is named, else the default."""
+    from allrec.config import load_recipe
+    from allrec.runs.run_folder import MANIFEST, RECIPE
+
+    if recipe is None:
+        recipe = str(run / RECIPE) if resume and (run / MANIFEST).is_file() else DEFAULT_RECIPE
+    return load_recipe(recipe, tuple(sets or ()))
+
+
+@contextmanager
+def _watching(sentence: str) -> Iterator[Observer]:
+    """Says which run of a comparison comes, and shows how far its stages have come."""
+    from allrec.cli.progress import err, observing
+
+    err.print(sentence, markup=False, highlight=False, soft_wrap=True)
+    with observing() as observer:
+        yield observer
+
+
 def _parts(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _seeds(text: str) -> list[int]:
+    for part in _parts(text):
+        if not part.isdecimal():
+            raise InputError(f"got the seed {part!r}, expected whole numbers with commas, such as --seeds 0,1,2")
+    return [int(part) for part in _parts(text)]
+
+
+def _pairs(texts: list[str] | None, option: str) -> dict[str, str]:
+    for text in texts or ():
+        if "=" not in text:
+            raise InputError(f"got {option} {text!r}, expected name=value.")
+    return dict(text.split("=", 1) for text in texts or ())
+
+
+def _list_or_text(value: str) -> Any:
+    """Lists and tables are written as in TOML; all else is text, so that a name may be a number and a time a date."""
+    from allrec.config import read_value
+
+    return read_value(value) if value.startswith(("[", "{")) else value
 
 
 if __name__ == "__main__":

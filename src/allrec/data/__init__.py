@@ -1,10 +1,25 @@
-"""What happened: interactions and items, from a source to a data set."""
+"""What happened: interactions and items, from a source to a data set. Modules are imported when first used."""
 
-from allrec.data.config import PrepareConfig
-from allrec.data.dataset import Dataset, Targets, load_dataset
-from allrec.data.preparation import prepare
-from allrec.data.simulator.config import SimulationConfig
-from allrec.data.simulator.simulate import simulate, true_probabilities
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from allrec.data.config import PrepareConfig
+    from allrec.data.dataset import Dataset, Targets, load_dataset
+    from allrec.data.preparation import prepare
+    from allrec.data.simulator.config import SimulationConfig
+    from allrec.data.simulator.simulate import simulate, true_probabilities
+
+_WHERE = {
+    "Dataset": "dataset",
+    "PrepareConfig": "config",
+    "SimulationConfig": "simulator.config",
+    "Targets": "dataset",
+    "load_dataset": "dataset",
+    "prepare": "preparation",
+    "simulate": "simulator.simulate",
+    "true_probabilities": "simulator.simulate",
+}
 
 __all__ = [
     "Dataset",
@@ -16,3 +31,9 @@ __all__ = [
     "simulate",
     "true_probabilities",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'allrec.data' has no attribute {name!r}")
+    return getattr(import_module(f"allrec.data.{_WHERE[name]}"), name)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 
-from allrec.data.negatives import NUM_NEGATIVES
+from allrec.data.protocols import NUM_NEGATIVES
 from allrec.errors import InputError, Wording
 from allrec.files import check_sha256, read_json, sha256_text
 

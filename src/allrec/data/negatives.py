@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int
 
+from allrec.data.protocols import NUM_NEGATIVES as NUM_NEGATIVES
 from allrec.errors import notice
 
-NUM_NEGATIVES = {"paper": 19, "sampled-99": 99}
 CHUNK_ROWS = 4_096
 CHUNK_CELLS = 1 << 23
 PAD = -1

@@ -12,6 +12,7 @@ from numpy import ndarray
 from pydantic import Field
 
 from allrec.data.dataset import Dataset, Targets
+from allrec.data.protocols import EvaluationProtocol
 from allrec.errors import Config, InputError
 from allrec.evaluation.results import Ranking
 from allrec.evaluation.segments import sample_rows
@@ -26,7 +27,7 @@ class Question(NamedTuple):
     Attributes:
         dataset: whose targets are ranked.
         split: "valid" or "test".
-        protocol: see ``allrec.data.negatives``.
+        protocol: what the targets are ranked among.
         rows: rows of the split's targets.
         read_rows: rows that the scorer ranks under any protocol, of which ``rows`` are a part.
         folders: where the language model's scores are kept; the first is written to; may be none.
@@ -35,7 +36,7 @@ class Question(NamedTuple):
 
     dataset: Dataset
     split: str
-    protocol: str
+    protocol: EvaluationProtocol
     rows: Int[ndarray, "rows"]
     read_rows: Int[ndarray, "read"]
     folders: tuple[Path, ...] = ()
@@ -74,7 +75,7 @@ class Scorer(Generic[Model]):
     """
 
     rank: Callable[[Model, Question], Ranked]
-    why_not: Callable[[Model, Targets, str], str | None]
+    why_not: Callable[[Model, Targets, EvaluationProtocol], str | None]
     reads_llm: bool = False
     is_control: bool = False
     is_lead: bool = False
@@ -132,7 +133,7 @@ class Plan:
         limits = [
             self.llm_users.get(split, 0) if scorer.reads_llm else 0,
             self.ablation_users if scorer.is_control else 0,
-            self.catalogue_users if protocol is not None and protocol.startswith("full") else 0,
+            self.catalogue_users if protocol is not None and EvaluationProtocol(protocol).is_catalogue else 0,
         ]
         return sample_rows(num_rows, min((size for size in limits if size), default=None), self.seed)
 
@@ -141,7 +142,7 @@ class Task(NamedTuple):
     """One scorer under one protocol on one split."""
 
     split: str
-    protocol: str
+    protocol: EvaluationProtocol
     scorer: str
 
 
@@ -196,7 +197,7 @@ def _tasks(
     tasks, left_out = [], {}
     for split in plan.splits:
         targets = dataset.targets[split]
-        for protocol in plan.protocols if len(targets) else ():
+        for protocol in map(EvaluationProtocol, plan.protocols if len(targets) else ()):
             for name in names:
                 reason = scorers[name].why_not(model, targets, protocol)
                 if reason is None:
@@ -209,8 +210,10 @@ def _tasks(
 class EvaluationConfig(Config):
     """What ``train`` measures at its end."""
 
-    protocols: tuple[Literal["paper", "sampled-99", "full", "full-repeat"], ...] = Field(
-        ("paper", "full"), min_length=1, description="Candidates: lists stored with the data set, or the catalogue."
+    protocols: tuple[EvaluationProtocol, ...] = Field(
+        (EvaluationProtocol.PAPER, EvaluationProtocol.FULL),
+        min_length=1,
+        description="Candidates: stored lists, or the catalogue.",
     )
     splits: tuple[Literal["valid", "test"], ...] = Field(("valid", "test"), min_length=1, description="Which targets.")
     llm_users: int = Field(

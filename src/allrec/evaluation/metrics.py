@@ -74,8 +74,11 @@ class Metric(NamedTuple):
 
 
 METRICS: dict[str, Metric] = {
-    **{f"HR@{k}": Metric(partial(hits_at, k=k), has_interval=k == 1) for k in (1, 5, 10)},
-    **{f"NDCG@{k}": Metric(partial(gains_at, k=k), has_interval=k == 10) for k in (5, 10)},
+    "HR@1": Metric(partial(hits_at, k=1), has_interval=True),
+    "HR@5": Metric(partial(hits_at, k=5)),
+    "HR@10": Metric(partial(hits_at, k=10)),
+    "NDCG@5": Metric(partial(gains_at, k=5)),
+    "NDCG@10": Metric(partial(gains_at, k=10), has_interval=True),
     "MRR": Metric(reciprocal_ranks),
 }
 """Every metric by its name in ``metrics.json``: rows, chance levels, intervals and tests are made from this table."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from allrec.data.dataset import Dataset, Targets, flat
+from allrec.data.protocols import EvaluationProtocol
 from allrec.parallel import ordered_map
 
 # Scores held at one time when ranking over the whole catalogue: 16 MiB of float32.
@@ -156,9 +157,8 @@ def dot_product_ranks(
         targets: what is to be found.
         protocol: ``full``, ``full-repeat``, or one whose candidates are stored.
     """
-    if protocol.startswith("full"):
-        excluded = excluded_history(dataset, targets, np.arange(len(targets))) if protocol == "full" else None
-        return ranks_among_all(users, items, targets.items, excluded)
+    if EvaluationProtocol(protocol).is_catalogue:
+        return ranks_among_all(users, items, targets.items, excluded_of(dataset, targets, protocol))
     scores = np.empty(targets.candidates[protocol].shape, dtype=np.float32)
     for start in range(0, len(scores), SCORED_TOGETHER):
         rows = slice(start, start + SCORED_TOGETHER)
@@ -267,7 +267,9 @@ def _count(
     return counts, seen
 
 
-def excluded_history(dataset: Dataset, targets: Targets, rows: Int[ndarray, "scored"]) -> Excluded:
-    """What protocol ``full`` takes out of the catalogue: the items before each target."""
-    starts = dataset.offsets[targets.users[rows]]
-    return Excluded(starts, starts + targets.positions[rows], dataset.items)
+def excluded_of(dataset: Dataset, targets: Targets, protocol: str) -> Excluded | None:
+    """What a protocol takes out of the catalogue: the items before each target, or None."""
+    if not EvaluationProtocol(protocol).excludes_history:
+        return None
+    starts = dataset.offsets[targets.users]
+    return Excluded(starts, starts + targets.positions, dataset.items)

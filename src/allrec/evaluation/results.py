@@ -24,7 +24,7 @@ class Ranking:
 
     Attributes:
         split: "valid" or "test".
-        protocol: "paper", "sampled-99", "full" or "full-repeat".
+        protocol: what the targets were ranked among, an ``EvaluationProtocol``.
         scorer: the evidence or baseline that scored.
         rows: which rows of the split's targets were scored.
         ranks: the targets' 0-based ranks, ties against us.

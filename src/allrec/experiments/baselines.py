@@ -17,19 +17,19 @@ from numpy import ndarray
 from torch import Tensor
 
 from allrec import seeds
-from allrec.alignment.model import AlignmentConfig
+from allrec.alignment.model import AlignmentConfig, AlignmentStageConfig
 from allrec.alignment.text_cache import default_cache
-from allrec.alignment.training import AlignmentStageConfig
 from allrec.backbones.base import Backbone, encode_histories
-from allrec.backbones.training import BackboneConfig
+from allrec.backbones.registry import BackboneConfig
 from allrec.config import Recipe, choose_language_model, load_recipe
 from allrec.data.dataset import Dataset, Targets, flat, load_dataset
 from allrec.data.negatives import NegativeSampler
+from allrec.data.protocols import EvaluationProtocol
 from allrec.errors import InputError
 from allrec.evaluation.beyond_accuracy import beyond_accuracy
 from allrec.evaluation.evaluate import Plan, evaluate
 from allrec.evaluation.metrics import ndcg_at
-from allrec.evaluation.ranks import candidate_ranks, catalogue_ranks, excluded_history
+from allrec.evaluation.ranks import candidate_ranks, catalogue_ranks, excluded_of
 from allrec.evaluation.results import Ranking, chances, corrected, result_rows
 from allrec.evaluation.segments import segments
 from allrec.evaluation.significance import compare
@@ -40,16 +40,18 @@ from allrec.hybrid.content import Vocabulary
 from allrec.hybrid.features import RECALLED, Histories, histories_before, largest_similarity
 from allrec.hybrid.fitting import FusionStageConfig
 from allrec.hybrid.similarity import DenseSpace, Neighbours
+from allrec.parallel import Observer, ignore
 from allrec.runs.run_folder import describe
 from allrec.runs.scorers import SCORERS
-from allrec.runs.stages import Observer, ignore, train_stages
+from allrec.runs.stages import train_stages
 from allrec.runs.trained_model import TrainedModel
 
 FORMAT_VERSION = 1
 BASELINES = "baselines.json"
 K = 10
 """Length of the lists that the measures beyond accuracy look at."""
-ASKED = (("valid", "paper"), ("test", "paper"), ("test", "full"))
+PAPER, FULL = EvaluationProtocol.PAPER, EvaluationProtocol.FULL
+ASKED = (("valid", PAPER), ("test", PAPER), ("test", FULL))
 BCE, FUSION = "sasrec-bce", "fusion"
 DRAWN = ("bpr", BCE, "sasrec-softmax", FUSION)
 """Baselines that depend on the seed; the others are run once."""
@@ -275,9 +277,8 @@ def baseline_ranks(baseline: Baseline, dataset: Dataset, targets: Targets, proto
     def score_rows(rows: slice) -> Tensor:
         return baseline.scores(targets.users[rows], histories.part(rows))
 
-    if protocol.startswith("full"):
-        everyone = np.arange(len(targets))
-        excluded = excluded_history(dataset, targets, everyone) if protocol == "full" else None
+    if EvaluationProtocol(protocol).is_catalogue:
+        excluded = excluded_of(dataset, targets, protocol)
         return catalogue_ranks(score_rows, targets.items, dataset.num_items, excluded)
     candidates = targets.candidates[protocol]
     scores = np.empty(candidates.shape, np.float32)
@@ -311,15 +312,13 @@ class Choice(NamedTuple):
     tried: list[tuple[dict[str, float], float]]
 
 
-def choose(
-    make: Callable[..., Baseline], grid: Sequence[Mapping[str, float]], dataset: Dataset, protocol: str = "paper"
-) -> Choice:
+def choose(make: Callable[..., Baseline], grid: Sequence[Mapping[str, float]], dataset: Dataset) -> Choice:
     """Makes a baseline with every setting and keeps the best by NDCG@10 on validation; the earlier one where equal."""
     best: tuple[float, Baseline | None, dict[str, float]] = (-1.0, None, {})
     tried = []
     for setting in map(dict, grid):
         baseline = make(**setting)
-        value = ndcg_at(baseline_ranks(baseline, dataset, dataset.targets["valid"], protocol), 10)
+        value = ndcg_at(baseline_ranks(baseline, dataset, dataset.targets["valid"], PAPER), 10)
         tried.append((setting, value))
         if value > best[0]:
             best = (value, baseline, setting)
@@ -488,9 +487,12 @@ def _measure_all(
 
 def _of_choice(make: Callable[[], Choice], dataset: Dataset, texts: Float[Tensor, "items dim"]) -> Found:
     chosen = make()
-    ranks = {(split, protocol): baseline_ranks(chosen.baseline, dataset, dataset.targets[split], protocol)
-             for split, protocol in ASKED}  # fmt: skip
-    lists = top_items(chosen.baseline, dataset, dataset.targets["test"], K)
+    targets = dataset.targets
+    ranks: dict[tuple[str, str], Int[ndarray, "rows"]] = {
+        (split, protocol): baseline_ranks(chosen.baseline, dataset, targets[split], protocol)
+        for split, protocol in ASKED
+    }
+    lists = top_items(chosen.baseline, dataset, targets["test"], K)
     facts = {"setting": chosen.setting, "tried": chosen.tried, f"beyond@{K}": _beyond(lists, dataset, texts)}
     return Found(ranks, facts)
 
@@ -519,7 +521,7 @@ def summarise_baselines(found: Sequence[Measured], dataset: Dataset, seeds: Sequ
 
     The best is the one with the largest NDCG@10 on validation; ``p_holm`` is corrected for the other rows.
     """
-    best = max(found, key=lambda one: float(one.by_user("valid", "paper", "NDCG@10").mean()))
+    best = max(found, key=lambda one: float(one.by_user("valid", PAPER, "NDCG@10").mean()))
     masks = {split: segments(dataset, dataset.targets[split]) for split in dict(ASKED)}
     rankings = [
         (seed, Ranking(split, protocol, one.name, np.arange(len(ranks)), ranks))
@@ -549,7 +551,7 @@ def _table_row(one: Measured) -> dict[str, Any]:
 
 def _tests(one: Measured, best: Measured) -> list[dict[str, Any]]:
     rows = []
-    for protocol in ("paper", "full"):
+    for protocol in (PAPER, FULL):
         for metric in SHOWN:
             values, others = (each.by_user("test", protocol, metric) for each in (best, one))
             result = compare(values, others, seeds.rng(0, "baselines", "paired", protocol, metric))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from allrec.alignment.text_cache import default_cache
 from allrec.backbones.registry import KINDS
@@ -15,12 +15,15 @@ from allrec.data.dataset import Dataset, load_dataset
 from allrec.errors import InputError, nearest
 from allrec.experiments.summary import Row, run_name, summarise, to_csv, to_markdown
 from allrec.files import read_json, write_json, write_text
-from allrec.llm.language_model import LanguageModel
+from allrec.parallel import Observer, ignore
 from allrec.recommender import AllRec, begin_training
 from allrec.runs.run_folder import MANIFEST, METRICS_FILE, RunFolder, describe
-from allrec.runs.stages import Observer, Training, adopt_stages, ignore, train_stages
+from allrec.runs.stages import Training, adopt_stages, train_stages
 from allrec.runs.tensorboard import recording
 from allrec.runs.trained_model import load_language_model
+
+if TYPE_CHECKING:
+    from allrec.llm.language_model import LanguageModel
 
 FORMAT_VERSION = 1
 COMPARISON, RUNS = "compare.json", "runs"
@@ -155,13 +158,13 @@ class Runs:
     dataset: Dataset
     cache: Path
     device: str | None = None
-    loaded: tuple[Any, LanguageModel] | None = None
+    loaded: "tuple[Any, LanguageModel] | None" = None
 
     def all(self) -> list[RunFolder]:
         """Every run in the folder, by name."""
         return [RunFolder.open(path.parent) for path in sorted(self.folder.glob(f"*/{MANIFEST}"))]
 
-    def llm(self, recipe: Recipe) -> LanguageModel:
+    def llm(self, recipe: Recipe) -> "LanguageModel":
         """The recipe's language model; the last one stays in memory."""
         if self.loaded is None or self.loaded[0] != recipe.llm.chosen:
             self.loaded = None

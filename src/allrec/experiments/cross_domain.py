@@ -16,6 +16,7 @@ from allrec.alignment.text_cache import default_cache
 from allrec.backbones.base import Backbone, StatesBackbone, freeze
 from allrec.data.catalogue import Catalogue
 from allrec.data.dataset import Dataset
+from allrec.data.protocols import EvaluationProtocol
 from allrec.errors import InputError
 from allrec.evaluation.evaluate import Plan, evaluate
 from allrec.evaluation.results import Ranking, chances, result_rows
@@ -57,7 +58,7 @@ def evaluate_cross_domain(
     """
     if dataset.sha256 == system.run.manifest["dataset"]["sha256"]:
         raise InputError(f"{system.run.path} was trained on {dataset.name!r} itself; {CROSS_DOMAIN} asks for another.")
-    texts = encode_texts(system.run, dataset.texts, cache or default_cache())
+    texts = encode_texts(system.run, dataset.texts, cache or default_cache(), system.model.device)
     model = foreign_model(system.model, dataset, texts)
     plan = foreign_plan(system, dataset, protocols)
     rankings = [*text_rankings(texts, dataset, plan), *evaluate(model, dataset, plan, SCORERS).rankings]
@@ -105,7 +106,7 @@ def foreign_plan(system: AllRec, dataset: Dataset, protocols: Sequence[str]) -> 
     recipe, run = system.run.recipe(), system.run
     folder = run.path / "evaluate" / f"{CROSS_DOMAIN}-{dataset.sha256[:12]}"
     own = Plan.of(recipe.evaluation, folder=folder, scorers=SCORED)
-    return replace(own, protocols=tuple(protocols) or own.protocols, splits=("test",))
+    return replace(own, protocols=tuple(map(EvaluationProtocol, protocols)) or own.protocols, splits=("test",))
 
 
 def text_rankings(texts: Float[Tensor, "items text_dim"], dataset: Dataset, plan: Plan) -> list[Ranking]:

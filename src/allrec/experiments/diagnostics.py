@@ -13,6 +13,7 @@ from torch import Tensor
 
 from allrec import seeds
 from allrec.data.dataset import Dataset, load_dataset
+from allrec.data.protocols import EvaluationProtocol
 from allrec.errors import InputError
 from allrec.evaluation.metrics import hits_at, tested_metrics
 from allrec.evaluation.ranks import candidate_ranks
@@ -23,8 +24,8 @@ from allrec.files import write_json
 from allrec.hybrid.features import histories_of
 from allrec.hybrid.ranking import FusedRanker
 from allrec.llm.generating import WrittenTitle, write_titles
+from allrec.parallel import Observer, ignore
 from allrec.recommender import AllRec
-from allrec.runs.stages import Observer, ignore
 from allrec.runs.trained_model import TrainedModel
 
 STREAM = "diagnostics"
@@ -254,7 +255,7 @@ def diagnose(
     model, run = system.measured, system.run
     dataset = make_scenario(dataset, run.manifest["dataset"].get("scenario", "standard"), model.recipe.seed).asked
     run.check_dataset(dataset.sha256, dataset.name)
-    seed, protocol = model.recipe.evaluation.bootstrap_seed, "paper"
+    seed, protocol = model.recipe.evaluation.bootstrap_seed, EvaluationProtocol.PAPER
     asked = asked_of(dataset, protocol, num_users, seed)
     scorers = list_scorers(model, asked)
     observer("diagnose", 0.0, {})

@@ -15,7 +15,7 @@ from numpy import ndarray
 
 from allrec import seeds
 from allrec.alignment.text_cache import default_cache
-from allrec.backbones.training import BackboneConfig
+from allrec.backbones.registry import BackboneConfig
 from allrec.config import Recipe
 from allrec.data.dataset import Dataset, Targets, load_dataset, load_timestamps
 from allrec.data.items import NewItems
@@ -24,9 +24,9 @@ from allrec.data.split import split_at_times
 from allrec.errors import InputError, nearest
 from allrec.evaluation.evaluate import Plan
 from allrec.files import sha256_text
+from allrec.parallel import Observer, ignore
 from allrec.recommender import AllRec
 from allrec.runs.add_items import store_items
-from allrec.runs.stages import Observer, ignore
 
 STREAM = "scenario"
 """Apart from every other draw of the same seed."""
@@ -350,7 +350,8 @@ def train_scenario(
         is_evaluated=False,
     )  # fmt: skip
     if made.asked.num_items > system.model.catalogue.num_items:
-        store_items(system.run, later_items(made.asked, made.train.num_items), cache or default_cache())
+        later = later_items(made.asked, made.train.num_items)
+        store_items(system.run, later, cache or default_cache(), device=system.model.device)
         system = AllRec(system.model.reloaded())
     system.evaluate(made.asked, observer=observer)
     return system

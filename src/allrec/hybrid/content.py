@@ -19,8 +19,9 @@ from torch.nn.utils import parametrize
 from allrec import seeds
 from allrec.backbones.base import Module, freeze
 from allrec.backbones.dropout import Dropout, dropout
+from allrec.backbones.registry import BackboneConfig
 from allrec.backbones.sasrec import SASRec, SASRecConfig
-from allrec.backbones.training import BackboneConfig, Batch, TrainingBatches, validation
+from allrec.backbones.training import Batch, TrainingBatches, validation
 from allrec.data.dataset import Dataset
 from allrec.errors import Config, InputError
 from allrec.files import load_tensors, read_json, save_tensors, write_json

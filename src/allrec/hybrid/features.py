@@ -10,8 +10,7 @@ from numpy import ndarray
 from torch import Tensor
 from torch.nn import functional
 
-from allrec.backbones.base import Backbone, encode_histories
-from allrec.backbones.ensemble import together
+from allrec.backbones.base import Backbone, encode_histories, together
 from allrec.data.dataset import Dataset, Targets
 from allrec.hybrid.content import (
     ContentParts,

@@ -1,6 +1,6 @@
 """The stage that fits fusion: on validation targets, in given lists and over the whole catalogue."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch.nn import functional
 from allrec import seeds
 from allrec.backbones.base import freeze
 from allrec.data.dataset import Dataset
+from allrec.data.protocols import EvaluationProtocol
 from allrec.errors import Config, InputError
 from allrec.evaluation.segments import RARE, sample_rows
 from allrec.hybrid.content import EvidenceConfig
@@ -41,7 +42,7 @@ SCALED = 1 << 19
 """Candidates at most that the scale of the evidence is read from."""
 NewReader = Callable[[str, str, Int[ndarray, "rows"]], LlmReader]
 """The language model for lists of some rows: (split, name of the lists, rows of the targets of the split)."""
-LISTED = "paper"
+LISTED = EvaluationProtocol.PAPER
 """The stored lists that fusion is fitted on."""
 
 
@@ -144,7 +145,7 @@ class FittedFusions(NamedTuple):
         """Ready to rank with."""
         fusions = {scope: one.model for scope, one in self.fusions.items()}
         additions = {scope: None if one is None else one.model for scope, one in self.additions.items()}
-        return new_ranker(evidence, fusions, additions, config, seed)
+        return FusedRanker.of(evidence, fusions, additions, config, seed)
 
 
 def fit_fusions(
@@ -397,20 +398,6 @@ def check(lists: Lists, names: Sequence[str]) -> None:
     is_finite = np.isfinite(lists.features).all(axis=(0, 1)) | np.isfinite(lists.features[is_candidate]).all(axis=0)
     if not is_finite.all():
         raise InputError(f"evidence {names[int((~is_finite).argmax())]!r} is not finite. Leave it out, or mend it.")
-
-
-def new_ranker(
-    evidence: Evidence,
-    fusions: Mapping[Scope, Fusion],
-    additions: Mapping[Scope, Fusion | None],
-    config: FusionStageConfig,
-    seed: int,
-) -> FusedRanker:
-    """A ranker with the numbers of a recipe."""
-    return FusedRanker(
-        evidence, fusions, additions,
-        depth=config.evidence.depth, num_fused=config.num_fused, num_ranked=config.num_ranked, seed=seed,
-    )  # fmt: skip
 
 
 def sampled_lists(

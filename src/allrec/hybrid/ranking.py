@@ -6,7 +6,7 @@ its own numbers and the same steps, so that what is served is what was measured.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from zlib import crc32
 
 import numpy as np
@@ -22,6 +22,9 @@ from allrec.hybrid.features import CONTEXT, Evidence, Histories, Users
 from allrec.hybrid.fusion import INTERPLAY, Fusion, Scope, fused_scores, llm_features
 from allrec.hybrid.retrieval import scan
 from allrec.parallel import ordered_map
+
+if TYPE_CHECKING:
+    from allrec.hybrid.fitting import FusionStageConfig
 
 USERS_TOGETHER = 512
 """Users who are ranked for at one time, by one thread."""
@@ -361,6 +364,21 @@ class FusedRanker(Ranker):
         super().__init__(evidence.train_counts, num_ranked, seed)
         self.evidence, self.fusions, self.additions = evidence, dict(fusions), dict(additions)
         self.depth, self.num_fused = depth, max(num_fused, num_ranked)
+
+    @classmethod
+    def of(
+        cls,
+        evidence: Evidence,
+        fusions: Mapping[Scope, Fusion],
+        additions: Mapping[Scope, Fusion | None],
+        config: "FusionStageConfig",
+        seed: int,
+    ) -> "FusedRanker":
+        """With the numbers of a recipe."""
+        return cls(
+            evidence, fusions, additions,
+            depth=config.evidence.depth, num_fused=config.num_fused, num_ranked=config.num_ranked, seed=seed,
+        )  # fmt: skip
 
     def score_catalogue(self, task: Task, excepted: Int[ndarray, "rows"] | None, depth: int) -> Scored:
         """The union of what scorers and spaces retrieve; its first candidates are fused."""

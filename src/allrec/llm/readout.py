@@ -7,7 +7,9 @@
 Source: LLM-SRec, arXiv:2502.13909, equations 1 to 4; docs/fidelity.md lists how we differ.
 """
 
-from typing import NamedTuple
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -16,10 +18,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from allrec.errors import Config
-from allrec.llm.language_model import LanguageModel, additive_mask
-from allrec.llm.likelihood import embed_prompts, soft_places
+from allrec.llm.answer_tree import additive_mask
+from allrec.llm.likelihood import embed_prompts
 from allrec.llm.prompt import Prompts
 from allrec.llm.soft_tokens import Projection, SoftTokens
+
+if TYPE_CHECKING:
+    from allrec.llm.language_model import LanguageModel
 
 
 class ReadOutConfig(Config):
@@ -121,7 +126,7 @@ def read_out(
         longer = torch.where(is_last[:, :, None], vector.to(longer), longer)
         return llm.hidden(longer)[rows, lengths].to(vector)
     with torch.set_grad_enabled(torch.is_grad_enabled() and soft.requires_grad):
-        cache = llm.read(embeddings, soft_places(llm, prompts))
+        cache = llm.read(embeddings)
     is_seen = torch.arange(embeddings.shape[1] + 1, device=llm.device) < lengths[:, None]
     is_seen[:, -1] = True
     mask = additive_mask(is_seen[:, None, None], llm.dtype)

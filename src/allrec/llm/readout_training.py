@@ -1,9 +1,11 @@
 """The read-out stage: a learned vector behind the prompt learns to rank the catalogue through the frozen model."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,10 +19,10 @@ from allrec.backbones.base import Backbone, freeze, represent_users
 from allrec.backbones.losses import Negatives, sampled_softmax, softmax
 from allrec.backbones.training import drawn_shares, shared_negatives, validation_targets
 from allrec.data.dataset import Dataset
+from allrec.data.protocols import EvaluationProtocol
 from allrec.errors import Config
 from allrec.evaluation.metrics import ndcg_at
 from allrec.evaluation.ranks import dot_product_ranks
-from allrec.llm.language_model import LanguageModel
 from allrec.llm.prompt import PromptBuilder
 from allrec.llm.readout import (
     ReadOut,
@@ -36,6 +38,9 @@ from allrec.parallel import OnProgress
 from allrec.training.batches import LazyBatches, length_batches
 from allrec.training.examples import initialized, sampled, training_examples
 from allrec.training.loop import FitReport, LoopConfig, fit
+
+if TYPE_CHECKING:
+    from allrec.llm.language_model import LanguageModel
 
 Retrieval = Callable[[ReadOut, Tensor, ndarray, np.random.Generator], Tensor]
 """The head, users' vectors, their next items, and what a sample of the catalogue is drawn with, to a loss in nats."""
@@ -62,8 +67,8 @@ class ReadOutStageConfig(Config):
         100_000, ge=1, description="Catalogue size above which the softmax is over a sample of the catalogue."
     )
     num_negatives: int = Field(4096, ge=1, description="Shared negatives of a step where it is.")
-    validation_protocol: Literal["full", "full-repeat", "paper", "sampled-99"] = Field(
-        "full", description="Candidates of the validation that decides which epoch is kept."
+    validation_protocol: EvaluationProtocol = Field(
+        EvaluationProtocol.FULL, description="Candidates of the validation that decides which epoch is kept."
     )
     validation_users: int = Field(1000, ge=1, description="Users of that validation at most, drawn once.")
     loop: LoopConfig = LoopConfig(epochs=3, learning_rate=2e-3, patience_steps=1, checkpoint_every=50)

@@ -1,8 +1,10 @@
 """Stage 2: F_U and F_I learn to steer a frozen language model towards the title of the next item."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -16,7 +18,6 @@ from allrec.backbones.base import Backbone, freeze, represent_users
 from allrec.data.dataset import Dataset
 from allrec.data.negatives import Touched, draw_candidates
 from allrec.errors import Config
-from allrec.llm.language_model import LanguageModel
 from allrec.llm.likelihood import answer_loss
 from allrec.llm.prompt import PromptBuilder
 from allrec.llm.soft_tokens import SoftTokens, SoftTokensConfig, project
@@ -25,6 +26,9 @@ from allrec.parallel import OnProgress
 from allrec.training.batches import LazyBatches, length_batches
 from allrec.training.examples import Examples, initialized, sampled, training_examples
 from allrec.training.loop import FitReport, LoopConfig, fit
+
+if TYPE_CHECKING:
+    from allrec.llm.language_model import LanguageModel
 
 RANDOM_ITEMS = 1 << 20
 """Keeps the draw of random item vectors apart from the epochs' draws."""

@@ -1,9 +1,11 @@
 """Scores titles with the frozen language model and what stage 2 learned, over one catalogue."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -12,11 +14,13 @@ from numpy import ndarray
 from torch import Tensor
 
 from allrec import seeds
-from allrec.llm.language_model import LanguageModel
 from allrec.llm.likelihood import score_candidates, take_prompts
 from allrec.llm.prompt import Packed, PromptBuilder, Prompts
 from allrec.llm.score_files import content_name, stored
 from allrec.llm.soft_tokens import SoftTokens, project
+
+if TYPE_CHECKING:
+    from allrec.llm.language_model import LanguageModel
 
 USERS_TOGETHER = 256
 """Users whose prompts are laid out at one time."""

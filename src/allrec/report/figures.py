@@ -278,7 +278,7 @@ def _bucket_names() -> list[str]:
     return [*inner, f"{SEEN_EDGES[-1]} or more"]
 
 
-def calibration(found: dict[str, Confidence], bins: int = 10) -> "Figure | None":
+def calibration(found: dict[str, Confidence]) -> "Figure | None":
     """Share of hits against the probability that a scorer gave its first choice, in bins of equally many users."""
     if not found:
         return None
@@ -286,7 +286,7 @@ def calibration(found: dict[str, Confidence], bins: int = 10) -> "Figure | None"
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="#777777", linewidth=0.9, linestyle=":", label="calibrated")
     for place, (name, confidence) in enumerate(found.items()):
-        means, rates, error = reliability(confidence, bins)
+        means, rates, error = reliability(confidence)
         axes.plot(means, rates, label=f"{name} (expected error {error:.3f})", **line_style(place))
     axes.set(xlim=(0, 1.02), ylim=(-0.02, 1.02), xlabel="probability of the first choice", ylabel="share of hits")
     axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1.0), handlelength=3.2, fontsize=8.5)

@@ -71,10 +71,9 @@ def picture(uri: str, caption: str) -> str:
     )
 
 
-def folded(summary: str, parts: Iterable[str], is_open: bool = False) -> str:
+def folded(summary: str, parts: Iterable[str]) -> str:
     """Parts behind a line that opens them."""
-    state = " open" if is_open else ""
-    return f"<details{state}><summary>{escape(summary)}</summary>\n" + "\n".join(parts) + "\n</details>"
+    return f"<details><summary>{escape(summary)}</summary>\n" + "\n".join(parts) + "\n</details>"
 
 
 def _line(row: Sequence[str]) -> str:

@@ -26,6 +26,7 @@ def add_items(
     rows: Sequence[Mapping[str, Any]],
     cache: Path,
     priors_of: PriorsOf | None = None,
+    device: str = "cpu",
 ) -> NewItems:
     """Stores new items and their text embeddings in a folder of their own; the manifest takes note of it last.
 
@@ -35,30 +36,35 @@ def add_items(
         rows: item_id, title, description, genres.
         cache: folder of cached text embeddings.
         priors_of: titles -> log P(title | no history), by the run's language model; None leaves it for later.
+        device: where the text encoder runs.
 
     Raises:
         InputError: an id is known, missing or given twice, or an item has no text.
     """
     items = clean_new_items(rows, {item_id: place for place, item_id in enumerate(catalogue.item_ids)})
-    store_items(run, items, cache, priors_of)
+    store_items(run, items, cache, priors_of, device)
     return items
 
 
-def store_items(run: RunFolder, items: NewItems, cache: Path, priors_of: PriorsOf | None = None) -> None:
+def store_items(
+    run: RunFolder, items: NewItems, cache: Path, priors_of: PriorsOf | None = None, device: str = "cpu"
+) -> None:
     """Stores clean items, none of which the run has, and their text embeddings."""
     with run.adding() as folder:
         items.save(folder)
-        save_tensors(folder / "embeddings.safetensors", {"embeddings": encode_texts(run, items.texts, cache)})
+        save_tensors(folder / "embeddings.safetensors", {"embeddings": encode_texts(run, items.texts, cache, device)})
         if priors_of is not None:
             save_tensors(folder / PRIORS, {"priors": torch.from_numpy(priors_of(items.titles))})
 
 
-def encode_texts(run: RunFolder, texts: Sequence[str | None], cache: Path) -> Float[Tensor, "texts text_dim"]:
+def encode_texts(
+    run: RunFolder, texts: Sequence[str | None], cache: Path, device: str = "cpu"
+) -> Float[Tensor, "texts text_dim"]:
     """Q of texts that the run was not trained on, by its own text encoder, tuned or not."""
     recipe = run.recipe()
     if not recipe.alignment.tune_text:
-        return text_embeddings(texts, recipe.text, cache)
-    encoder = TextEncoder(recipe.text)
+        return text_embeddings(texts, recipe.text, cache, device=device)
+    encoder = TextEncoder(recipe.text, device)
     encoder.load_weights(load_tensors(run.verified_folder("alignment") / "text_encoder.safetensors"))
     with torch.no_grad():
         return embed_texts(texts, encoder.encode, encoder.dim)

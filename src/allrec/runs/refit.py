@@ -14,9 +14,8 @@ import numpy as np
 from allrec.config import Recipe
 from allrec.data.dataset import Dataset
 from allrec.files import read_json, sha256_text
-from allrec.runs.run_folder import RunFolder
+from allrec.runs.run_folder import REFITTED, RunFolder
 
-STAGE, RUN = "refit", "run"
 KEPT = ("text", "fusion")
 """Stages that are taken over as they are."""
 
@@ -51,18 +50,9 @@ def refit_recipe(run: RunFolder) -> Recipe:
     return Recipe(**values)
 
 
-def refitted_run(run: RunFolder) -> RunFolder | None:
-    """The run of the refitted parts; None where the recipe has none.
-
-    Raises:
-        InputError: the stage is not done.
-    """
-    return None if run.recipe().refit == "none" else RunFolder.open(run.verified_folder(STAGE) / RUN)
-
-
 def begin_refit(run: RunFolder, folder: Path, dataset: Mapping[str, Any]) -> RunFolder:
     """Makes or opens the run inside the stage's folder, with the stages that are kept."""
-    refitted = RunFolder.create(folder / RUN, refit_recipe(run), dict(dataset), run.manifest["llm"], resume=True)
+    refitted = RunFolder.create(folder / REFITTED, refit_recipe(run), dict(dataset), run.manifest["llm"], resume=True)
     for stage in KEPT:
         if run.is_done(stage) and not refitted.is_done(stage):
             refitted.adopt(stage, run)

@@ -23,6 +23,8 @@ REQUIRED = {"recipe", "seed", "dataset", "llm", "versions", "stages"}
 """What every manifest says beside its format; a run of an earlier day has no checksum of its recipe."""
 CHECKPOINT = "checkpoint.safetensors"
 ADDED = "added"
+REFIT, REFITTED = "refit", "run"
+"""The stage that trains the parts again, and the folder of the run that it writes inside its own."""
 PARTS = ".*.part"
 """What a kill leaves of a file that was being written."""
 LIBRARIES = ("allrec", "torch", "transformers", "sentence-transformers", "polars", "numpy")
@@ -265,6 +267,15 @@ def machine() -> str:
 def _is_foreign(file: Path) -> bool:
     # A run that was killed before its manifest was written is none yet: its folder counts as empty.
     return file.name != RECIPE and not file.match(PARTS)
+
+
+def refitted_run(run: RunFolder) -> RunFolder | None:
+    """The run of the refitted parts; None where the recipe has none.
+
+    Raises:
+        InputError: the stage is not done.
+    """
+    return None if run.recipe().refit == "none" else RunFolder.open(run.verified_folder(REFIT) / REFITTED)
 
 
 def describe(dataset: Dataset) -> dict[str, Any]:

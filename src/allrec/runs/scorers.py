@@ -9,8 +9,9 @@ from numpy import ndarray
 from torch import Tensor
 
 from allrec.data.dataset import Targets
+from allrec.data.protocols import EvaluationProtocol
 from allrec.evaluation.evaluate import Question, Ranked, Scorer
-from allrec.evaluation.ranks import candidate_ranks, catalogue_ranks, dot_product_ranks, excluded_history
+from allrec.evaluation.ranks import candidate_ranks, catalogue_ranks, dot_product_ranks, excluded_of
 from allrec.hybrid.features import histories_before, largest_similarity
 from allrec.hybrid.fusion import LENGTH, PRIOR, fold_of
 from allrec.hybrid.ranking import LlmReader, RetrievedRanks
@@ -34,9 +35,8 @@ def rank_by_text(model: TrainedModel, question: Question) -> Ranked:
     """The largest cosine of the candidate's text with the texts of the latest items; nothing of it was trained."""
     targets, space = question.targets, model.evidence.spaces[TEXT]
     histories = histories_before(question.dataset, targets)
-    if question.protocol.startswith("full") and isinstance(space, DenseSpace):
-        is_excluding = question.protocol == "full"
-        excluded = excluded_history(question.dataset, targets, np.arange(len(targets))) if is_excluding else None
+    if question.protocol.is_catalogue and isinstance(space, DenseSpace):
+        excluded = excluded_of(question.dataset, targets, question.protocol)
         return Ranked(
             catalogue_ranks(
                 lambda part: largest_similarity(histories.part(part), space), targets.items, len(space.unit), excluded
@@ -61,7 +61,7 @@ def rank_by_fusion(model: TrainedModel, question: Question, *, with_llm: bool) -
         num_rows = len(question.dataset.targets["valid"])
         folds = fold_of(num_rows, len(ranker.fusions["lists"].members), model.recipe.seed)[question.rows]
     histories = histories_before(question.dataset, targets)
-    if question.protocol.startswith("full"):
+    if question.protocol.is_catalogue:
         reader = stored_reader(model, question, f"{question.protocol}-best") if with_llm else None
         ranked = ranker.rank_catalogue(histories, _excepted(question), reader, folds=folds)
         last = model.catalogue.num_items - 1
@@ -76,7 +76,7 @@ def rank_by_llm(model: TrainedModel, question: Question, *, name: str = "llm") -
     """log P(title | prompt), or a control of it; over the catalogue of the backbone's best items, the rest as it is."""
     targets, ranker = question.targets, model.backbone_ranker
     histories = histories_before(question.dataset, targets)
-    if question.protocol.startswith("full"):
+    if question.protocol.is_catalogue:
         reader = stored_reader(model, question, f"{question.protocol}-best")
         ranked = ranker.rank_catalogue(histories, _excepted(question), reader)
         parts = [scored.ranks(targets.items[scored.rows], -1) for scored in ranked]
@@ -144,51 +144,51 @@ def _histories(question: Question, rows: Int[ndarray, "rows"] | None = None) -> 
 
 
 def _excepted(question: Question) -> Int[ndarray, "rows"] | None:
-    return question.targets.items if question.protocol == "full" else None
+    return question.targets.items if question.protocol.excludes_history else None
 
 
-def _always(model: TrainedModel, targets: Targets, protocol: str) -> str | None:
+def _always(model: TrainedModel, targets: Targets, protocol: EvaluationProtocol) -> str | None:
     return None
 
 
-def _joint(model: TrainedModel, targets: Targets, protocol: str) -> str | None:
+def _joint(model: TrainedModel, targets: Targets, protocol: EvaluationProtocol) -> str | None:
     return "" if model.recipe.alignment.network.kind == "identity" else None
 
 
-def _fusion(model: TrainedModel, targets: Targets, protocol: str) -> str | None:
+def _fusion(model: TrainedModel, targets: Targets, protocol: EvaluationProtocol) -> str | None:
     return None if model.recipe.fusion.enabled else ""
 
 
-def _readout(model: TrainedModel, targets: Targets, protocol: str) -> str | None:
+def _readout(model: TrainedModel, targets: Targets, protocol: EvaluationProtocol) -> str | None:
     return None if model.has_llm and model.recipe.readout.enabled else ""
 
 
-def _llm(model: TrainedModel, targets: Targets, protocol: str) -> str | None:
+def _llm(model: TrainedModel, targets: Targets, protocol: EvaluationProtocol) -> str | None:
     if not model.has_llm:
         return ""
-    if protocol.startswith("full"):
+    if protocol.is_catalogue:
         # The ranking that is served is measured; where that is a fusion, this one is not served.
         return "" if model.recipe.fusion.enabled else None
     return _lists_fit(model, targets, protocol)
 
 
-def _control(model: TrainedModel, targets: Targets, protocol: str) -> str | None:
-    return "" if not model.has_llm or protocol.startswith("full") else _lists_fit(model, targets, protocol)
+def _control(model: TrainedModel, targets: Targets, protocol: EvaluationProtocol) -> str | None:
+    return "" if not model.has_llm or protocol.is_catalogue else _lists_fit(model, targets, protocol)
 
 
-def _random_items(model: TrainedModel, targets: Targets, protocol: str) -> str | None:
+def _random_items(model: TrainedModel, targets: Targets, protocol: EvaluationProtocol) -> str | None:
     return "" if model.recipe.prompt.soft_token == "none" else _control(model, targets, protocol)
 
 
-def _no_soft(model: TrainedModel, targets: Targets, protocol: str) -> str | None:
+def _no_soft(model: TrainedModel, targets: Targets, protocol: EvaluationProtocol) -> str | None:
     return "" if model.recipe.prompt.is_bare else _control(model, targets, protocol)
 
 
-def _allround(model: TrainedModel, targets: Targets, protocol: str) -> str | None:
+def _allround(model: TrainedModel, targets: Targets, protocol: EvaluationProtocol) -> str | None:
     return None if model.has_llm and model.fused_ranker is not None and model.fused_ranker.additions else ""
 
 
-def _lists_fit(model: TrainedModel, targets: Targets, protocol: str) -> str | None:
+def _lists_fit(model: TrainedModel, targets: Targets, protocol: EvaluationProtocol) -> str | None:
     if model.titles.fits(targets.candidates[protocol]):
         return None
     return (

@@ -30,10 +30,9 @@ from allrec.hybrid.content import TrainingHistories, save_content_parts, save_tr
 from allrec.hybrid.fitting import LISTED, fit_fusions
 from allrec.hybrid.fusion import LLM_EVIDENCE, save_addition
 from allrec.hybrid.ranking import LlmReader
-from allrec.parallel import OnProgress
-from allrec.runs.refit import STAGE as REFIT
+from allrec.parallel import Observer, OnProgress, ignore
 from allrec.runs.refit import begin_refit, refit_dataset
-from allrec.runs.run_folder import CHECKPOINT, RunFolder, describe
+from allrec.runs.run_folder import CHECKPOINT, REFIT, RunFolder, describe
 from allrec.runs.scorers import stored_reader
 from allrec.runs.trained_model import PRIORS, SHAPE, TrainedModel, read_backbone, read_texts
 from allrec.training.loop import FitReport
@@ -41,8 +40,6 @@ from allrec.training.loop import FitReport
 if TYPE_CHECKING:
     from allrec.llm.language_model import LanguageModel
 
-Observer = Callable[[str, float, dict[str, float]], None]
-"""Called with a stage's name, the share of it that is done, and named values such as losses."""
 EVALUATE = "evaluate"
 """The last stage of a run, which trains nothing."""
 RETRIEVAL = {"search", "depth", "fitted_candidates"}
@@ -50,10 +47,6 @@ RETRIEVAL = {"search", "depth", "fitted_candidates"}
 AFTER_ALIGNMENT = {"llm", "prompt", "soft_tokens", "readout", "cold_below", "fusion"}
 PARTS = 3
 """Of a further training: backbone, alignment, content parts."""
-
-
-def ignore(stage: str, share: float, values: dict[str, float]) -> None:
-    """An observer that looks away."""
 
 
 @dataclass(frozen=True)
@@ -174,6 +167,7 @@ def _train_backbone(training: Training, folder: Path) -> None:
     model, report = train_backbone(
         training.dataset, training.recipe.backbone,
         seed=training.recipe.seed, checkpoint=folder / CHECKPOINT, on_progress=training.progress("backbone"),
+        device=training.model.device,
     )  # fmt: skip
     _save(folder, model, report)
     # A backbone that others trained decides on its sizes itself, so the recipe does not have them.
@@ -182,16 +176,18 @@ def _train_backbone(training: Training, folder: Path) -> None:
 
 def _encode_texts(training: Training, folder: Path) -> None:
     texts, config = training.dataset.texts, training.recipe.text
-    embeddings = text_embeddings(texts, config, training.cache, on_progress=training.progress("text"))
+    device, progress = training.model.device, training.progress("text")
+    embeddings = text_embeddings(texts, config, training.cache, device=device, on_progress=progress)
     save_tensors(folder / "embeddings.safetensors", {"embeddings": embeddings})
 
 
 def _train_alignment(training: Training, folder: Path) -> None:
     dataset, recipe, run = training.dataset, training.recipe, training.run
-    encoder = TextEncoder(recipe.text) if recipe.alignment.tune_text else None
+    encoder = TextEncoder(recipe.text, training.model.device) if recipe.alignment.tune_text else None
     alignment, report = train_alignment(
         dataset, read_backbone(run, dataset.num_items), read_texts(run, "text"), recipe.alignment, encoder=encoder,
         seed=recipe.seed, checkpoint=folder / CHECKPOINT, on_progress=training.progress("alignment"),
+        device=training.model.device,
     )  # fmt: skip
     if encoder is not None:
         save_tensors(folder / "text_encoder.safetensors", encoder.weights())
@@ -237,6 +233,7 @@ def _train_ensemble(training: Training, folder: Path) -> None:
         alignment, _ = train_alignment(
             training.dataset, backbone, texts, config,
             seed=seed, checkpoint=folder / f"{number}-alignment-{CHECKPOINT}", on_progress=progress(part + 1),
+            device=training.model.device,
         )  # fmt: skip
         parts = train_content_parts(
             training.dataset, texts, recipe.fusion.evidence,
@@ -252,7 +249,7 @@ def _further_backbone(training: Training, folder: Path, number: int, on_progress
         return read_backbone(training.run, dataset.num_items)
     backbone, _ = train_backbone(
         dataset, recipe.backbone, seed=training_seed(recipe.seed, number),
-        checkpoint=folder / f"{number}-backbone-{CHECKPOINT}", on_progress=on_progress,
+        checkpoint=folder / f"{number}-backbone-{CHECKPOINT}", on_progress=on_progress, device=training.model.device,
     )  # fmt: skip
     save_tensors(folder / f"{number}-backbone.safetensors", backbone.state_dict())
     return backbone

@@ -5,7 +5,7 @@ from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 
-from allrec.runs.stages import Observer
+from allrec.parallel import Observer
 
 EVERY = 10
 """Steps between two points of a curve."""

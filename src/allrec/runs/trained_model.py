@@ -16,8 +16,7 @@ from torch import Tensor
 
 from allrec.alignment.model import Alignment, NoAlignment, new_alignment
 from allrec.backbones.base import Backbone, StatesBackbone, encode_histories, freeze
-from allrec.backbones.registry import extended, make_backbone
-from allrec.backbones.training import BackboneConfig
+from allrec.backbones.registry import BackboneConfig, extended, make_backbone
 from allrec.config import Recipe, chosen_of, is_within_reach
 from allrec.data.catalogue import Catalogue
 from allrec.data.items import NewItems
@@ -25,7 +24,6 @@ from allrec.errors import InputError
 from allrec.files import load_tensors, read_json
 from allrec.hybrid.content import load_content_parts, load_training_histories
 from allrec.hybrid.features import Evidence, Learned, collect, histories_of
-from allrec.hybrid.fitting import new_ranker
 from allrec.hybrid.fusion import LENGTH, PRIOR, SCOPES, load_addition, load_fusion
 from allrec.hybrid.ranking import BackboneRanker, FusedRanker, LlmReader, Ranker
 from allrec.llm.soft_tokens import SoftTokens, item_inputs_of
@@ -62,12 +60,12 @@ class TrainedModel:
     Args:
         run: the run.
         llm: its language model where it is in memory; None loads it at its first use.
-        device: "cpu", "cuda", ... of the language model; None is the accelerator where there is one. The other parts, a
-            thousandth of its size, answer on the CPU.
+        device: "cpu", "cuda", ...: where the language model answers, texts are encoded, and backbone and stage 1 are
+            trained; None is the accelerator where there is one. What is small answers on the CPU.
     """
 
     def __init__(self, run: RunFolder, llm: LanguageModel | None = None, device: str | None = None) -> None:
-        self.run, self.device, self._llm = run, device, llm
+        self.run, self.device, self._llm = run, device_of(device), llm
 
     @classmethod
     def load(cls, run: RunFolder, llm: LanguageModel | None = None, device: str | None = None) -> TrainedModel:
@@ -85,7 +83,7 @@ class TrainedModel:
             InputError: see ``load``.
         """
         if self.has_llm:
-            _ = self.soft_tokens
+            self.run.verified_folder("language_model")
             if self.recipe.readout.enabled:
                 self.run.verified_folder("readout")
         _ = (self.catalogue, self.joint_embeddings, self.ranker)
@@ -220,7 +218,7 @@ class TrainedModel:
         additions = {
             scope: load_addition(folder, f"{scope}-llm") for scope in SCOPES if (folder / f"{scope}-llm.json").is_file()
         }
-        return new_ranker(self.evidence, fusions, additions, config, self.recipe.seed)
+        return FusedRanker.of(self.evidence, fusions, additions, config, self.recipe.seed)
 
     @property
     def ranker(self) -> Ranker:
@@ -385,6 +383,22 @@ class TrainedModel:
         return LlmReader(score, self.titles.fits_each)
 
 
+def device_of(name: str | None) -> str:
+    """Where to compute: the device of that name, or for None the accelerator where there is one.
+
+    Raises:
+        InputError: torch knows no such device, or it is not there.
+    """
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0].partition(". ")[0]
+        raise InputError(f"got device {name!r}, expected one that torch can use here: {reason}. Try cpu.") from None
+    return name
+
+
 def load_language_model(recipe: Recipe, device: str | None, runs: Iterable[RunFolder] = ()) -> LanguageModel:
     """Loads the language model that a recipe has chosen.
 
@@ -400,7 +414,7 @@ def load_language_model(recipe: Recipe, device: str | None, runs: Iterable[RunFo
     settled = (chosen_of(run.recipe()) for run in runs)
     same = (one for one in settled if one.model_copy(update={"dtype": chosen.dtype}) == chosen)
     chosen = next(same, chosen) if chosen.dtype == "auto" else chosen
-    return LanguageModel.load(chosen, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return LanguageModel.load(chosen, device_of(device))
 
 
 @torch.no_grad()
