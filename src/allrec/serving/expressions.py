@@ -109,6 +109,7 @@ class Expressions:
     """
 
     def __init__(self, fields: Sequence[str]) -> None:
+        self.asked = frozenset(fields)
         self.fields = sorted(name for name in {*fields} if IDENTIFIER.fullmatch(name) and name not in RESERVED)
         self._compiled: OrderedDict[str, Expression] = OrderedDict()
         self._values: OrderedDict[tuple[Kind, str, str], Values] = OrderedDict()
