@@ -82,6 +82,8 @@ def test_a_new_item_joins_as_add_items_lets_it_and_the_rest_keep_their_positions
     assert ids(after, one) == ["new-1"]
     renamed = after.after(5, [item("new-1", fields={"title": "comb"}), item("new-2", fields=fields)], tmp_path)
     assert renamed.model.catalogue.titles[-2:] == ["comb", "rose hand cream"]
+    assert [one.joined_at for one in (snapshot, after, renamed)] == [0, 4, 5]
+    assert renamed.after(6, [item("new-1", fields={"title": "comb"}, is_hidden=True)], tmp_path).joined_at == 5
 
 
 def test_an_embedding_of_the_runs_encoder_is_taken_as_stored(snapshot, tmp_path):

@@ -184,11 +184,16 @@ def settled(snapshot: Snapshot, wanted: Wanted, ranked: Ranked) -> Ranked:
 
 
 def boosted(snapshot: Snapshot, wanted: Wanted, ranked: Ranked) -> Ranked:
-    """Candidates whose odds are multiplied: scores are logits, so the factor's logarithm is added."""
-    factor = snapshot.expressions.factor(wanted.boost or "1.0", snapshot.items, wanted.user)
-    scores = ranked.scores + np.log(factor[ranked.items])
+    """Candidates whose odds are multiplied, in their new order."""
+    scores = ranked.scores + log_factor(snapshot, wanted, ranked.items)
     order = np.argsort(-scores, kind="stable")
     return ranked._replace(items=ranked.items[order], scores=scores[order])
+
+
+def log_factor(snapshot: Snapshot, wanted: Wanted, items: Int[ndarray, "*items"]) -> Float[ndarray, "*items"]:
+    """What a boost adds to scores, which are logits: the logarithm of what it multiplies the odds by."""
+    factor = snapshot.expressions.factor(wanted.boost or "1.0", snapshot.items, wanted.user)
+    return np.log(factor[items])
 
 
 def diversified(snapshot: Snapshot, ranked: Ranked, diversity: float, num_ordered: int = 50) -> Ranked:

@@ -153,7 +153,8 @@ class Snapshot:
             rows[place], versions[place] = own_fields(model, place, item), version
             is_off[place] = item.is_hidden or not item.is_in_stock
             expires[place] = np.inf if item.expires_at is None else item.expires_at
-        return Snapshot(self.served, model, added, Items(rows, versions, version), expressions, is_off, expires, known)
+        items, joined_at = Items(rows, versions, version), self.joined_at if model is self.model else version
+        return Snapshot(self.served, model, added, items, expressions, is_off, expires, known, joined_at)
 
 
 def text_of(fields: Mapping[str, Any]) -> str | None:
