@@ -1,10 +1,58 @@
-"""Tiny runs to serve: one with a fusion, trained once a session."""
+"""A fresh store of either database."""
 
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import postgres
+import psycopg
 import pytest
 
 from allrec.recommender import AllRec
 from allrec.serving.snapshots import Served, Snapshot
+from allrec.serving.store import Store
 from worlds import FUSED, make_world
+
+
+@pytest.fixture(scope="session")
+def server():
+    """One PostgreSQL server a test process."""
+    if postgres.binaries() is None:
+        pytest.skip("no PostgreSQL server here: apt-get install postgresql")
+    # Not pytest's own folder, which the server's user may not enter.
+    folder = Path(tempfile.mkdtemp(prefix="allrec-postgres-"))
+    if os.geteuid() == 0:
+        shutil.chown(folder, postgres.USER)
+    try:
+        with postgres.running(folder / "data", "fsync=off") as running:
+            yield running
+    finally:
+        shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def database(server):
+    return server.create("store")
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request, tmp_path):
+    """The address of a database without tables."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/store.db"
+    address = request.getfixturevalue("database")
+    with psycopg.connect(address.replace("+psycopg", ""), autocommit=True) as connection:
+        connection.execute("DROP SCHEMA public CASCADE")
+        connection.execute("CREATE SCHEMA public")
+    return address
+
+
+@pytest.fixture
+def store(url):
+    opened = Store.open(url)
+    yield opened
+    opened.close()
 
 
 @pytest.fixture(scope="session")
