@@ -15,7 +15,7 @@ from allrec.hybrid.features import histories_of
 from allrec.hybrid.ranking import LlmReader, Scored
 from allrec.runs.run_folder import RunFolder
 from allrec.runs.trained_model import TrainedModel
-from allrec.serving.ranking import Ranked, Wanted, best_of, log_factor, mask_of, scored_of
+from allrec.serving.ranking import DEPTH, Ranked, Wanted, best_of, log_factor, mask_of, scored_of
 from allrec.serving.snapshots import Snapshot
 
 RESTART_SECONDS = (1.0, 5.0, 30.0)
@@ -93,7 +93,7 @@ class LlmProcess:
 
             reader = LlmReader(ask_score, ask_fits)
             read: Scored = snapshot.model.ranker.with_llm(scored, histories, reader, "catalogue")
-        return best_of(read, 0, wanted.k)._replace(num_read=int(read.is_read.sum()))
+        return best_of(read, 0, max(wanted.k, DEPTH))._replace(num_read=int(read.is_read.sum()))
 
     def close(self) -> None:
         """Ends the process."""
