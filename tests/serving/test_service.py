@@ -5,7 +5,7 @@ import time
 import pytest
 
 from allrec.errors import InputError
-from allrec.serving.lookups import Audiences, QueryEncoder, by_text, ranked_list, similar
+from allrec.serving.lookups import Audiences, KeptEncoder, by_text, ranked_list, similar
 from allrec.serving.service import DEFAULT_TENANT, Request, Service
 from allrec.serving.store import Event, Item, Store
 
@@ -163,7 +163,7 @@ def test_a_list_is_ranked_as_rank_ranks_it(workers, system):
 
 def test_a_query_finds_the_item_of_that_text_and_a_user_reorders(workers, system):
     snapshot = workers[0].tenant(DEFAULT_TENANT).snapshot
-    query = QueryEncoder(snapshot.served).encode(system.model.catalogue.texts[11])
+    query = KeptEncoder(snapshot.served).encode([system.model.catalogue.texts[11]])
     found = by_text(snapshot, query, snapshot.available(0.0))
     assert found.scores[0] == pytest.approx(1.0, abs=1e-5)
     assert 11 in found.items[:3]

@@ -1,6 +1,7 @@
 """Answers beside the ranking of the catalogue: similar items, users for an item, free text, a given list."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from threading import Lock
 from typing import NamedTuple
 
@@ -52,19 +53,25 @@ def fused(lists: Sequence[Int[ndarray, "1 depth"]]) -> Ranked:
     return Ranked(items, scores)
 
 
-class QueryEncoder:
-    """Encodes free text as a run's items were encoded; the encoder is loaded at its first use and kept."""
+class KeptEncoder:
+    """Encodes texts as a run's items were encoded; the encoder is loaded at its first use and kept."""
 
     def __init__(self, served: Served) -> None:
         self._served, self._lock = served, Lock()
         self._encoder: TextEncoder | None = None
 
-    def encode(self, text: str) -> Float[Tensor, "1 text_dim"]:
-        """Q of a text."""
+    def encode(self, texts: Sequence[str]) -> Float[Tensor, "texts text_dim"]:
+        """Q of texts."""
         with self._lock, torch.no_grad():
             if self._encoder is None:
                 self._encoder = text_encoder_of(self._served.model.run)
-            return self._encoder.encode([text])
+            return self._encoder.encode(list(texts))
+
+
+@lru_cache(maxsize=4)
+def encoder_of(served: Served) -> KeptEncoder:
+    """A run's encoder; kept for the latest few runs."""
+    return KeptEncoder(served)
 
 
 def by_text(
@@ -135,3 +142,9 @@ class Audiences:
                 self._users = model.represent([model.catalogue.history(user).astype(np.int64) for user in everyone])
                 _, self._normalisers = scan(self._users, model.joint_embeddings, 0, model.catalogue.num_items)
             return self._users, self._normalisers
+
+
+@lru_cache(maxsize=4)
+def audiences_of(served: Served) -> Audiences:
+    """A run's users; kept for the latest few runs."""
+    return Audiences(served)
