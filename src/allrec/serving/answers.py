@@ -99,7 +99,7 @@ def described(snapshot: Snapshot, items: Sequence[int], scores: Sequence[float])
         {
             "item_id": catalogue.item_ids[item],
             "title": snapshot.items.fields[item].get("title") or None,
-            "score": float(score),
+            "score": float(score) + 0.0,  # no minus zero
             "is_cold": bool(is_cold[item]),
         }
         for item, score in zip(items, scores, strict=True)

@@ -19,7 +19,7 @@ from allrec.serving.snapshots import Snapshot
 
 KEPT = 4_096
 """Rankings that are kept, for requests that ask again while nothing has changed."""
-DEPTH = 200
+DEPTH = 100
 """Best candidates that boost and diversity order anew, and that further pages are made of."""
 
 
