@@ -69,7 +69,11 @@ class Database:
             return int(connection.execute(each, rows, execution_options=COUNTING).rowcount)
         # One statement with an array a column: as fast as many rows get in, and the server counts what was new.
         columns = [table.c[name] for name in rows[0]]
-        arrays = (literal([row[column.name] for row in rows], postgresql.ARRAY(column.type)) for column in columns)
+        arrays = [
+            # One dimension: a list is one JSON value of its row.
+            literal([row[column.name] for row in rows], postgresql.ARRAY(column.type, dimensions=1))
+            for column in columns
+        ]
         values = func.unnest(*arrays).table_valued(*(column.name for column in columns)).render_derived()
         insert = postgresql.insert(table).from_select(columns, select(*values.c))
         return int(connection.execute(insert.on_conflict_do_nothing(), execution_options=COUNTING).rowcount)

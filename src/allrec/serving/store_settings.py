@@ -110,7 +110,9 @@ class SettingStore:
         check_fields(settings, f"settings of scenario {name!r}")
         insert = self.database.insert(scenarios).values(tenant=tenant, name=name, settings=settings)
         with self.database.write() as connection:
-            connection.execute(insert.on_conflict_do_update(["tenant", "name"], set_={"settings": settings}))
+            connection.execute(
+                insert.on_conflict_do_update(index_elements=["tenant", "name"], set_={"settings": settings})
+            )
 
     def scenarios(self, tenant: str) -> dict[str, dict[str, Any]]:
         """A tenant's scenarios: name to settings."""
@@ -138,7 +140,7 @@ class SettingStore:
             tenant=tenant, name=experiment.name, created_at=created_at, **values
         )
         with self.database.write() as connection:
-            connection.execute(insert.on_conflict_do_update(["tenant", "name"], set_=values))
+            connection.execute(insert.on_conflict_do_update(index_elements=["tenant", "name"], set_=values))
 
     def experiments(self, tenant: str) -> dict[str, Experiment]:
         """A tenant's experiments by name."""
