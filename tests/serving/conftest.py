@@ -3,6 +3,7 @@
 import os
 import shutil
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import postgres
@@ -12,9 +13,8 @@ import pytest
 from allrec.serving.store import Store
 
 
-@pytest.fixture(scope="session")
-def server():
-    """One PostgreSQL server a test process."""
+@contextmanager
+def served(*options):
     if postgres.binaries() is None:
         pytest.skip("no PostgreSQL server here: apt-get install postgresql")
     # Not pytest's own folder, which the server's user may not enter.
@@ -22,10 +22,24 @@ def server():
     if os.geteuid() == 0:
         shutil.chown(folder, postgres.USER)
     try:
-        with postgres.running(folder / "data", "fsync=off") as running:
+        with postgres.running(folder / "data", *options) as running:
             yield running
     finally:
         shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def server():
+    """One PostgreSQL server a test process."""
+    with served("fsync=off") as running:
+        yield running
+
+
+@pytest.fixture
+def durable_server():
+    """A PostgreSQL server with its own settings, as users have it."""
+    with served() as running:
+        yield running
 
 
 @pytest.fixture(scope="session")
