@@ -99,6 +99,25 @@ def test_a_published_run_serves_until_it_is_rolled_back(store, url):
     other.close()
 
 
+def test_the_settings_version_grows_with_every_change_and_no_read(store):
+    changes = [
+        lambda: store.put_tenant("t", run="runs/a"),
+        lambda: store.publish("t", run="runs/b"),
+        lambda: store.roll_back("t"),
+        lambda: store.put_scenario("t", "home", settings={}),
+        lambda: store.delete_scenario("t", "home"),
+        lambda: store.put_experiment("t", HALVES),
+    ]
+    seen = [store.settings_version("t")]
+    for change in changes:
+        change()
+        seen.append(store.settings_version("t"))
+    assert seen == sorted(set(seen))
+    store.put_tenant("t", run="runs/a")
+    fill(store, "other")
+    assert (store.serving("t").run, store.settings_version("t")) == ("runs/a", seen[-1])
+
+
 def test_groups_follow_their_shares_and_never_change():
     third = Experiment("x", {"a": {"share": 1}, "b": {"share": 2}})
     counts = Counter(group_of(third, f"u{number}") for number in range(9000))
