@@ -9,7 +9,7 @@ TORCH ?= torch==2.13.0
 INTEGRATION := tests/runs tests/hybrid/test_fused_run.py tests/architecture/test_extending.py
 THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: setup gemma demo test lint bench clean
+.PHONY: setup gemma demo test lint soak bench clean
 
 setup: $(VENV)/.setup
 
@@ -41,6 +41,10 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# What takes many minutes: ten kills of the store's writer and of its server.
+soak: $(VENV)/.dev
+	$(BIN)/python -m pytest -q -n 0 -m soak tests
 
 # The claims of docs/scale.md that need no accelerator, on a simulated marketplace: BENCH='--dataset FOLDER' takes another.
 bench: setup

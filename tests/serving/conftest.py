@@ -3,6 +3,7 @@
 import os
 import shutil
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import postgres
@@ -15,9 +16,8 @@ from allrec.serving.store import Store
 from worlds import FUSED, make_world
 
 
-@pytest.fixture(scope="session")
-def server():
-    """One PostgreSQL server a test process."""
+@contextmanager
+def served(*options):
     if postgres.binaries() is None:
         pytest.skip("no PostgreSQL server here: apt-get install postgresql")
     # Not pytest's own folder, which the server's user may not enter.
@@ -25,10 +25,24 @@ def server():
     if os.geteuid() == 0:
         shutil.chown(folder, postgres.USER)
     try:
-        with postgres.running(folder / "data", "fsync=off") as running:
+        with postgres.running(folder / "data", *options) as running:
             yield running
     finally:
         shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def server():
+    """One PostgreSQL server a test process."""
+    with served("fsync=off") as running:
+        yield running
+
+
+@pytest.fixture
+def durable_server():
+    """A PostgreSQL server with its own settings, as users have it."""
+    with served() as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

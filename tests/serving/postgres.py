@@ -39,7 +39,7 @@ class Server:
     """Runs in the foreground of a process of its own, and is stopped by that process's id."""
 
     def __init__(self, folder):
-        self.folder, self.port, self.process = folder, free_port(), None
+        self.folder, self.port, self.process, self.options = folder, free_port(), None, ()
 
     def initialise(self):
         self.folder.mkdir()
@@ -50,16 +50,22 @@ class Server:
 
     def start(self, *options):
         """Options are settings. ``fsync=off`` loses no data when processes die, only when the machine does."""
-        command = [binaries() / "postgres", "-D", self.folder, "-h", "127.0.0.1", "-p", str(self.port), "-k", ""]
-        command += [part for option in options for part in ("-c", option)]
-        with open(self.folder.parent / "postgres.log", "ab") as log:
-            self.process = subprocess.Popen(as_user(command), stdout=log, stderr=log, cwd="/")
+        self.options = options or self.options
         for _ in range(600):
+            # After a kill it refuses to start until the last child of the old one has gone.
+            if self.process is None or self.process.poll() is not None:
+                self._launch()
             ready = subprocess.run([binaries() / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self.port)])
             if ready.returncode == 0:
                 return
-            time.sleep(0.05)
+            time.sleep(0.1)
         raise RuntimeError("PostgreSQL did not start: " + (self.folder.parent / "postgres.log").read_text()[-2000:])
+
+    def _launch(self):
+        command = [binaries() / "postgres", "-D", self.folder, "-h", "127.0.0.1", "-p", str(self.port), "-k", ""]
+        command += [part for option in self.options for part in ("-c", option)]
+        with open(self.folder.parent / "postgres.log", "ab") as log:
+            self.process = subprocess.Popen(as_user(command), stdout=log, stderr=log, cwd="/")
 
     def stop(self):
         """SIGINT asks for a fast shutdown: clients are cut off, and everything is written."""

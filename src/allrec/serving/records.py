@@ -10,6 +10,7 @@ from allrec.errors import InputError
 from allrec.serving.schema import ID_LENGTH, NAME_LENGTH
 
 TENANT = re.compile(rf"[A-Za-z0-9._-]{{1,{NAME_LENGTH}}}")
+UNSTORABLE = re.compile("[\0\ud800-\udfff]")  # NUL ends a text in C, a lone surrogate is no character
 FEEDBACK_KINDS = ("impression", "click")
 
 
@@ -136,8 +137,7 @@ def check_text(value: str | None, what: str, *, length: int = ID_LENGTH, is_opti
         return
     if not isinstance(value, str) or not 1 <= len(value) <= length:
         raise InputError(f"got {what} {str(value)[:80]!r}, expected a text of 1 to {length} characters.")
-    # A lone surrogate is no character, and NUL ends a text in C.
-    if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
+    if UNSTORABLE.search(value):
         raise InputError(f"got {what} {value[:80]!r}, expected characters that can be stored: no NUL, no surrogate.")
 
 

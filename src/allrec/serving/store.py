@@ -3,6 +3,7 @@
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from typing import Self
 
 from allrec.errors import InputError
 from allrec.files import atomic_path
@@ -24,10 +25,9 @@ class Store(TransferStore):
     Example:
         >>> from tempfile import TemporaryDirectory
         >>> with TemporaryDirectory() as folder:
-        ...     store = Store.open(f"sqlite:///{folder}/store.db")
-        ...     added = store.add_events("shop", [Event("e1", user_id="u", item_id="i", kind="view", timestamp=0.0)])
-        ...     history = store.history("shop", "u", limit=10)
-        ...     store.close()
+        ...     with Store.open(f"sqlite:///{folder}/store.db") as store:
+        ...         added = store.add_events("shop", [Event("e1", user_id="u", item_id="i", kind="view", timestamp=0)])
+        ...         history = store.history("shop", "u", limit=10)
         >>> added, [event.item_id for event in history]
         (1, ['i'])
     """
@@ -58,6 +58,12 @@ class Store(TransferStore):
     def close(self) -> None:
         """Closes every connection; the store cannot be used afterwards."""
         self.database.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def back_up(self, path: Path | str) -> None:
         """Copies a SQLite store to a file while it is in use: one moment's state, whole or not at all.

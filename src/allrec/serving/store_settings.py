@@ -17,13 +17,25 @@ from allrec.serving.records import (
     check_tenant,
     check_text,
 )
-from allrec.serving.schema import NAME_LENGTH, experiments, model_versions, scenarios, tenants
+from allrec.serving.schema import NAME_LENGTH, counters, experiments, model_versions, scenarios, tenants
 
 
 class SettingStore:
     """The part of the store that holds settings."""
 
     database: Database
+
+    def settings_version(self, tenant: str) -> int:
+        """A number that grows with each change of a tenant's model version, scenarios and experiments; 0 at first.
+
+        Where it is the same as before, what was read of these still holds.
+        """
+        query = select(counters.c.value).where(counters.c.tenant == tenant, counters.c.name == "settings")
+        with self.database.read() as connection:
+            return connection.execute(query).scalar() or 0
+
+    def _touch(self, connection: Connection, tenant: str) -> None:
+        self.database.take_numbers(connection, tenant, "settings", 1)
 
     def put_tenant(self, tenant: str, *, run: str) -> ModelVersion:
         """Enters a tenant with the run that it serves. Where it serves that run already, nothing changes."""
@@ -78,6 +90,7 @@ class SettingStore:
                 raise InputError(f"tenant {tenant!r} has no earlier model version to go back to. Publish another run.")
             key = (model_versions.c.tenant == tenant, model_versions.c.version == standing[0].version)
             connection.execute(update(model_versions).where(*key).values(withdrawn_at=time()))
+            self._touch(connection, tenant)
         return standing[1]
 
     def _lock_models(self, connection: Connection, tenant: str) -> None:
@@ -87,6 +100,7 @@ class SettingStore:
         check_text(run, "run", length=4096)
         number = self.database.take_numbers(connection, tenant, "models", 1)
         version = ModelVersion(number, run, published_at=time())
+        self._touch(connection, tenant)
         connection.execute(
             model_versions.insert().values(
                 tenant=tenant, version=number, run=run, published_at=version.published_at, withdrawn_at=None
@@ -110,7 +124,10 @@ class SettingStore:
         check_fields(settings, f"settings of scenario {name!r}")
         insert = self.database.insert(scenarios).values(tenant=tenant, name=name, settings=settings)
         with self.database.write() as connection:
-            connection.execute(insert.on_conflict_do_update(["tenant", "name"], set_={"settings": settings}))
+            self._touch(connection, tenant)
+            connection.execute(
+                insert.on_conflict_do_update(index_elements=["tenant", "name"], set_={"settings": settings})
+            )
 
     def scenarios(self, tenant: str) -> dict[str, dict[str, Any]]:
         """A tenant's scenarios: name to settings."""
@@ -122,6 +139,7 @@ class SettingStore:
         """Deletes a scenario, and says whether there was one."""
         statement = delete(scenarios).where(scenarios.c.tenant == tenant, scenarios.c.name == name)
         with self.database.write() as connection:
+            self._touch(connection, tenant)
             return bool(connection.execute(statement).rowcount)
 
     def put_experiment(self, tenant: str, experiment: Experiment) -> None:
@@ -138,7 +156,8 @@ class SettingStore:
             tenant=tenant, name=experiment.name, created_at=created_at, **values
         )
         with self.database.write() as connection:
-            connection.execute(insert.on_conflict_do_update(["tenant", "name"], set_=values))
+            self._touch(connection, tenant)
+            connection.execute(insert.on_conflict_do_update(index_elements=["tenant", "name"], set_=values))
 
     def experiments(self, tenant: str) -> dict[str, Experiment]:
         """A tenant's experiments by name."""

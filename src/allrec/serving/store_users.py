@@ -35,7 +35,9 @@ class UserStore:
         # In one order, so that two callers never wait for each other.
         rows = sorted(({"tenant": tenant, **asdict(user)} for user in changed), key=lambda row: row["user_id"])
         insert = self.database.insert(users)
-        upsert = insert.on_conflict_do_update(["tenant", "user_id"], set_={"fields": insert.excluded.fields})
+        upsert = insert.on_conflict_do_update(
+            index_elements=["tenant", "user_id"], set_={"fields": insert.excluded.fields}
+        )
         if rows:
             with self.database.write() as connection:
                 connection.execute(upsert, rows)
