@@ -86,6 +86,15 @@ def test_a_scenario_and_an_experiment_set_what_a_request_leaves_out(client, syst
         assert body["experiment_group"] == again["experiment_group"]
         sizes.setdefault(body["experiment_group"], set()).add(len(ids(body)))
     assert sizes == {"a": {10}, "b": {3}}
+    client.app.state.recorder.close()
+    clicked = {"item_id": ids(body)[0], "recommendation_id": body["recommendation_id"], "kind": "click"}
+    good(client.post("/v1/feedback", json={"feedback": [clicked | {"timestamp": 1.0, "user_id": "user-19"}]}))
+    shown = good(client.get("/v1/experiments/test"))
+    assert sum(group["num_answers"] for group in shown["groups"].values()) == 40
+    clicks = {name: group["rates"]["click_rate"] for name, group in shown["groups"].items()}
+    mine = body["experiment_group"]
+    assert clicks[mine] == pytest.approx(1 / shown["groups"][mine]["num_answers"])
+    assert "one look" in shown["note"]
     for asked in ({"scenario": "fewer"}, {"experiment": "other", "user_id": "u"}):
         assert client.post("/v1/recommendations", json=asked).status_code == 404
 

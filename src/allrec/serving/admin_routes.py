@@ -1,5 +1,6 @@
 """Routes of administrators: scenarios, experiments, model versions, keys; and those of operators."""
 
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from allrec.errors import InputError
 from allrec.serving.access import ADMIN, READ, Caller
 from allrec.serving.bodies import ExperimentBody, KeyBody, Name, Publish, Settings
 from allrec.serving.data_routes import service_of
+from allrec.serving.experiments import experiment_result
 from allrec.serving.problems import ProblemError
 from allrec.serving.ranking import RequestRanker, Wanted
 from allrec.serving.recommend_routes import PROBLEMS
@@ -63,6 +65,15 @@ def put_experiment(
     groups = {group: settings.model_dump(exclude_none=True) for group, settings in body.groups.items()}
     store.put_experiment(caller.tenant, Experiment(name, groups, body.is_running))
     return JSONResponse({"name": name})
+
+
+@router.get("/experiments/{name}")
+def show_experiment(request: Request, name: Annotated[Name, Path()], caller: Caller = READ) -> JSONResponse:
+    """Click and conversion rates of an experiment's groups, and their differences with intervals, for one look."""
+    store = service_of(request).store
+    if name not in store.experiments(caller.tenant):
+        raise ProblemError(404, f"unknown experiment {name!r}.")
+    return JSONResponse(asdict(experiment_result(store, caller.tenant, name)))
 
 
 @router.get("/models")
