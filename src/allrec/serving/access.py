@@ -15,6 +15,7 @@ from allrec.serving.service import DEFAULT_TENANT
 from allrec.serving.store import Store
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
+COOKIE = "allrec_key"
 CALLERS = 10_000
 """Callers whose rate is remembered."""
 
@@ -73,15 +74,16 @@ class Access:
     def __init__(self, store: Store, needs_key: bool, rates: Rates) -> None:
         self.store, self.needs_key, self.rates = store, needs_key, rates
 
-    async def check(self, request: Request, scope: str) -> Caller:
-        """Who asks.
+    async def check(self, request: Request, scope: str, cookie: str = "") -> Caller:
+        """Who asks; ``cookie`` names one that may hold the key in place of the header.
 
         Raises:
             ProblemError: no valid key, one without the scope, or too many requests.
         """
         caller, name = Caller(DEFAULT_TENANT, frozenset(SCOPES)), request.client.host if request.client else ""
         if self.needs_key:
-            kind, _, plain = request.headers.get("authorization", "").partition(" ")
+            header = request.headers.get("authorization") or f"Bearer {request.cookies.get(cookie, '')}"
+            kind, _, plain = header.partition(" ")
             known = await run_in_threadpool(self.store.keys.check, plain) if kind.lower() == "bearer" else None
             if known is None:
                 raise ProblemError(
@@ -112,19 +114,22 @@ def check_origin(request: Request) -> None:
         raise ProblemError(403, "without API keys only pages of this service itself may ask. Start it with --keys.")
 
 
-async def _reader(request: Request) -> Caller:
-    access: Access = request.app.state.access
-    return await access.check(request, "read")
+class Scope:
+    """A route's need of a scope.
+
+    Args:
+        name: "read", "write" or "admin".
+        cookie: name of a cookie that may hold the key, for the page.
+    """
+
+    def __init__(self, name: str, cookie: str = "") -> None:
+        self.name, self.cookie = name, cookie
+
+    async def __call__(self, request: Request) -> Caller:
+        """Who asks; see ``Access.check``."""
+        access: Access = request.app.state.access
+        return await access.check(request, self.name, self.cookie)
 
 
-async def _writer(request: Request) -> Caller:
-    access: Access = request.app.state.access
-    return await access.check(request, "write")
-
-
-async def _administrator(request: Request) -> Caller:
-    access: Access = request.app.state.access
-    return await access.check(request, "admin")
-
-
-READ, WRITE, ADMIN = Depends(_reader), Depends(_writer), Depends(_administrator)
+READ, WRITE, ADMIN = (Depends(Scope(name)) for name in SCOPES)
+READ_PAGE, WRITE_PAGE = (Depends(Scope(name, COOKIE)) for name in ("read", "write"))

@@ -12,7 +12,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from allrec.errors import InputError
-from allrec.serving import admin_routes, data_routes, recommend_routes
+from allrec.serving import admin_routes, data_routes, page_routes, recommend_routes
 from allrec.serving.access import LOOPBACK, Access, Rates
 from allrec.serving.answers import Recorder
 from allrec.serving.monitoring import Figures, Watched, log_json_lines
@@ -95,7 +95,13 @@ def create_app(config: ServeConfig) -> FastAPI:
     )
     app.state.service, app.state.store, app.state.figures, app.state.recorder = service, store, figures, recorder
     app.state.access = Access(store, config.needs_key, Rates(config.rate, config.burst))
-    for router in (recommend_routes.router, admin_routes.router, admin_routes.operating, data_routes.router):
+    for router in (
+        recommend_routes.router,
+        admin_routes.router,
+        admin_routes.operating,
+        data_routes.router,
+        page_routes.router,
+    ):
         app.include_router(router)
     handle_problems(app)
     if config.origins:

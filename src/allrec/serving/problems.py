@@ -5,7 +5,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, RedirectResponse, Response
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 
@@ -64,7 +64,9 @@ def handle_problems(app: FastAPI) -> None:
     """Lets an application answer every error by a problem document."""
 
     @app.exception_handler(ProblemError)
-    async def _own(_: Request, error: ProblemError) -> JSONResponse:
+    async def _own(request: Request, error: ProblemError) -> Response:
+        if error.status == 401 and request.url.path == "/" and "text/html" in request.headers.get("accept", ""):
+            return RedirectResponse("/login", 303)
         return problem(error.status, error.detail, headers=error.headers)
 
     @app.exception_handler(InputError)
