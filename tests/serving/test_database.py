@@ -1,9 +1,11 @@
 """Opening, migrating, backing up, and many at once."""
 
 import sqlite3
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import postgres
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
@@ -136,6 +138,20 @@ def test_a_back_up_holds_one_moment_and_is_restored_by_putting_it_back(tmp_path)
     second.close()
 
 
-def test_a_server_is_backed_up_by_its_own_program(server):
-    with Store.open(server.create("backed_up")) as store, pytest.raises(InputError, match="pg_dump"):
-        store.back_up("x")
+def test_a_server_is_backed_up_and_restored_by_its_own_programs(server, tmp_path):
+    url = server.create("backed_up")
+    with Store.open(url) as store:
+        store.add_events("t", views("e", 10))
+        with pytest.raises(InputError, match="pg_dump"):
+            store.back_up("x")
+        plain = url.replace("+psycopg", "")
+        dump = [postgres.binaries() / "pg_dump", "--format=custom", f"--file={tmp_path}/store.dump", plain]
+        subprocess.run(dump, check=True, capture_output=True)
+        store.add_events("t", views("later", 10))
+    restored = server.create("restored")
+    command = [postgres.binaries() / "pg_restore", f"--dbname={restored.replace('+psycopg', '')}", "--exit-on-error"]
+    subprocess.run([*command, tmp_path / "store.dump"], check=True, capture_output=True)
+    with Store.open(restored) as store:
+        assert store.num_events("t") == 10
+        assert store.add_events("t", views("later", 10)) == 10
+        assert store.events("t", cursor=10, limit=1)[0][1].event_id == "later0", "cursors go on where they were"
