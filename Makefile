@@ -9,7 +9,7 @@ TORCH ?= torch==2.13.0
 INTEGRATION := tests/runs tests/hybrid/test_fused_run.py tests/architecture/test_extending.py
 THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: setup gemma demo test lint soak bench clean
+.PHONY: setup gemma demo serve test lint soak bench clean
 
 setup: $(VENV)/.setup
 
@@ -31,6 +31,11 @@ gemma: setup
 
 demo: setup
 	$(BIN)/allrec quickstart --out runs/demo
+
+# The demo's run on a page, at http://127.0.0.1:8000.
+serve: demo
+	$(PIP) --editable '.[serve]'
+	$(BIN)/allrec serve runs/demo/run
 
 test: $(VENV)/.dev lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
