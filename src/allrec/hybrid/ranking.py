@@ -138,6 +138,7 @@ class Ranker(ABC):
         folds: Int[ndarray, "rows"] | None = None,
         depth: int = 0,
         num_ranked: int | None = None,
+        allowed: Bool[ndarray, "rows items"] | None = None,
     ) -> Iterator[Scored]:
         """Ranks the whole catalogue for every row, some rows at a time, in order.
 
@@ -149,17 +150,20 @@ class Ranker(ABC):
             folds: each row is scored by what was fitted without its fold; None scores by all that was fitted.
             depth: number of candidates wanted at least, where a retrieval of its own does not decide.
             num_ranked: in place of the ranker's own.
+            allowed: which items are candidates of each row, all where None. Retrieval passes over the others, so that
+                a strict mask leaves as many candidates; no evidence of an item depends on it.
         """
         num_read = self.num_ranked if num_ranked is None else num_ranked
 
         def scored(start: int) -> Scored:
             part = slice(start, min(start + USERS_TOGETHER, histories.num_rows))
-            task = Task(histories.part(part), part, histories.num_rows, None if folds is None else folds[part])
+            own = (None if folds is None else folds[part], None if allowed is None else allowed[part])
+            task = Task(histories.part(part), part, histories.num_rows, *own)
             spared = None if excepted is None else excepted[part]
             return self.score_catalogue(task, spared, max(depth, num_read))
 
         for one in ordered_map(scored, range(0, histories.num_rows, USERS_TOGETHER)):
-            yield self._with_llm(one, histories, reader, "catalogue", folds, num_read)
+            yield self.with_llm(one, histories, reader, "catalogue", folds, num_read)
 
     def rank_lists(
         self,
@@ -177,7 +181,7 @@ class Ranker(ABC):
             return self.score_lists(task, lists[part])
 
         for one in ordered_map(scored, range(0, len(lists), USERS_TOGETHER)):
-            yield self._with_llm(one, histories, reader, "lists", folds, self.num_read_of(lists.shape[1]))
+            yield self.with_llm(one, histories, reader, "lists", folds, self.num_read_of(lists.shape[1]))
 
     @abstractmethod
     def score_catalogue(self, task: "Task", excepted: Int[ndarray, "rows"] | None, depth: int) -> Scored:
@@ -234,16 +238,17 @@ class Ranker(ABC):
         values = {name: reader.score(rows + scored.rows.start, items, name) if len(rows) else items for name in names}
         return Listed(rows, places, items, values)
 
-    def _with_llm(
+    def with_llm(
         self,
         scored: Scored,
         histories: Histories,
         reader: LlmReader | None,
         scope: Scope,
-        folds: Int[ndarray, "rows"] | None,
-        num_ranked: int,
+        folds: Int[ndarray, "rows"] | None = None,
+        num_ranked: int | None = None,
     ) -> Scored:
-        """The same candidates, the best of them as the language model orders them."""
+        """The same candidates, the best of them as the language model orders them; see ``rank_catalogue``."""
+        num_ranked = self.num_ranked if num_ranked is None else num_ranked
         names = self.llm_names(scope)
         if reader is None or not names or num_ranked < 2:
             return scored
@@ -265,12 +270,14 @@ class Task(NamedTuple):
         rows: where they are among all rows.
         num_rows: of all rows; a large task may pay for an index.
         folds: of these rows, see ``Ranker.rank_catalogue``.
+        allowed: of these rows, see ``Ranker.rank_catalogue``.
     """
 
     histories: Histories
     rows: slice
     num_rows: int
-    folds: Int[ndarray, "rows"] | None
+    folds: Int[ndarray, "rows"] | None = None
+    allowed: Bool[ndarray, "rows items"] | None = None
 
 
 class BackboneRanker(Ranker):
@@ -291,8 +298,8 @@ class BackboneRanker(Ranker):
         """The items nearest to x_u."""
         histories, users = task.histories, self._represent(task.histories)
         longest = int((histories.ends - histories.starts).max(initial=0))
-        items = scan(users, self.item_embeddings, depth if excepted is None else depth + longest, 0)[0]
-        items = with_popular(items, histories, self.train_counts, depth)
+        items = scan(users, self.item_embeddings, depth if excepted is None else depth + longest, 0, task.allowed)[0]
+        items = with_popular(items, histories, self.train_counts, depth, task.allowed)
         items = without_history(items, histories, excepted, len(self.item_embeddings))
         return Scored(task.rows, items, popular_last(self._dot_products(users, items), histories))
 
@@ -312,9 +319,16 @@ class BackboneRanker(Ranker):
         """See ``Ranker``."""
         return width
 
-    def filled(self, scored: Scored, histories: Histories, excepted: Int[ndarray, "rows"] | None) -> Scored:
+    def filled(
+        self,
+        scored: Scored,
+        histories: Histories,
+        excepted: Int[ndarray, "rows"] | None,
+        allowed: Bool[ndarray, "rows items"] | None = None,
+    ) -> Scored:
         """The same candidates and behind them the rest of the catalogue, in the backbone's order."""
-        task = Task(histories.part(scored.rows), scored.rows, histories.num_rows, None)
+        mask = None if allowed is None else allowed[scored.rows]
+        task = Task(histories.part(scored.rows), scored.rows, histories.num_rows, allowed=mask)
         spared = None if excepted is None else excepted[scored.rows]
         others = self.score_catalogue(task, spared, len(self.item_embeddings)).items
         is_known = (others[:, :, None] == scored.items[:, None]).any(axis=2)
@@ -382,7 +396,7 @@ class FusedRanker(Ranker):
 
     def score_catalogue(self, task: Task, excepted: Int[ndarray, "rows"] | None, depth: int) -> Scored:
         """The union of what scorers and spaces retrieve; its first candidates are fused."""
-        items, users = retrieve(self.evidence, task.histories, self.depth, excepted, task.num_rows)
+        items, users = retrieve(self.evidence, task.histories, self.depth, excepted, task.num_rows, task.allowed)
         features = self.evidence.features(task.histories, items[:, : self.num_fused], users)
         fused = fused_scores(self.fusions["catalogue"], features, task.folds)
         scores = np.concatenate([fused, scores_below(fused, items)], axis=1)
@@ -440,6 +454,7 @@ def retrieve(
     depth: int,
     excepted: Int[ndarray, "rows"] | None = None,
     num_queries: int | None = None,
+    allowed: Bool[ndarray, "rows items"] | None = None,
 ) -> tuple[Int[ndarray, "rows candidates"], Users]:
     """Candidates of the whole catalogue, -1 pads, and what scorers know of the rows.
 
@@ -449,23 +464,33 @@ def retrieve(
         depth: number of items that each scorer and each space retrieves.
         excepted: see ``Ranker.rank_catalogue``.
         num_queries: rows of the whole task, of which these are a part; None is these alone.
+        allowed: see ``Ranker.rank_catalogue``.
     """
-    items, users = evidence.find(histories, depth, num_queries)
-    items = with_popular(items, histories, evidence.train_counts, depth)
+    items, users = evidence.find(histories, depth, num_queries, allowed)
+    items = with_popular(items, histories, evidence.train_counts, depth, allowed)
     return without_history(items, histories, excepted, evidence.num_items), users
 
 
 def with_popular(
-    items: Int[ndarray, "rows candidates"], histories: Histories, train_counts: Int[ndarray, "items"], depth: int
+    items: Int[ndarray, "rows candidates"],
+    histories: Histories,
+    train_counts: Int[ndarray, "items"],
+    depth: int,
+    allowed: Bool[ndarray, "rows items"] | None = None,
 ) -> Int[ndarray, "rows at_least"]:
-    """The same candidates, and for users without a history the ``depth`` most popular items, equal ones by position."""
+    """The same candidates, and for users without a history the ``depth`` most popular items that they may be given.
+
+    Equally popular items go by position.
+    """
     is_empty = histories.ends == histories.starts
     if not is_empty.any():
         return items
-    popular = np.argsort(-train_counts, kind="stable")[:depth]
-    missing = max(0, len(popular) - items.shape[1])
-    items = np.pad(items, ((0, 0), (0, missing)), constant_values=-1)
-    items[is_empty] = np.pad(popular, (0, items.shape[1] - len(popular)), constant_values=-1)
+    popular = np.argsort(-train_counts, kind="stable")
+    depth = min(depth, len(popular))
+    items = np.pad(items, ((0, 0), (0, max(0, depth - items.shape[1]))), constant_values=-1)
+    for row in np.flatnonzero(is_empty):
+        best = (popular if allowed is None else popular[allowed[row, popular]])[:depth]
+        items[row] = np.pad(best, (0, items.shape[1] - len(best)), constant_values=-1)
     return items
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Int64
+from jaxtyping import Bool, Float, Int, Int64
 from numpy import ndarray
 from pydantic import Field
 from torch import Tensor
@@ -93,7 +93,11 @@ def reciprocal_rank_fusion(
 
 
 def scan(
-    queries: Float[Tensor, "rows dim"], items: Float[Tensor, "items dim"], depth: int, num_trained: int
+    queries: Float[Tensor, "rows dim"],
+    items: Float[Tensor, "items dim"],
+    depth: int,
+    num_trained: int,
+    allowed: Bool[ndarray, "rows items"] | None = None,
 ) -> tuple[Int64[ndarray, "rows depth"], Float[Tensor, "rows"]]:
     """One pass over the catalogue, some queries at a time.
 
@@ -102,23 +106,37 @@ def scan(
         items: their dot products score.
         depth: how many of the best items are wanted; 0 is none.
         num_trained: number of items, the first ones, that count in the normaliser; 0 leaves it out.
+        allowed: which items each row may be given, all where None; the normaliser counts the others as well.
 
     Returns:
-        The best items of each row, -1 where the query is zeros and tells nothing; and the log of the sum of
-        exponentials over items.
+        The best items of each row, -1 where there are no more and where the query is zeros and tells nothing; and the
+        log of the sum of exponentials over items.
     """
     found, normalisers = [np.zeros((0, min(depth, len(items))), np.int64)], [queries.new_zeros(0)]
     num_rows = max(QUERIES, CELLS // max(1, len(items)))
     # Newly allocated memory is paged in each time, a tenth of a scan.
     memory = queries.new_empty(min(num_rows, len(queries)), len(items))
     # In powers of two, which are faster than those of e.
-    for part in torch.split(queries * LOG2_E, num_rows):
+    for start in range(0, len(queries), num_rows):
+        part = queries[start : start + num_rows] * LOG2_E
         scores = torch.mm(part, items.T, out=memory[: len(part)])
-        found.append(top_k(scores, depth))
+        if allowed is None:
+            found.append(top_k(scores, depth))
+        else:
+            found.append(_top_allowed(scores, depth, torch.from_numpy(allowed[start : start + num_rows])))
         normalisers.append(_log_sum_in_place(scores[:, :num_trained]) / LOG2_E)
     nearest = np.concatenate(found)
     nearest[~queries.any(dim=1).numpy()] = -1
     return nearest, torch.cat(normalisers)
+
+
+def _top_allowed(
+    scores: Float[Tensor, "rows items"], k: int, allowed: Bool[Tensor, "rows items"]
+) -> Int64[ndarray, "rows k"]:
+    """``top_k`` of the allowed items, -1 where a row has fewer; the scores stay."""
+    masked = scores.masked_fill(~allowed, -torch.inf)
+    best = top_k(masked, k)
+    return np.where(np.take_along_axis(masked.numpy(), best, axis=1) == -np.inf, -1, best)
 
 
 def _log_sum_in_place(scores: Float[Tensor, "rows items"]) -> Float[Tensor, "rows"]:
@@ -270,11 +288,19 @@ class Search:
         return self.config.kind == "faiss" or (self.config.kind == "auto" and self.is_installed and pays)
 
     def nearest(
-        self, queries: Float[Tensor, "rows dim"], depth: int, num_trained: int, num_queries: int | None = None
+        self,
+        queries: Float[Tensor, "rows dim"],
+        depth: int,
+        num_trained: int,
+        num_queries: int | None = None,
+        allowed: Bool[ndarray, "rows items"] | None = None,
     ) -> Nearest:
-        """See ``scan``; ``num_queries`` is how many the task has in all, those given where None."""
-        if not self.uses_index(len(queries) if num_queries is None else num_queries):
-            return scan(queries, self.items, depth, num_trained)
+        """See ``scan``; ``num_queries`` is how many the task has in all, those given where None.
+
+        An index knows no mask: with ``allowed`` the search is exact.
+        """
+        if allowed is not None or not self.uses_index(len(queries) if num_queries is None else num_queries):
+            return scan(queries, self.items, depth, num_trained, allowed)
         return self._built().nearest(queries, depth, num_trained)
 
     def _built(self) -> FaissSearch:

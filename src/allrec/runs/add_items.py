@@ -10,13 +10,14 @@ from numpy import ndarray
 from torch import Tensor
 
 from allrec.alignment.text_cache import text_embeddings
-from allrec.alignment.text_encoder import TextEncoder, embed_texts
+from allrec.alignment.text_encoder import TextEncoder, embed_texts, fingerprint
 from allrec.data.catalogue import Catalogue
 from allrec.data.items import NewItems, clean_new_items
-from allrec.files import load_tensors, save_tensors
+from allrec.files import load_tensors, save_tensors, sha256_file, sha256_text
 from allrec.runs.run_folder import RunFolder
 from allrec.runs.trained_model import PRIORS
 
+TUNED = "text_encoder.safetensors"
 PriorsOf = Callable[[Sequence[str | None]], Float[ndarray, "items"]]
 
 
@@ -64,7 +65,24 @@ def encode_texts(
     recipe = run.recipe()
     if not recipe.alignment.tune_text:
         return text_embeddings(texts, recipe.text, cache, device=device)
-    encoder = TextEncoder(recipe.text, device)
-    encoder.load_weights(load_tensors(run.verified_folder("alignment") / "text_encoder.safetensors"))
+    encoder = text_encoder_of(run, device)
     with torch.no_grad():
         return embed_texts(texts, encoder.encode, encoder.dim)
+
+
+def text_encoder_of(run: RunFolder, device: str = "cpu") -> TextEncoder:
+    """The text encoder that a run was trained with, tuned or not."""
+    recipe = run.recipe()
+    encoder = TextEncoder(recipe.text, device)
+    if recipe.alignment.tune_text:
+        encoder.load_weights(load_tensors(run.verified_folder("alignment") / TUNED))
+    return encoder
+
+
+def encoder_fingerprint(run: RunFolder) -> str:
+    """What an embedding of a run's text encoder depends on, beside the text."""
+    recipe = run.recipe()
+    known = fingerprint(recipe.text)
+    if recipe.alignment.tune_text:
+        known += sha256_file(run.verified_folder("alignment") / TUNED)
+    return sha256_text(known)

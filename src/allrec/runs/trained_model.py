@@ -93,6 +93,20 @@ class TrainedModel:
         """The same run read again, after items were added to it; the language model stays in memory."""
         return TrainedModel(self.run, self._llm, self.device).complete()
 
+    def with_items(self, items: NewItems, text_embeddings: Float[Tensor, "items text_dim"]) -> TrainedModel:
+        """The same model with new items behind the last, as ``add_items`` adds them, and nothing written.
+
+        Args:
+            items: none of which the catalogue has.
+            text_embeddings: Q of them, by the run's text encoder.
+        """
+        other = TrainedModel(self.run, self._llm, self.device)
+        kept = ("trained_backbone", "alignment", "soft_tokens", "stored_priors")
+        vars(other).update({name: vars(self)[name] for name in kept if name in vars(self)})
+        catalogue, texts = self.catalogue.extended(items), torch.cat([self.text_embeddings, text_embeddings])
+        vars(other).update(catalogue=catalogue, text_embeddings=texts)
+        return other.complete()
+
     def over(
         self, catalogue: Catalogue, text_embeddings: Float[Tensor, "items text_dim"], backbone: Backbone
     ) -> TrainedModel:

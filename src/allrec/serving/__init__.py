@@ -1,0 +1,1 @@
+"""The service: a run folder in front of people. Needs the extra ``serve``."""

@@ -1,0 +1,134 @@
+"""The application: routes, access and monitoring around a process's service."""
+
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import uvicorn
+from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp
+
+from allrec.errors import InputError
+from allrec.serving import admin_routes, data_routes, page_routes, recommend_routes
+from allrec.serving.access import LOOPBACK, Access, Rates
+from allrec.serving.answers import Recorder
+from allrec.serving.monitoring import Figures, Watched, log_json_lines
+from allrec.serving.problems import handle_problems, problem
+from allrec.serving.service import DEFAULT_TENANT, Service
+from allrec.serving.store import Store
+
+STOP_SECONDS = 30
+DESCRIPTION = "Recommendations of a trained run: for users, sessions and texts, fresh with the next request."
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """How a run is served.
+
+    Attributes:
+        run: folder of the default tenant's run.
+        database: address of the store; None is a SQLite file beside the run.
+        host: address to listen at.
+        port: to listen at.
+        needs_key: whether requests need an API key; only loopback may do without.
+        with_llm: whether the language model is started, in a process of its own.
+        rate: requests a second of each caller; 0 does not limit.
+        burst: requests at once of each caller.
+        largest_body: in bytes.
+        origins: of pages elsewhere that may ask (CORS); none where empty.
+        cache: folder of cached text embeddings; the usual one where None.
+    """
+
+    run: Path
+    database: str | None = None
+    host: str = "127.0.0.1"
+    port: int = 8000
+    needs_key: bool = False
+    with_llm: bool = True
+    rate: float = 0.0
+    burst: int = 200
+    largest_body: int = 8 << 20
+    origins: tuple[str, ...] = ()
+    cache: Path | None = None
+
+    def __post_init__(self) -> None:
+        if not self.needs_key and self.host not in LOOPBACK:
+            raise InputError(
+                f"got the address {self.host} without API keys, which every machine around could use. Give --keys, "
+                "or listen at 127.0.0.1."
+            )
+
+    @property
+    def store_url(self) -> str:
+        """Address of the store."""
+        run = Path(self.run).resolve()
+        return self.database or f"sqlite:///{run.parent / (run.name + '.store.db')}"
+
+
+def create_app(config: ServeConfig) -> FastAPI:
+    """The application, with its store open and its run loaded.
+
+    Raises:
+        InputError: no run there, a damaged one, or a store that cannot be reached.
+    """
+    store = Store.open(config.store_url)
+    try:
+        service = Service(store, config.run, cache=config.cache, with_llm=config.with_llm)
+    except BaseException:
+        store.close()
+        raise
+    figures = Figures()
+    recorder = Recorder(store, figures)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        service.close()
+        recorder.close()
+        store.close()
+
+    app = FastAPI(
+        title="allrec", version="1", description=DESCRIPTION, lifespan=lifespan, docs_url=None, redoc_url=None
+    )
+    app.state.service, app.state.store, app.state.figures, app.state.recorder = service, store, figures, recorder
+    app.state.access = Access(store, config.needs_key, Rates(config.rate, config.burst))
+    for router in (
+        recommend_routes.router,
+        admin_routes.router,
+        admin_routes.operating,
+        data_routes.router,
+        page_routes.router,
+    ):
+        app.include_router(router)
+    handle_problems(app)
+    if config.origins:
+        app.add_middleware(CORSMiddleware, allow_origins=list(config.origins), allow_methods=["GET", "POST"])
+
+    def refuse(status: int, detail: str) -> ASGIApp:
+        return problem(status, detail)
+
+    app.add_middleware(Watched, figures=figures, largest_body=config.largest_body, refuse=refuse)
+    return app
+
+
+def serve(config: ServeConfig) -> None:
+    """Serves until it is stopped; requests that were begun by then are answered.
+
+    Raises:
+        InputError: see ``create_app``.
+    """
+    log_json_lines()
+    uvicorn.run(
+        create_app(config), host=config.host, port=config.port, access_log=False, log_level="warning",
+        timeout_graceful_shutdown=STOP_SECONDS, server_header=False, backlog=2048,
+    )  # fmt: skip
+
+
+def print_new_key(config: ServeConfig) -> None:
+    """Makes an administrator's key of the default tenant and writes it to the standard output."""
+    store = Store.open(config.store_url)
+    sys.stdout.write(store.keys.create(DEFAULT_TENANT, scopes=["admin"]) + "\n")
+    store.close()

@@ -1,0 +1,199 @@
+"""Bodies of requests and answers, with limits on lists and texts."""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from allrec.serving.expressions import LONGEST
+
+Id = Annotated[str, Field(min_length=1, max_length=256, examples=["B00006L9LC"])]
+Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$", examples=["home"])]
+Ids = Annotated[list[Id], Field(max_length=1_000)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Time = Annotated[float, Field(allow_inf_nan=False, ge=0, le=1e11, examples=[1764396000.0])]
+FIELD_BYTES = 20_000
+"""Of an item's or a user's fields as JSON."""
+
+
+class Body(BaseModel):
+    """Base of all bodies of requests: closed to unknown keys."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Settings(Body):
+    """What scenarios hold, and requests may say themselves."""
+
+    k: int = Field(10, ge=1, le=100, description="How many items.")
+    filter: str | None = Field(
+        None, max_length=LONGEST, description="CEL over item fields and the user.", examples=['category == "Skin Care"']
+    )
+    boost: str | None = Field(
+        None, max_length=LONGEST, description="CEL; multiplies an item's odds.", examples=["is_new ? 1.2 : 1.0"]
+    )
+    diversity: float = Field(0.0, ge=0, le=1, description="0 orders by score, 1 by dissimilarity.")
+    with_history: bool = Field(False, description="Whether items had before may come again.")
+    with_reason: bool = Field(False, description="Whether each item says why it is there.")
+    budget_ms: int = Field(
+        0, ge=0, le=10_000, description="What the answer may take; the language model has a part within it."
+    )
+
+
+class Recommend(Settings):
+    """A request for recommendations."""
+
+    user_id: Id | None = None
+    history: Ids | None = Field(None, description="Item ids, oldest first; behind the user's own where both are given.")
+    item_id: Id | None = Field(None, description="What the user looks at: for the fallback to similar items.")
+    query: str | None = Field(None, min_length=1, max_length=2_000, examples=["a light cream for dry hands"])
+    exclude: Ids = Field([], description="Item ids that are left out.")
+    scenario: Name | None = Field(None, description="Named settings; what the request says itself comes before them.")
+    experiment: Name | None = Field(None, description="Takes the scenario of the user's group.")
+    page: str | None = Field(None, max_length=20_000, description="next_page of an earlier answer, and nothing else.")
+
+    @model_validator(mode="after")
+    def _has_a_subject(self) -> "Recommend":
+        if self.page is not None and self.model_fields_set - {"page"}:
+            raise ValueError("page stands alone: it holds the rest of the request")
+        if self.experiment is not None and self.user_id is None:
+            raise ValueError("an experiment splits users: give user_id")
+        return self
+
+
+class Rank(Body):
+    """A given list to be ranked."""
+
+    items: Ids = Field(min_length=1)
+    user_id: Id | None = None
+    history: Ids | None = None
+
+
+class Similar(Body):
+    """Settings of similar items."""
+
+    k: int = Field(10, ge=1, le=100)
+    filter: str | None = Field(None, max_length=LONGEST)
+    exclude: Ids = []
+
+
+class EventBody(Body):
+    """Something that a user did with an item."""
+
+    event_id: Id = Field(description="Sent again, the same event counts once.", examples=["e-1"])
+    user_id: Id
+    item_id: Id
+    kind: Name = Field(description="view, cart, purchase, rating or a kind of one's own.", examples=["purchase"])
+    timestamp: Time
+    value: Number | None = None
+    recommendation_id: Id | None = None
+
+
+class Events(Body):
+    """Events to be stored."""
+
+    events: list[EventBody] = Field(min_length=1, max_length=5_000)
+
+
+class Availability(Body):
+    """What is to change; what is left out stays."""
+
+    is_hidden: bool | None = None
+    is_in_stock: bool | None = None
+    expires_at: Time | None = None
+    never_expires: bool = False
+
+
+class ItemBody(Body):
+    """An item that is added, or fields of one that is there."""
+
+    item_id: Id
+    fields: dict[str, Any] = Field(examples=[{"title": "Hand Cream", "category": "Skin Care", "price": 9.5}])
+
+
+class ItemBodies(Body):
+    """Items to be stored."""
+
+    items: list[ItemBody] = Field(min_length=1, max_length=500)
+
+
+class FeedbackEntry(Body):
+    """An impression or a click."""
+
+    recommendation_id: Id
+    item_id: Id
+    kind: str = Field(pattern="^(impression|click)$", examples=["click"])
+    timestamp: Time
+    user_id: Id | None = None
+
+
+class FeedbackBody(Body):
+    """Impressions and clicks to be stored."""
+
+    feedback: list[FeedbackEntry] = Field(min_length=1, max_length=5_000)
+
+
+class Fields(Body):
+    """Fields of a user."""
+
+    fields: dict[str, Any] = Field(examples=[{"country": "DE"}])
+
+
+class Group(Body):
+    """A group of an experiment."""
+
+    share: float = Field(gt=0, le=1_000_000, allow_inf_nan=False)
+    scenario: Name | None = None
+
+
+class ExperimentBody(Body):
+    """An experiment."""
+
+    groups: dict[Name, Group] = Field(min_length=2, max_length=20)
+    is_running: bool = True
+
+
+class Publish(Body):
+    """A run to serve: a folder beside the one that the service was started with."""
+
+    run: str = Field(min_length=1, max_length=255, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", examples=["2026-11-29"])
+
+
+class KeyBody(Body):
+    """An API key to be made."""
+
+    scopes: list[str] = Field(min_length=1, max_length=3, examples=[["read", "write"]])
+
+
+class RecommendedItem(BaseModel):
+    """One item of an answer."""
+
+    item_id: str
+    title: str | None
+    score: float
+    is_cold: bool
+    reason: str | None = None
+    contributions: dict[str, float] | None = None
+
+
+class Recommendations(BaseModel):
+    """An answer."""
+
+    recommendation_id: str
+    model_version: int
+    scorer: str
+    fallback: str | None
+    llm: str
+    experiment_group: str | None = None
+    items: list[RecommendedItem]
+    next_page: str | None
+
+
+class Problem(BaseModel):
+    """A problem document, RFC 9457."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    request_id: str
+    errors: list[dict[str, str]] = []

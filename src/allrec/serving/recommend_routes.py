@@ -1,0 +1,267 @@
+"""Routes that recommend: for a user, a history or a text; similar items, users for an item, lists, counts."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from time import monotonic, time
+from typing import Annotated, Any
+
+import numpy as np
+from fastapi import APIRouter, Path, Query, Request
+from fastapi.responses import JSONResponse
+from starlette.concurrency import run_in_threadpool
+
+from allrec.errors import InputError, nearest
+from allrec.serving import service as serving
+from allrec.serving.access import READ, Caller
+from allrec.serving.answers import Page, body_of, described, new_id, page_of
+from allrec.serving.bodies import Id, Problem, Rank, Recommend, Recommendations, Settings, Similar
+from allrec.serving.lookups import audiences_of, by_text, encoder_of, ranked_list, similar
+from allrec.serving.problems import ProblemError
+from allrec.serving.ranking import Ranked, Wanted, boosted, mask_of
+from allrec.serving.service import Answered, Service
+from allrec.serving.snapshots import Snapshot
+from allrec.serving.store import Answer
+from allrec.serving.store_settings import group_of
+
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    status: {"model": Problem, "content": {"application/problem+json": {}}}
+    for status in (400, 401, 403, 404, 413, 422, 429, 503)
+}
+router = APIRouter(prefix="/v1", tags=["recommend"], responses=PROBLEMS)
+OWN = ("filter", "boost", "diversity", "with_history")
+MONTH = 30 * 86_400.0
+COUNTED = 1_000
+"""Items that popular, trending and latest look through for those that a category keeps."""
+
+
+@router.post("/recommendations", response_model=Recommendations)
+async def recommend(request: Request, body: Recommend, caller: Caller = READ) -> JSONResponse:
+    """The best items for a user, for a bare history or for a text, or the next page of an answer."""
+    if body.page is not None:
+        page = Page.unpack(body.page)
+        return await run_in_threadpool(
+            lambda: JSONResponse(page_of(_service(request).tenant(caller.tenant).snapshot, page))
+        )
+    return JSONResponse(await recommended(request, body, caller))
+
+
+@router.get("/users/{user_id:path}/recommendations", response_model=Recommendations)
+async def recommend_user(
+    request: Request,
+    user_id: Annotated[Id, Path()],
+    k: Annotated[int, Query(ge=1, le=100)] = 10,
+    filter: Annotated[str | None, Query(max_length=1_000)] = None,
+    boost: Annotated[str | None, Query(max_length=1_000)] = None,
+    caller: Caller = READ,
+) -> JSONResponse:
+    """The best items for a user, by address alone."""
+    body = Recommend(user_id=user_id, k=k, filter=filter, boost=boost)
+    return JSONResponse(await recommended(request, body, caller))
+
+
+async def recommended(request: Request, body: Recommend, caller: Caller) -> dict[str, Any]:
+    """What is answered to a body."""
+    service, begin = _service(request), monotonic()
+    group = None
+    if body.scenario is not None or body.experiment is not None:
+        body, group = await run_in_threadpool(_with_scenario, service, body, caller.tenant)
+    asked = serving.Request(
+        caller.tenant, body.user_id, None if body.history is None else tuple(body.history), body.item_id,
+        {"k": body.k, **{name: getattr(body, name) for name in OWN}}, tuple(body.exclude), body.budget_ms / 1e3, begin,
+    )  # fmt: skip
+    answered = await asyncio.wrap_future(service.submit(asked))
+    if isinstance(answered, InputError):
+        raise answered
+    figures = request.app.state.figures
+    figures.step.labels("ranking").observe(monotonic() - begin)
+    if body.query is not None:
+        answered = await run_in_threadpool(_by_text, answered, body.query)
+    elif asked.budget > 0:
+        answered = await run_in_threadpool(service.with_llm, answered, asked)
+        figures.llm.labels("ordered" if answered.llm == "ordered" else "left out").inc()
+        figures.step.labels("language model").observe(monotonic() - begin)
+    recommendation_id = new_id()
+    if body.with_reason:
+        found = await run_in_threadpool(body_of, answered, recommendation_id, with_reason=True, group=group)
+    else:
+        found = body_of(answered, recommendation_id, group=group)
+    _note(request, caller, body, found)
+    return found
+
+
+def _further(service: Service, tenant: str, token: str) -> dict[str, Any]:
+    return page_of(service.tenant(tenant).snapshot, Page.unpack(token))
+
+
+def _by_text(answered: Answered, query: str) -> Answered:
+    """The answer to a text; a user's or a history's own ranking takes part in its order."""
+    snapshot, wanted = answered.snapshot, answered.wanted
+    mask = mask_of(snapshot, wanted, time())
+    mask = np.ones(snapshot.num_items, bool) if mask is None else mask
+    if not wanted.with_history and wanted.history:
+        mask[list(wanted.history)] = False
+    personal = answered.ranked if answered.scorer == "fusion" else None
+    ranked = by_text(snapshot, encoder_of(snapshot.served).encode([query]), mask, personal)
+    ranked = boosted(snapshot, wanted, ranked) if wanted.boost is not None else ranked
+    scorer = "text" if personal is None else "text and fusion"
+    return replace(answered, ranked=ranked, scorer=scorer, fallback=None)
+
+
+def _with_scenario(service: Service, body: Recommend, tenant: str) -> tuple[Recommend, str | None]:
+    """The body with a scenario's settings behind its own, and the user's group of its experiment."""
+    name, group = body.scenario, None
+    if body.experiment is not None:
+        experiments = service.store.experiments(tenant)
+        if body.experiment not in experiments:
+            raise ProblemError(
+                404, f"unknown experiment {body.experiment!r}: {nearest(body.experiment, [*experiments])}."
+            )
+        experiment = experiments[body.experiment]
+        if experiment.is_running:
+            group = group_of(experiment, str(body.user_id))
+            name = experiment.groups[group].get("scenario") or name
+    if name is None:
+        return body, group
+    scenarios = service.store.scenarios(tenant)
+    if name not in scenarios:
+        raise ProblemError(404, f"unknown scenario {name!r}: {nearest(name, [*scenarios])}.")
+    settings = Settings(**scenarios[name]).model_dump(exclude_unset=True)
+    own = body.model_dump(exclude_unset=True)
+    return Recommend(**{**settings, **own}), group
+
+
+def _note(request: Request, caller: Caller, body: Recommend, found: dict[str, Any]) -> None:
+    """Counts an answer, and hands it to the recorder."""
+    figures = request.app.state.figures
+    figures.answers.labels(found["scorer"]).inc()
+    if found["fallback"]:
+        figures.fallbacks.inc()
+    num_cold = sum(item["is_cold"] for item in found["items"])
+    figures.items.labels("cold").inc(num_cold)
+    figures.items.labels("warm").inc(len(found["items"]) - num_cold)
+    if found["items"] and found["scorer"] in ("fusion", "cf"):
+        figures.first_score.observe(found["items"][0]["score"])
+    given = tuple(item["item_id"] for item in found["items"])
+    request.app.state.recorder.add(
+        caller.tenant,
+        Answer(
+            found["recommendation_id"], body.user_id, given, found["model_version"], found["scorer"], time(),
+            found["fallback"], body.experiment if found["experiment_group"] else None, found["experiment_group"],
+        ),
+    )  # fmt: skip
+
+
+@router.post("/items/{item_id:path}/similar")
+def similar_items(
+    request: Request, item_id: Annotated[Id, Path()], body: Similar, caller: Caller = READ
+) -> JSONResponse:
+    """Items nearest to one, by who chose them and by text; also for one that was added a moment ago."""
+    snapshot = _service(request).tenant(caller.tenant).snapshot
+    item = _item(snapshot, item_id)
+    exclude = frozenset(snapshot.positions(body.exclude).tolist())
+    mask = mask_of(snapshot, Wanted((), filter=body.filter, exclude=exclude), time())
+    ranked = similar(snapshot, item, np.ones(snapshot.num_items, bool) if mask is None else mask)
+    return _listed(snapshot, ranked, body.k, "similar")
+
+
+@router.get("/items/{item_id:path}/users")
+def users_for_item(
+    request: Request,
+    item_id: Annotated[Id, Path()],
+    k: Annotated[int, Query(ge=1, le=1_000)] = 10,
+    caller: Caller = READ,
+) -> JSONResponse:
+    """Users of the run to whom an item would go, likeliest first; also for one that was added a moment ago."""
+    snapshot = _service(request).tenant(caller.tenant).snapshot
+    found = audiences_of(snapshot.served).of(snapshot, _item(snapshot, item_id), k)
+    users = [{"user_id": user, "score": score} for user, score in zip(*found, strict=True)]
+    return JSONResponse({"model_version": snapshot.served.version, "users": users})
+
+
+@router.post("/rankings")
+def rank(request: Request, body: Rank, caller: Caller = READ) -> JSONResponse:
+    """Given items, best first. Those that are unknown or unavailable are named and left out."""
+    service = _service(request)
+    snapshot = service.tenant(caller.tenant).snapshot
+    history = None if body.history is None else tuple(body.history)
+    known, fallback = service.history_of(snapshot, serving.Request(caller.tenant, body.user_id, history))
+    available = snapshot.available(time())
+    items = snapshot.positions(list(dict.fromkeys(body.items)))
+    items = items[available[items]]
+    ranked = ranked_list(snapshot, known, items) if len(items) else Ranked(items, np.zeros(0))
+    given = {snapshot.model.catalogue.item_ids[item] for item in items.tolist()}
+    missing = [item_id for item_id in dict.fromkeys(body.items) if item_id not in given]
+    more = {"fallback": fallback, "left_out": missing}
+    return _listed(snapshot, ranked, len(items), "fusion" if known else "popular", more)
+
+
+K = Annotated[int, Query(ge=1, le=100)]
+Category = Annotated[str | None, Query(max_length=200)]
+
+
+@router.get("/popular")
+def popular(request: Request, k: K = 10, category: Category = None, caller: Caller = READ) -> JSONResponse:
+    """Items by how many users had them in the last 30 days; by training interactions where nobody had any."""
+    service, now = _service(request), time()
+    snapshot, scorer = service.tenant(caller.tenant).snapshot, "popular"
+    scores = dict(service.store.popular(caller.tenant, since=now - MONTH, limit=COUNTED))
+    if not scores:
+        scorer, catalogue = "popular in training", snapshot.model.catalogue
+        best = np.argsort(-catalogue.train_counts, kind="stable")[:COUNTED].tolist()
+        scores = {catalogue.item_ids[item]: int(catalogue.train_counts[item]) for item in best}
+    return _listed(snapshot, _kept(snapshot, scores, category, now), k, scorer)
+
+
+@router.get("/trending")
+def trending(request: Request, k: K = 10, category: Category = None, caller: Caller = READ) -> JSONResponse:
+    """Items that get more events today than is usual for them."""
+    service, now = _service(request), time()
+    snapshot = service.tenant(caller.tenant).snapshot
+    scores = dict(service.store.trending(caller.tenant, now=now, limit=COUNTED))
+    return _listed(snapshot, _kept(snapshot, scores, category, now), k, "trending")
+
+
+@router.get("/latest")
+def latest(request: Request, k: K = 10, category: Category = None, caller: Caller = READ) -> JSONResponse:
+    """Items by when they were added, the newest first; scores are seconds since 1970-01-01 UTC."""
+    service, now = _service(request), time()
+    snapshot = service.tenant(caller.tenant).snapshot
+    added = service.store.latest_items(caller.tenant, limit=COUNTED)
+    scores = {item.item_id: item.created_at or 0.0 for item in added}
+    return _listed(snapshot, _kept(snapshot, scores, category, now), k, "latest")
+
+
+def _kept(snapshot: Snapshot, scores: Mapping[str, float], category: str | None, now: float) -> Ranked:
+    """Available items of a category in the order of ``scores``."""
+    available = snapshot.available(now)
+    places = [item for item in snapshot.positions(list(scores)).tolist() if available[item]]
+    if category is not None:
+        places = [item for item in places if _is_of(snapshot.items.fields[item], category)]
+    ids = snapshot.model.catalogue.item_ids
+    return Ranked(np.array(places, np.int64), np.array([float(scores[ids[item]]) for item in places]))
+
+
+def _is_of(fields: Any, category: str) -> bool:
+    genres = fields.get("genres")
+    return fields.get("category") == category or (isinstance(genres, list) and category in genres)
+
+
+def _listed(
+    snapshot: Snapshot, ranked: Ranked, k: int, scorer: str, more: dict[str, Any] | None = None
+) -> JSONResponse:
+    rows = described(snapshot, ranked.items[:k].tolist(), ranked.scores[:k].tolist())
+    head = {"recommendation_id": new_id(), "model_version": snapshot.served.version, "scorer": scorer}
+    return JSONResponse({**head, **(more or {"fallback": None}), "items": rows})
+
+
+def _item(snapshot: Snapshot, item_id: str) -> int:
+    found: Sequence[int] = snapshot.positions([item_id]).tolist()
+    if not found:
+        raise ProblemError(404, f"unknown item {item_id!r}. Add it: POST /v1/items.")
+    return found[0]
+
+
+def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service

@@ -1,0 +1,289 @@
+"""A process's service: the tenants' snapshots, kept as fresh as the store, and requests answered together."""
+
+import logging
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from threading import Lock, Thread
+from time import time
+from typing import Any
+
+import numpy as np
+
+from allrec.alignment.text_cache import default_cache
+from allrec.errors import InputError
+from allrec.serving.batching import Batcher
+from allrec.serving.llm_process import LlmProcess, LlmUnavailableError
+from allrec.serving.ranking import Ranked, RequestRanker, Wanted, diversified, log_factor, mask_of
+from allrec.serving.snapshots import Served, Snapshot
+from allrec.serving.store import ModelVersion, Store
+
+DEFAULT_TENANT = "default"
+OVERHEAD = 0.05
+"""Seconds of a budget that are left for writing the answer."""
+HISTORY = 500
+"""Latest events of a user that count."""
+logger = logging.getLogger("allrec.serving")
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request for recommendations, as it comes.
+
+    Attributes:
+        tenant: whose it is.
+        user_id: whom it is for; None for a bare history.
+        history: item ids, oldest first, in place of the user's own; None takes that.
+        context: an item that the user looks at, for the fallback to similar items.
+        settings: k, filter, boost, diversity, with_history of ``Wanted``.
+        exclude: item ids that are left out.
+        budget: seconds that the answer may take; 0 leaves the language model out.
+        begin: when it came, by ``time.monotonic``.
+    """
+
+    tenant: str
+    user_id: str | None = None
+    history: tuple[str, ...] | None = None
+    context: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    exclude: tuple[str, ...] = ()
+    budget: float = 0.0
+    begin: float = 0.0
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What a request is answered.
+
+    Attributes:
+        snapshot: by which it was ranked.
+        wanted: the request, in positions.
+        ranked: the items.
+        scorer: what ordered them: "fusion" or "cf", "llm" where the language model read the best, "similar", "popular".
+        fallback: why it is not what was asked for first; None where it is.
+        llm: what became of the language model: "ordered", "not asked", or why it had no part.
+    """
+
+    snapshot: Snapshot
+    wanted: Wanted
+    ranked: Ranked
+    scorer: str
+    fallback: str | None = None
+    llm: str = "not asked"
+
+
+class Tenant:
+    """What one process knows of a tenant.
+
+    Attributes:
+        snapshot: the latest; replaced, never changed.
+        ranker: keeps rankings.
+    """
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self.snapshot, self.ranker = snapshot, RequestRanker()
+        self.lock = Lock()
+        self.loading: int | None = None
+        self.failed: dict[int, str] = {}
+
+
+class Service:
+    """Answers requests of all tenants in one process.
+
+    Args:
+        store: of all tenants.
+        run: folder of the default tenant's run.
+        cache: folder of cached text embeddings.
+        with_llm: whether the default tenant's language model is started.
+
+    Raises:
+        InputError: no run there, or a damaged one.
+    """
+
+    def __init__(self, store: Store, run: Path | str, *, cache: Path | None = None, with_llm: bool = True) -> None:
+        self.store, self.cache = store, cache or default_cache()
+        self.runs_root = Path(run).resolve().parent
+        published = store.serving(DEFAULT_TENANT) or store.put_tenant(DEFAULT_TENANT, run=str(Path(run).resolve()))
+        served = Served.load(published.run, published.version)
+        self.tenants = {DEFAULT_TENANT: Tenant(Snapshot.first(served))}
+        self.lock = Lock()
+        self.llm_wanted, self.llm = with_llm, self._new_llm(served) if with_llm else None
+        self.batcher: Batcher[Request, Answered | InputError] = Batcher(self.answer)
+
+    def close(self) -> None:
+        """Answers what waits, and ends the language model's process; the store stays open."""
+        self.batcher.close()
+        if self.llm is not None:
+            self.llm.close()
+
+    def submit(self, request: Request) -> "Future[Answered | InputError]":
+        """A future of the answer, without the language model."""
+        return self.batcher.submit(request)
+
+    # Freshness.
+
+    def tenant(self, name: str) -> Tenant:
+        """A tenant, whose snapshot is as new as the store at this call.
+
+        Raises:
+            InputError: there is no such tenant, or its run cannot be loaded.
+        """
+        tenant = self.tenants.get(name)
+        if tenant is None:
+            tenant = self._open(name)
+        self._follow_model(name, tenant)
+        version = self.store.items_version(name)
+        if version != tenant.snapshot.version:
+            with tenant.lock:
+                tenant.snapshot = self._fresh(name, tenant.snapshot)
+        return tenant
+
+    def _open(self, name: str) -> Tenant:
+        with self.lock:
+            if name not in self.tenants:
+                published = self.store.serving(name)
+                if published is None:
+                    raise InputError(f"tenant {name!r} has no run. Publish one: POST /v1/models.")
+                self.tenants[name] = Tenant(Snapshot.first(Served.load(published.run, published.version)))
+            return self.tenants[name]
+
+    def _fresh(self, name: str, snapshot: Snapshot) -> Snapshot:
+        version, changed = self.store.items_changed(name, since_version=snapshot.version)
+        return snapshot.after(version, changed, self.cache) if changed else snapshot
+
+    def _follow_model(self, name: str, tenant: Tenant) -> None:
+        """Begins to load what was published; requests are answered by what is loaded until then."""
+        published = self.store.serving(name)
+        if published is None or published.version == tenant.snapshot.served.version:
+            return
+        with tenant.lock:
+            if tenant.loading == published.version or published.version in tenant.failed:
+                return
+            tenant.loading = published.version
+        Thread(target=self._switch, args=(name, tenant, published), daemon=True, name="switch").start()
+
+    def _switch(self, name: str, tenant: Tenant, published: ModelVersion) -> None:
+        try:
+            served = Served.load(published.run, published.version)
+            snapshot = self._fresh(name, Snapshot.first(served))
+        except Exception as error:
+            logger.exception("a published run cannot be loaded", extra={"run": published.run})
+            tenant.failed[published.version] = str(error)
+            tenant.loading = None
+            return
+        with tenant.lock:
+            tenant.snapshot, tenant.ranker, tenant.loading = snapshot, RequestRanker(), None
+        if name == DEFAULT_TENANT and self.llm is not None:
+            old, self.llm = self.llm, self._new_llm(served)
+            old.close()
+
+    def _new_llm(self, served: Served) -> LlmProcess | None:
+        model = served.model
+        has_say = model.is_llm_within_reach and bool(model.ranker.llm_names("catalogue"))
+        return LlmProcess(str(model.run.path)) if has_say else None
+
+    # Answers.
+
+    def answer(self, requests: Sequence[Request]) -> list[Answered | InputError]:
+        """Answers requests together, without the language model; one at fault has its error in place of an answer."""
+        found: list[Answered | InputError | None] = [None] * len(requests)
+        for name in {request.tenant for request in requests}:
+            rows = [row for row, request in enumerate(requests) if request.tenant == name]
+            try:
+                tenant = self.tenant(name)
+            except InputError as error:
+                for row in rows:
+                    found[row] = error
+                continue
+            now, snapshot, ranker = time(), tenant.snapshot, tenant.ranker
+            resolved: list[Answered] = []
+            good: list[int] = []
+            for row in rows:
+                try:
+                    resolved.append(self._resolved(snapshot, requests[row], now))
+                    good.append(row)
+                except InputError as error:
+                    found[row] = error
+            ranked = ranker.rank(snapshot, [one.wanted for one in resolved], now)
+            for row, one, items in zip(good, resolved, ranked, strict=True):
+                found[row] = replace(one, ranked=items)
+        return [one for one in found if one is not None]
+
+    def _resolved(self, snapshot: Snapshot, request: Request, now: float) -> Answered:
+        """A request in positions, along the chain: user, session, similar items, popular ones."""
+        history, fallback = self.history_of(snapshot, request)
+        user = self._user_fields(snapshot, request)
+        exclude = frozenset(snapshot.positions(request.exclude).tolist())
+        scorer = "cf" if snapshot.model.fused_ranker is None else "fusion"
+        if not history:
+            context = snapshot.positions([request.context] if request.context else [])
+            history = tuple(context.tolist())
+            scorer = "similar" if history else "popular"
+            what = "items similar to the one looked at" if history else "popular items"
+            fallback = f"{fallback or 'no history was given'}: {what}"
+        wanted = Wanted(history, exclude=exclude, user=user, **request.settings)
+        mask_of(snapshot, wanted, now)
+        if wanted.boost is not None:
+            log_factor(snapshot, wanted, np.zeros(0, np.int64))
+        return Answered(snapshot, wanted, Ranked(np.zeros(0, np.int64), np.zeros(0)), scorer, fallback)
+
+    def history_of(self, snapshot: Snapshot, request: Request) -> tuple[tuple[int, ...], str | None]:
+        """Positions of a user's or a session's history, and why it is not the user's own where that was asked for."""
+        if request.user_id is not None:
+            own = self.user_history(snapshot, request.tenant, request.user_id)
+            if own:
+                session = snapshot.positions(request.history or ()).tolist()
+                return (*own, *session), None
+        session = snapshot.positions(request.history or ()).tolist()
+        missing = "the user has no history" if request.user_id is not None else None
+        if request.history and not session:
+            missing = "no item of the history is known"
+        return tuple(session), f"{missing}: the session" if session and missing else missing
+
+    def user_history(self, snapshot: Snapshot, tenant: str, user_id: str) -> tuple[int, ...]:
+        """What the run knows of a user, and the store's events behind it, oldest first."""
+        catalogue = snapshot.model.catalogue
+        user = catalogue.user_or_none(user_id)
+        known = [] if user is None else catalogue.history(user).tolist()
+        events = self.store.history(tenant, user_id, limit=HISTORY)
+        return (*known, *snapshot.positions([event.item_id for event in events]).tolist())
+
+    def _user_fields(self, snapshot: Snapshot, request: Request) -> dict[str, Any]:
+        """Fields of the user, where an expression reads them."""
+        texts = [request.settings.get("filter"), request.settings.get("boost")]
+        asks = any(text is not None and snapshot.expressions.compiled(text).asks_user for text in texts)
+        if not asks or request.user_id is None:
+            return {}
+        return self.store.user_fields(request.tenant, request.user_id) or {}
+
+    def with_llm(self, answered: Answered, request: Request) -> Answered:
+        """The same answer, the best ordered by the language model; or the answer itself, with the reason why not."""
+        if request.budget <= 0 or not answered.wanted.history:
+            return answered
+        if self.llm is None or request.tenant != DEFAULT_TENANT:
+            return replace(answered, llm="the run's language model has no say, or none is started")
+        if answered.snapshot.served is not self.tenants[DEFAULT_TENANT].snapshot.served:
+            return replace(answered, llm="the model was switched while the request was answered")
+        deadline = request.begin + request.budget - OVERHEAD
+        try:
+            ranked = self.llm.order(answered.snapshot, answered.wanted, time(), deadline)
+        except LlmUnavailableError as error:
+            return replace(answered, llm=str(error))
+        if not ranked.num_read:
+            return replace(answered, llm="there were no candidates to read")
+        if answered.wanted.diversity > 0:
+            ranked = diversified(answered.snapshot, ranked, answered.wanted.diversity)
+        ordered = replace(answered, ranked=ranked, scorer="llm", llm="ordered")
+        return self.still_available(ordered, request.tenant)
+
+    def still_available(self, answered: Answered, tenant: str) -> Answered:
+        """The same answer without what became unavailable while it was made."""
+        newest = self.tenant(tenant).snapshot
+        if newest.version == answered.snapshot.version:
+            return answered
+        ids = [answered.snapshot.model.catalogue.item_ids[item] for item in answered.ranked.items]
+        places, available = newest.model.catalogue.positions_of(ids), newest.available(time())
+        is_left = np.array([place is not None and available[place] for place in places], bool)
+        ranked = answered.ranked._replace(items=answered.ranked.items[is_left], scores=answered.ranked.scores[is_left])
+        return replace(answered, ranked=ranked)

@@ -1,0 +1,78 @@
+"""What the store knows of a user: fields of one's own, shown and erased on request."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from sqlalchemy import Table, delete, select
+
+from allrec.serving.database import Database
+from allrec.serving.records import Answer, Event, Feedback, User, check_fields, check_tenant, check_text
+from allrec.serving.schema import answers, events, feedback, users
+
+PERSONAL: dict[str, tuple[Table, Any]] = {
+    "events": (events, Event),
+    "answers": (answers, Answer),
+    "feedback": (feedback, Feedback),
+}
+
+
+class UserStore:
+    """The part of the store that holds users."""
+
+    database: Database
+
+    def put_user(self, tenant: str, user_id: str, *, fields: dict[str, Any]) -> None:
+        """Sets a user's fields; those it had are replaced."""
+        self.put_users(tenant, [User(user_id, fields)])
+
+    def put_users(self, tenant: str, changed: Sequence[User]) -> None:
+        """Sets the fields of several users in one transaction."""
+        check_tenant(tenant)
+        for user in changed:
+            check_text(user.user_id, "user_id")
+            check_fields(user.fields, f"fields of user {user.user_id!r}")
+        # In one order, so that two callers never wait for each other.
+        rows = sorted(({"tenant": tenant, **asdict(user)} for user in changed), key=lambda row: row["user_id"])
+        insert = self.database.insert(users)
+        upsert = insert.on_conflict_do_update(
+            index_elements=["tenant", "user_id"], set_={"fields": insert.excluded.fields}
+        )
+        if rows:
+            with self.database.write() as connection:
+                connection.execute(upsert, rows)
+
+    def user_fields(self, tenant: str, user_id: str) -> dict[str, Any] | None:
+        """A user's fields, None where none were set."""
+        query = select(users.c.fields).where(users.c.tenant == tenant, users.c.user_id == user_id)
+        with self.database.read() as connection:
+            return connection.execute(query).scalar()
+
+    def show_user(self, tenant: str, user_id: str) -> dict[str, Any]:
+        """Everything that is stored about a user: ``fields``, ``events``, ``answers``, ``feedback``, oldest first."""
+        shown: dict[str, Any] = {"user_id": user_id, "fields": self.user_fields(tenant, user_id)}
+        with self.database.read() as connection:
+            for name, (table, record) in PERSONAL.items():
+                order = table.c.created_at if name == "answers" else table.c.timestamp
+                query = (
+                    select(*(table.c[column] for column in record.__dataclass_fields__))
+                    .where(table.c.tenant == tenant, table.c.user_id == user_id)
+                    .order_by(order)
+                )
+                shown[name] = [asdict(record(*row)) for row in connection.execute(query)]
+        return shown
+
+    def erase_user(self, tenant: str, user_id: str) -> dict[str, int]:
+        """Deletes everything that is stored about a user, in one transaction.
+
+        Returns:
+            How many rows of each table went. Back-ups and exports that were made before still hold them.
+        """
+        tables = {"users": users, **{name: table for name, (table, _) in PERSONAL.items()}}
+        with self.database.write() as connection:
+            return {
+                name: connection.execute(
+                    delete(table).where(table.c.tenant == tenant, table.c.user_id == user_id)
+                ).rowcount
+                for name, table in tables.items()
+            }
