@@ -441,7 +441,7 @@ def test_contributions_sum_to_the_score(evidence):
             assert sum(parts.values()) == pytest.approx(scored.scores[row, place], abs=1e-5)
             assert "llm" not in parts
     # What the language model read has its part besides, of whatever sign; what it did not read has none.
-    read = scored._replace(scores=scored.scores + [[-2.5, 0, 0]], llm=np.array([[-3.0, np.nan, np.nan]] * 3))
+    read = scored._replace(scores=scored.scores + np.array([-2.5, 0, 0]), llm=np.array([[-3.0, np.nan, np.nan]] * 3))
     first, second = ranker.contributions(read, 0, np.array([0, 1]), "lists")
     assert first["llm"] == pytest.approx(-2.5, abs=1e-5)
     assert "llm" not in second

@@ -352,15 +352,15 @@ def recommend(
     from allrec.recommender import AllRec
 
     system = AllRec.from_pretrained(run, device=device)
-    told = None if history is None else _parts(history)
+    known = None if history is None else _parts(history)
     if candidates is not None:
-        found = system.rank(_parts(candidates), user=user, history=told, use_llm=not no_llm)[:k]
+        found = system.rank(_parts(candidates), user=user, history=known, use_llm=not no_llm)[:k]
     else:
-        found = system.recommend(user=user, history=told, k=k, with_history=with_history, use_llm=not no_llm)
+        found = system.recommend(user=user, history=known, k=k, with_history=with_history, use_llm=not no_llm)
     if as_json:
         sys.stdout.write(json.dumps([vars(item) for item in found], ensure_ascii=False) + "\n")
     else:
-        show_recommendations(system, user, told, found)
+        show_recommendations(system, user, known, found)
 
 
 @app.command("add-items")
@@ -401,10 +401,10 @@ def generate(
     from allrec.cli.tables import show_written
     from allrec.recommender import AllRec
 
-    told, listed = (None if ids is None else _parts(ids) for ids in (history, candidates))
+    known, listed = (None if ids is None else _parts(ids) for ids in (history, candidates))
     # An unknown task is refused there.
     system = AllRec.from_pretrained(run, device=device)
-    written = system.generate(user=user, history=told, task=task, candidates=listed, k=k)  # type: ignore[arg-type]
+    written = system.generate(user=user, history=known, task=task, candidates=listed, k=k)  # type: ignore[arg-type]
     if as_json:
         sys.stdout.write(json.dumps([vars(text) for text in written], ensure_ascii=False) + "\n")
     else:
@@ -438,7 +438,7 @@ def _train(dataset: Path, run: Path, recipe: Recipe, **given: Any) -> AllRec:
 
 
 def _recipe(run: Path, recipe: str | None, sets: list[str] | None, resume: bool) -> Recipe:
-    """The recipe that was asked for; of a run that goes on its own where none is named, else the default."""
+    """The requested recipe; of a resumed run its own where none is named, else the default."""
     from allrec.config import load_recipe
     from allrec.runs.run_folder import MANIFEST, RECIPE
 
