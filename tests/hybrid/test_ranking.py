@@ -1,11 +1,14 @@
 """The one ranking: retrieved, scored, fused and read by a language model whose answers are known."""
 
+from zlib import crc32
+
 import numpy as np
 import pytest
 import torch
 from tests.hybrid.test_evidence import NUM_ITEMS, SEQUENCES, make_evidence
 from tests.training.histories import dataset_of
 
+from allrec import seeds
 from allrec.backbones.base import freeze
 from allrec.backbones.sasrec import SASRec, SASRecConfig
 from allrec.hybrid import ranking
@@ -328,6 +331,15 @@ def test_the_prompts_order_depends_on_the_user_and_tells_nothing_of_the_ranks():
     alone = shuffled(places[7:8], items[7:8], histories.part(slice(7, 8)), 0)
     assert np.array_equal(alone, order[7:8])
     assert not np.array_equal(order, shuffled(places, items, histories, 1))
+
+
+def test_the_prompts_order_is_that_of_a_stream_of_the_users_history():
+    histories = histories_of([np.array([4, 1])])
+    expected = seeds.rng(5, "ranking", "listed", crc32(np.array([4, 1], np.int64).tobytes())).random(3).argsort()
+    order = shuffled(np.array([[0, 1, 2]]), np.array([[6, 7, 8]]), histories, 5)
+    assert order[0].tolist() == expected.tolist()
+    narrow = histories._replace(items=histories.items.astype(np.int32))
+    assert np.array_equal(order, shuffled(np.array([[0, 1, 2]]), np.array([[6, 7, 8]]), narrow, 5))
 
 
 def test_shuffled_padding_stays_behind():
