@@ -26,6 +26,7 @@ from allrec.hybrid.ranking import (
     compact,
     cut_to_fit,
     first_that_fit,
+    popular_last,
     retrieve,
     scores_below,
     shuffled,
@@ -208,6 +209,14 @@ def test_popular_items_widen_the_candidates_only_where_someone_has_no_history():
     nobody = histories_of([np.array([], np.int64)])
     assert with_popular(items, nobody, COUNTS, 4).tolist() == [[4, 9, 14, 19]]
     assert with_popular(items, nobody, COUNTS, 99).shape == (1, NUM_ITEMS)
+    both = histories_of([np.array([3]), np.array([], np.int64)])
+    assert with_popular(np.array([[5], [-1]]), both, COUNTS, 3).tolist() == [[5, -1, -1], [4, 9, 14]]
+    assert with_popular(np.array([[5, 6, 7], [-1] * 3]), both, COUNTS, 2).tolist() == [[5, 6, 7], [4, 9, -1]]
+
+
+def test_popularity_decides_for_users_without_a_history_alone():
+    both, scores = histories_of([np.array([3]), np.array([], np.int64)]), np.array([[1.0, 5.0, 2.0]] * 2, np.float32)
+    assert popular_last(scores, both).tolist() == [[1, 5, 2], [0, -1, -2]]
 
 
 def test_the_language_model_orders_the_best_and_the_rest_stay(ranker_of):
@@ -298,6 +307,17 @@ def test_a_list_that_is_read_whole_is_read_in_its_own_order(ranker_of, backbone_
         ((rows, listed, _),) = seen
         assert (rows, listed) == ([0, 1, 2], lists.tolist())
         assert scored.is_read.tolist() == (lists >= 0).tolist()
+
+
+def test_the_order_in_which_the_best_are_read_is_that_of_the_rankers_seed(ranker_of):
+    histories = histories_of([np.array([user, user + 1]) for user in range(20)])
+    orders = []
+    for seed in (0, 0, 1):
+        seen = []
+        next(ranker_of(seed=seed).rank_lists(histories, np.tile(np.arange(6), (20, 1)), reader(seen=seen)))
+        orders.append(seen[0][1])
+    assert orders[0] == orders[1] != orders[2]
+    assert [sorted(row) for row in orders[0]] == [sorted(row) for row in orders[2]]
 
 
 def test_with_fusion_the_best_of_a_longer_list_are_read_and_without_it_all(ranker_of, backbone_ranker):
@@ -437,6 +457,7 @@ def test_a_ranker_has_the_numbers_of_its_recipe(evidence):
     ranker = FusedRanker.of(evidence, {"lists": Model()}, {"lists": None}, config, 4)
     assert (ranker.depth, ranker.num_fused, ranker.num_ranked, ranker.seed) == (11, 7, 5, 4)
     assert ranker.evidence is evidence
+    assert ranker.train_counts is evidence.train_counts
     assert set(ranker.fusions) == set(ranker.additions) == {"lists"}
 
 

@@ -245,6 +245,15 @@ def test_each_row_has_room_for_itself_alone():
     assert {(False,) * 4, (False, True, True, True), (True,) * 4} <= found
 
 
+def test_a_bare_prompt_has_no_soft_tokens_and_the_same_titles():
+    full = build()
+    bare = full.bare()
+    prompts = bare.prompts([[6]], [[0, 1]])
+    assert prompts.is_soft.sum() == len(prompts.soft_items) == 0
+    assert (bare.config.soft_token, bare.config.has_user, bare.config.max_history) == ("none", False, 10)
+    assert_array_equal(bare.title_lengths, full.title_lengths)
+
+
 def test_answers_to_no_items_are_none_and_padding_has_none():
     assert len(build().answers(np.array([], np.int64))) == 0
     assert list(build().answers(np.array([0]))[0]) == [*ids(' "rose soap"'), 1]
