@@ -355,11 +355,12 @@ def test_the_prompts_order_depends_on_the_user_and_tells_nothing_of_the_ranks():
 
 def test_the_prompts_order_is_that_of_a_stream_of_the_users_history():
     histories = histories_of([np.array([4, 1])])
-    expected = seeds.rng(5, "ranking", "listed", crc32(np.array([4, 1], np.int64).tobytes())).random(3).argsort()
-    order = shuffled(np.array([[0, 1, 2]]), np.array([[6, 7, 8]]), histories, 5)
+    expected = seeds.rng(5, "ranking", "listed", crc32(np.array([4, 1], np.int64).tobytes())).random(8).argsort()
+    places, items = np.arange(8)[None], np.arange(6, 14)[None]
+    order = shuffled(places, items, histories, 5)
     assert order[0].tolist() == expected.tolist()
     narrow = histories._replace(items=histories.items.astype(np.int32))
-    assert np.array_equal(order, shuffled(np.array([[0, 1, 2]]), np.array([[6, 7, 8]]), narrow, 5))
+    assert np.array_equal(order, shuffled(places, items, narrow, 5))
 
 
 def test_shuffled_padding_stays_behind():
