@@ -33,7 +33,7 @@ class LanguageModelChoice(Config):
     )
     published: LanguageModelConfig = LanguageModelConfig(name="facebook/opt-6.7b")
     stand_in: str = Field(
-        DEFAULT, min_length=1, description="Used where none is asked for and the published one is out of reach."
+        DEFAULT, min_length=1, description="Used where none is requested and the published one is out of reach."
     )
     chosen: LanguageModelConfig | None = Field(None, description="The one that was used; written when a run begins.")
 
@@ -134,17 +134,17 @@ def read_value(text: str) -> Any:
         return text
 
 
-def choose_language_model(recipe: Recipe, asked: str | None) -> Recipe:
+def choose_language_model(recipe: Recipe, requested: str | None) -> Recipe:
     """The recipe with its language model decided, so that a run's recipe says which one was used.
 
-    Taken is the one asked for; else the recipe's own where an accelerator is there and the weights are on disk; else
+    Taken is the requested one; else the recipe's own where an accelerator is there and the weights are on disk; else
     the one that stands in for it, or where that is not installed the default one. Precision and savings are the
     recipe's, whichever it is.
     """
-    if recipe.llm.chosen is not None and asked is None:
+    if recipe.llm.chosen is not None and requested is None:
         return recipe
-    if asked is not None:
-        chosen = recipe.llm.published.model_copy(update={"name": asked, "revision": None})
+    if requested is not None:
+        chosen = recipe.llm.published.model_copy(update={"name": requested, "revision": None})
     elif torch.cuda.is_available() and is_within_reach(recipe.llm.published):
         chosen = recipe.llm.published
     else:

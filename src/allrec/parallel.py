@@ -33,7 +33,7 @@ class _Pools:
         self.lock, self.here = Lock(), local()
 
     def get(self, threads: int) -> ThreadPoolExecutor:
-        """The pool of so many threads of torch in all."""
+        """The pool for a number of torch threads in all."""
         with self.lock:
             if threads not in self.pools:
                 self.pools[threads] = self._made(threads)
@@ -62,11 +62,11 @@ if hasattr(os, "register_at_fork"):
 
 
 def ignore(stage: str, share: float, values: dict[str, float]) -> None:
-    """An observer that looks away."""
+    """An observer that ignores the progress."""
 
 
 def no_progress(share: float, values: dict[str, float]) -> None:
-    """Nobody is told."""
+    """Ignores the progress."""
 
 
 def ordered_map(work: Callable[[Part], Result], parts: Iterable[Part], threads: int | None = None) -> Iterator[Result]:
@@ -79,7 +79,7 @@ def ordered_map(work: Callable[[Part], Result], parts: Iterable[Part], threads: 
     Args:
         work: may be called from several threads at a time; whether it keeps gradients is its own business.
         parts: read one by one.
-        threads: so many at a time; None is as many as torch may use.
+        threads: parts at one time; None is as many as torch may use.
 
     Raises:
         Exception: what ``work`` raises of the first part that fails.

@@ -157,7 +157,7 @@ class AllRec:
         Args:
             dataset: the data set of the run.
             plan: what to score; the recipe's choice where None.
-            observer: told of progress.
+            observer: receives the progress.
 
         Returns:
             What ``metrics.json`` holds.
@@ -316,7 +316,7 @@ class AllRec:
             task: "title" asks for the next item, out of candidates; "genres" for the genres that the user likes.
             candidates: item ids that the prompt lists; the first of ``recommend``'s where None. Only for "title", and
                 only where the run's prompts list candidates at all.
-            k: so many texts, likeliest first: 1 is greedy, more come of a beam as wide.
+            k: number of texts, likeliest first: 1 is greedy, more come of a beam as wide.
 
         Raises:
             InputError: an unknown id or task, a data set without genres, or candidates that outgrow the prompt.

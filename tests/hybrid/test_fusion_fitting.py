@@ -128,6 +128,9 @@ def test_folds_are_as_large_as_each_other_and_fixed_by_the_seed():
     assert np.bincount(folds).tolist() == [34, 33, 33]
     assert (folds == fold_of(100, 3, seed=1)).all()
     assert (folds != fold_of(100, 3, seed=2)).any()
+    # Which users a member never met is stored nowhere: a run is evaluated with the folds that it was fitted with.
+    expected = seeds.rng(1, "fusion", "folds", 3).permutation(100) % 3
+    assert folds.tolist() == expected.tolist()
 
 
 def test_a_member_never_met_the_users_of_its_fold():

@@ -1,11 +1,14 @@
 """The one ranking: retrieved, scored, fused and read by a language model whose answers are known."""
 
+from zlib import crc32
+
 import numpy as np
 import pytest
 import torch
 from tests.hybrid.test_evidence import NUM_ITEMS, SEQUENCES, make_evidence
 from tests.training.histories import dataset_of
 
+from allrec import seeds
 from allrec.backbones.base import freeze
 from allrec.backbones.sasrec import SASRec, SASRecConfig
 from allrec.hybrid import ranking
@@ -23,6 +26,7 @@ from allrec.hybrid.ranking import (
     compact,
     cut_to_fit,
     first_that_fit,
+    popular_last,
     retrieve,
     scores_below,
     shuffled,
@@ -205,6 +209,14 @@ def test_popular_items_widen_the_candidates_only_where_someone_has_no_history():
     nobody = histories_of([np.array([], np.int64)])
     assert with_popular(items, nobody, COUNTS, 4).tolist() == [[4, 9, 14, 19]]
     assert with_popular(items, nobody, COUNTS, 99).shape == (1, NUM_ITEMS)
+    both = histories_of([np.array([3]), np.array([], np.int64)])
+    assert with_popular(np.array([[5], [-1]]), both, COUNTS, 3).tolist() == [[5, -1, -1], [4, 9, 14]]
+    assert with_popular(np.array([[5, 6, 7], [-1] * 3]), both, COUNTS, 2).tolist() == [[5, 6, 7], [4, 9, -1]]
+
+
+def test_popularity_decides_for_users_without_a_history_alone():
+    both, scores = histories_of([np.array([3]), np.array([], np.int64)]), np.array([[1.0, 5.0, 2.0]] * 2, np.float32)
+    assert popular_last(scores, both).tolist() == [[1, 5, 2], [0, -1, -2]]
 
 
 def test_the_language_model_orders_the_best_and_the_rest_stay(ranker_of):
@@ -297,6 +309,17 @@ def test_a_list_that_is_read_whole_is_read_in_its_own_order(ranker_of, backbone_
         assert scored.is_read.tolist() == (lists >= 0).tolist()
 
 
+def test_the_order_in_which_the_best_are_read_is_that_of_the_rankers_seed(ranker_of):
+    histories = histories_of([np.array([user, user + 1]) for user in range(20)])
+    orders = []
+    for seed in (0, 0, 1):
+        seen = []
+        next(ranker_of(seed=seed).rank_lists(histories, np.tile(np.arange(6), (20, 1)), reader(seen=seen)))
+        orders.append(seen[0][1])
+    assert orders[0] == orders[1] != orders[2]
+    assert [sorted(row) for row in orders[0]] == [sorted(row) for row in orders[2]]
+
+
 def test_with_fusion_the_best_of_a_longer_list_are_read_and_without_it_all(ranker_of, backbone_ranker):
     histories, lists = histories_of(WITH_HISTORY), np.array([[5, 1, 9, 12, 20]] * 3)
     (fused,) = ranker_of().rank_lists(histories, lists, reader())
@@ -328,6 +351,16 @@ def test_the_prompts_order_depends_on_the_user_and_tells_nothing_of_the_ranks():
     alone = shuffled(places[7:8], items[7:8], histories.part(slice(7, 8)), 0)
     assert np.array_equal(alone, order[7:8])
     assert not np.array_equal(order, shuffled(places, items, histories, 1))
+
+
+def test_the_prompts_order_is_that_of_a_stream_of_the_users_history():
+    histories = histories_of([np.array([4, 1])])
+    expected = seeds.rng(5, "ranking", "listed", crc32(np.array([4, 1], np.int64).tobytes())).random(8).argsort()
+    places, items = np.arange(8)[None], np.arange(6, 14)[None]
+    order = shuffled(places, items, histories, 5)
+    assert order[0].tolist() == expected.tolist()
+    narrow = histories._replace(items=histories.items.astype(np.int32))
+    assert np.array_equal(order, shuffled(places, items, narrow, 5))
 
 
 def test_shuffled_padding_stays_behind():
@@ -425,6 +458,7 @@ def test_a_ranker_has_the_numbers_of_its_recipe(evidence):
     ranker = FusedRanker.of(evidence, {"lists": Model()}, {"lists": None}, config, 4)
     assert (ranker.depth, ranker.num_fused, ranker.num_ranked, ranker.seed) == (11, 7, 5, 4)
     assert ranker.evidence is evidence
+    assert ranker.train_counts is evidence.train_counts
     assert set(ranker.fusions) == set(ranker.additions) == {"lists"}
 
 

@@ -238,7 +238,16 @@ def test_soft_places_and_soft_items_agree_and_the_answer_fits(history, candidate
 
 @pytest.mark.parametrize("soft_token", ["after", "none"])
 @pytest.mark.parametrize(
-    "rows", [[[4, -1, -1, -1], [0, 3, 2, 6]], [[0, 6, 5, -1], [3, 3, -1, -1]], [[0, 1, 6, 5], [2, 3, -1, -1]]]
+    "rows",
+    [
+        [[4, -1, -1, -1], [0, 3, 2, 6]],
+        [[0, 6, 5, -1], [3, 3, -1, -1]],
+        [[0, 1, 6, 5], [2, 3, -1, -1]],
+        [[0]],
+        [[4]],
+        [[-1]],
+        [[0, -1], [-1, -1]],
+    ],
 )
 def test_what_fits_is_what_can_be_laid_out(rows, soft_token):
     builder = build(soft_token=soft_token)
@@ -246,10 +255,39 @@ def test_what_fits_is_what_can_be_laid_out(rows, soft_token):
     longest = 0
     for builder.max_length in range(300):
         try:
-            builder.prompts([[], []], candidates)
+            builder.prompts([[]] * len(rows), candidates)
             is_laid_out = True
         except InputError:
             is_laid_out = False
             longest = builder.max_length
         assert builder.fits(candidates) == is_laid_out
-    assert 50 < longest < 299
+        assert builder.fits(candidates) == builder.fits_each(candidates).all()
+    assert 20 < longest < 299
+
+
+def test_each_row_has_room_for_itself_alone():
+    rows = np.array([[0, 1, 4], [0, -1, -1], [4, -1, -1], [-1, -1, -1]])
+    alone = build(max_title_tokens=5)
+    found = set()
+    for alone.max_length in range(200):
+        fits = alone.fits_each(rows)
+        assert fits.tolist() == [alone.fits(rows[row : row + 1]) for row in range(len(rows))]
+        found.add(tuple(fits.tolist()))
+    # From none to all, one row after the other: a long list needs more than one item.
+    assert {(False,) * 4, (False, True, True, True), (True,) * 4} <= found
+
+
+def test_a_bare_prompt_has_no_soft_tokens_and_the_same_titles():
+    full = build()
+    bare = full.bare()
+    prompts = bare.prompts([[6]], [[0, 1]])
+    assert prompts.is_soft.sum() == len(prompts.soft_items) == 0
+    assert (bare.config.soft_token, bare.config.has_user, bare.config.max_history) == ("none", False, 10)
+    assert_array_equal(bare.title_lengths, full.title_lengths)
+
+
+def test_answers_to_no_items_are_none_and_padding_has_none():
+    assert len(build().answers(np.array([], np.int64))) == 0
+    assert list(build().answers(np.array([0]))[0]) == [*ids(' "rose soap"'), 1]
+    with pytest.raises(ValueError, match="item -1 has no title; cut the padding away first"):
+        build().answers(np.array([0, -1]))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from allrec.config import choose_language_model, load_recipe
+from allrec.data.protocols import EvaluationProtocol
 from allrec.evaluation.results import Ranking, chances
 from allrec.runs.scorers import SCORERS
 

@@ -423,16 +423,16 @@ def recommend(
     from allrec.data.ids import split_ids
     from allrec.recommender import AllRec
 
-    told, listed = (None if ids is None else split_ids(ids) for ids in (history, candidates))
+    known, listed = (None if ids is None else split_ids(ids) for ids in (history, candidates))
     system = AllRec.from_pretrained(run, device=device)
     if listed is not None:
-        found = system.rank(listed, user=user, history=told, use_llm=not no_llm)[:k]
+        found = system.rank(listed, user=user, history=known, use_llm=not no_llm)[:k]
     else:
-        found = system.recommend(user=user, history=told, k=k, with_history=with_history, use_llm=not no_llm)
+        found = system.recommend(user=user, history=known, k=k, with_history=with_history, use_llm=not no_llm)
     if as_json:
         print_json([vars(item) for item in found])
     else:
-        show_recommendations(system, user, told, found)
+        show_recommendations(system, user, known, found)
     if not (no_llm or system.model.has_llm):
         sys.stderr.write("Note: this run has no language model, so that all else orders the items.\n")
 
@@ -475,10 +475,10 @@ def generate(
     from allrec.data.ids import split_ids
     from allrec.recommender import AllRec
 
-    told, listed = (None if ids is None else split_ids(ids) for ids in (history, candidates))
+    known, listed = (None if ids is None else split_ids(ids) for ids in (history, candidates))
     # An unknown task is refused there.
     system = AllRec.from_pretrained(run, device=device)
-    written = system.generate(user=user, history=told, task=task, candidates=listed, k=k)  # type: ignore[arg-type]
+    written = system.generate(user=user, history=known, task=task, candidates=listed, k=k)  # type: ignore[arg-type]
     if as_json:
         print_json([vars(text) for text in written])
     else:
@@ -546,7 +546,7 @@ def _train(dataset: Path, run: Path, recipe: Recipe, **given: Any) -> AllRec:
 
 
 def _recipe(run: Path, recipe: str | None, sets: list[str] | None, resume: bool) -> Recipe:
-    """The recipe that was asked for; of a run that goes on its own where none is named, else the default."""
+    """The requested recipe; of a resumed run its own where none is named, else the default."""
     from allrec.config import load_recipe
     from allrec.runs.run_folder import MANIFEST, RECIPE
 

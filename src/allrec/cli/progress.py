@@ -114,7 +114,7 @@ class Bars:
 
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
-        self.told = time.monotonic()
+        self.last_call = time.monotonic()
         self.tasks: dict[str, TaskID] = {}
         self.paces: dict[str, Pace] = {}
 
@@ -122,10 +122,10 @@ class Bars:
         if stage not in self.tasks:
             self.close()
             self.tasks[stage] = self.progress.add_task(STAGE_NAMES.get(stage, stage), total=1.0, rate="", note="")
-            self.paces[stage] = Pace(start=self.told)
+            self.paces[stage] = Pace(start=self.last_call)
         pace = self.paces[stage]
         pace.tell(values)
-        self.told = pace.clock()
+        self.last_call = pace.clock()
         self.progress.update(self.tasks[stage], completed=share, rate=pace.rate(), note=note or remark(values))
 
     def close(self) -> None:
@@ -170,8 +170,8 @@ class Lines:
         """Says what the stage that is over did, and how fast."""
         now = self.clock()
         if self.stage is not None:
-            told = (self.pace.done(), self.pace.mean_rate(), f"{now - self.start:.1f} s")
-            self._say(f"{STAGE_NAMES.get(self.stage, self.stage)}: {', '.join(part for part in told if part)}")
+            parts = (self.pace.done(), self.pace.mean_rate(), f"{now - self.start:.1f} s")
+            self._say(f"{STAGE_NAMES.get(self.stage, self.stage)}: {', '.join(part for part in parts if part)}")
         self.start = now
 
     def _say(self, text: str) -> None:

@@ -96,8 +96,8 @@ def show_results(run: RunFolder) -> None:
     name = dataset["name"] + ("" if scenario == "standard" else f", scenario {scenario}")
     header = ["scorer", "users", "HR@1", "95%", "HR@10", "NDCG@10"]
     for protocol, chance in metrics["chance"].items():
-        asked = ("test", protocol, "all")
-        chosen = [row for row in own_results(metrics) if (row["split"], row["protocol"], row["segment"]) == asked]
+        wanted = ("test", protocol, "all")
+        chosen = [row for row in own_results(metrics) if (row["split"], row["protocol"], row["segment"]) == wanted]
         rows = [_result(row) for row in chosen]
         hits, later, gain = (f"{chance[metric]:.4f}" for metric in METRICS)
         rows.append(["chance", "", hits, "", later, gain])

@@ -424,7 +424,7 @@ def run_baselines(
         bce: the SASRec with binary cross-entropy; that of ``a-llmrec`` if None.
         resume: go on where it was stopped.
         cache: folder of cached text embeddings.
-        observer: told of progress.
+        observer: receives the progress.
 
     Returns:
         What ``baselines.json`` holds.
@@ -511,9 +511,9 @@ def _of_fusion(model: TrainedModel, dataset: Dataset) -> Found:
 
 
 def _beyond(lists: Int[ndarray, "rows k"], dataset: Dataset, texts: Float[Tensor, "items dim"]) -> dict[str, float]:
-    told = histories_before(dataset, dataset.targets["test"])
-    _, places = flat(told.starts, told.ends)
-    return beyond_accuracy(lists, told.items[places], dataset.train_counts(), texts)
+    known = histories_before(dataset, dataset.targets["test"])
+    _, places = flat(known.starts, known.ends)
+    return beyond_accuracy(lists, known.items[places], dataset.train_counts(), texts)
 
 
 def summarise_baselines(found: Sequence[Measured], dataset: Dataset, seeds: Sequence[int]) -> dict[str, Any]:

@@ -81,7 +81,7 @@ def rows_of(
     backbones: Sequence[str] = (),
     sets: Sequence[str] = (),
 ) -> list[Row]:
-    """The rows that were asked for, the one that all others are tested against first.
+    """The requested rows, the one that all others are tested against first.
 
     Args:
         recipes: names or TOML files.
@@ -248,7 +248,7 @@ def compare(
         resume: go on where a comparison was stopped.
         cache: folder of cached text embeddings.
         device: "cpu", "cuda", ...; the accelerator where there is one.
-        watch: told of each run.
+        watch: opens an observer for each run.
 
     Returns:
         What ``compare.json`` holds.

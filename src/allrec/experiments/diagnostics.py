@@ -63,7 +63,7 @@ def asked_of(dataset: Dataset, protocol: str, num_users: int, seed: int) -> Aske
     """
     targets = dataset.targets["test"]
     if len(targets) == 0 or protocol not in targets.candidates:
-        raise InputError(f"{dataset.name} stores no test lists of protocol {protocol!r}, so nobody can be asked.")
+        raise InputError(f"{dataset.name} stores no test lists of protocol {protocol!r}, so nobody can be diagnosed.")
     rows = sample_rows(len(targets), num_users, seed)
     starts = dataset.offsets[targets.users[rows]]
     ends = starts + targets.positions[rows]
@@ -78,19 +78,19 @@ def order_of_history(scorers: Mapping[str, Score], asked: Asked, seed: int) -> l
     correlation of the candidates' scores before and after; None where scores do not differ. A positive difference says
     that the true order is the better one.
     """
-    told = np.flatnonzero([len(np.unique(history)) > 1 for history in asked.histories])
-    if len(told) == 0:
+    movable = np.flatnonzero([len(np.unique(history)) > 1 for history in asked.histories])
+    if len(movable) == 0:
         return []
-    part, rng = asked.rows(told), seeds.rng(seed, STREAM, "history order")
+    part, rng = asked.rows(movable), seeds.rng(seed, STREAM, "history order")
     shuffled = [reordered(history, rng) for history in part.histories]
     rows = []
     for name, score in scorers.items():
         kept, mixed = score(part.histories, part.candidates), score(shuffled, part.candidates)
         ranks = [candidate_ranks(scores, part.candidates, part.targets) for scores in (kept, mixed)]
         rows += [
-            {"scorer": name, "metric": metric, "users": len(told), "kept": float(values(ranks[0]).mean()),
+            {"scorer": name, "metric": metric, "users": len(movable), "kept": float(values(ranks[0]).mean()),
              "shuffled": float(values(ranks[1]).mean())}
-            | compare(values(ranks[0]), values(ranks[1]), seeds.rng(seed, STREAM, "paired", len(told))).row()
+            | compare(values(ranks[0]), values(ranks[1]), seeds.rng(seed, STREAM, "paired", len(movable))).row()
             | {"changed": float((first_choices(kept, part) != first_choices(mixed, part)).mean()),
                "correlation": mean_correlation(kept, mixed, part.candidates >= 0)}
             for metric, (values, _) in tested_metrics().items()
@@ -240,9 +240,9 @@ def diagnose(
     Args:
         system: the run.
         dataset: its data set, as it was prepared.
-        num_users: at most so many users, those whom an evaluation takes first.
+        num_users: at most users at most, those whom an evaluation takes first.
         num_orders: orders of every prompt's candidates.
-        observer: told of progress.
+        observer: receives the progress.
 
     Returns:
         ``history``: see ``order_of_history``. ``places`` and ``answers``: see ``place_in_prompt`` and

@@ -105,7 +105,7 @@ def cold_users(dataset: Dataset) -> Dataset:
 
 
 def drawn_cold_users(dataset: Dataset, num_users: int, seed: int) -> Dataset:
-    """So many users, drawn, are left out of training and validation and cut to their first three interactions.
+    """A number of users, drawn, are left out of training and validation and cut to their first three interactions.
 
     The third is their test target, and nobody else is asked for. Its negatives are items that the user never touched,
     nor in what was cut off.
@@ -124,7 +124,7 @@ def drawn_cold_users(dataset: Dataset, num_users: int, seed: int) -> Dataset:
 
 
 def few_shot(dataset: Dataset, num_users: int, seed: int) -> Dataset:
-    """So many users, drawn, are all that training and validation have; everybody's test targets are asked for.
+    """A number of users, drawn, are all that training and validation have; everybody's test targets are asked for.
 
     Source: arXiv:2404.11343, section 5.2.3.
 
@@ -200,7 +200,7 @@ def hold_out_users(dataset: Dataset, users: Int[ndarray, "held_out"]) -> Dataset
 
 
 def draw_users(dataset: Dataset, num_users: int, seed: int, what: str) -> Int[ndarray, "drawn"]:
-    """So many of the evaluated users, ascending; a smaller draw of the same seed is part of a larger one.
+    """A number of the evaluated users, ascending; a smaller draw of the same seed is part of a larger one.
 
     Raises:
         InputError: there are not so many and one more.
@@ -335,7 +335,7 @@ def train_scenario(
         resume: go on where the run stopped.
         cache: folder of cached text embeddings.
         device: see ``AllRec.train``.
-        observer: told of progress.
+        observer: receives the progress.
 
     Raises:
         InputError: an unknown scenario, one that trains nothing, or what ``AllRec.train`` refuses.

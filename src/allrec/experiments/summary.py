@@ -57,7 +57,7 @@ class Result:
     """A row with its finished runs, one a seed.
 
     Attributes:
-        row: what was asked for.
+        row: what was requested.
         runs: in the order of the seeds.
         users: rows of each split that count; all where a split is missing.
     """

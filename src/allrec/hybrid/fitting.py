@@ -77,10 +77,8 @@ class FusionStageConfig(Config):
         ),
         description="What the language model's evidence adds, fitted by itself; it has as many members as the other.",
     )
-    num_fused: int = Field(
-        64, ge=1, description="So many of the retrieved candidates, those in front in many lists, are fused."
-    )
-    num_ranked: int = Field(20, ge=2, description="So many of the best candidates the language model reads.")
+    num_fused: int = Field(64, ge=1, description="Retrieved candidates that are fused, those in front in many lists.")
+    num_ranked: int = Field(20, ge=2, description="Best candidates that the language model reads.")
     least_gain: float = Field(
         3.0,
         description="Standard errors by which the language model's evidence must lower the cross-entropy to be kept.",

@@ -367,7 +367,7 @@ def _content_inputs(recipe: Mapping[str, Any], *, is_ensemble: bool) -> dict[str
 
 
 def _llm_inputs(recipe: Mapping[str, Any], *, is_readout: bool) -> dict[str, Any]:
-    # What nobody has told apart counts as an input, so a new key of the recipe costs time and never truth.
+    # Every key counts as an input unless it is left out here, so that a new one costs time and never truth.
     chosen = {"chosen": recipe["llm"]["chosen"], "readout": recipe["readout"] if is_readout else None}
     return {**recipe, **chosen, "llm": None, "fusion": None}
 

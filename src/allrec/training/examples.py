@@ -50,7 +50,7 @@ def training_examples(dataset: Dataset, positions: Literal["last", "every"]) -> 
 
 
 def sampled(examples: Examples, sample: int | None, rng: np.random.Generator) -> Examples:
-    """So many of the examples, drawn at random, in their order; all of them where there are no more, or with None."""
+    """A number of the examples, drawn at random, in their order; all of them where there are no more, or with None."""
     if sample is None or sample >= len(examples):
         return examples
     rows = np.sort(rng.choice(len(examples), sample, replace=False))
