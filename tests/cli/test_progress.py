@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
@@ -210,6 +210,7 @@ def test_duration(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="ab \u65e5\U0001f3a7[]", max_size=300), st.integers(6, 60))
 def test_a_text_takes_two_lines_at_most(text: str, width: int) -> None:
     shown = io.StringIO()

@@ -17,6 +17,21 @@ from allrec.files import sha256_file
 from worlds import FUSED, make_world
 
 MAIN = "from allrec.cli.commands import main; main()"
+FULL_IN_A_STAGE = """
+import os, resource
+from contextlib import contextmanager
+from allrec.runs.run_folder import RunFolder
+usual = RunFolder.stage
+@contextmanager
+def stage(run, name):
+    with usual(run, name) as folder:
+        if name == os.environ["ALLREC_TEST_FULL_STAGE"]:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+        yield folder
+RunFolder.stage = stage
+from allrec.cli.commands import main
+main()
+"""
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +42,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(*arguments: object, max_bytes: int | None = None, **options: Any) -> subprocess.CompletedProcess[str]:
+def run(
+    *arguments: object, max_bytes: int | None = None, program: str = MAIN, **options: Any
+) -> subprocess.CompletedProcess[str]:
     """Runs the program in a process of its own, in which no file may grow beyond ``max_bytes``."""
 
     def limit() -> None:
@@ -35,7 +52,7 @@ def run(*arguments: object, max_bytes: int | None = None, **options: Any) -> sub
             resource.setrlimit(resource.RLIMIT_FSIZE, (max_bytes, max_bytes))
 
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | options.pop("environment", {})
-    command = [sys.executable, "-c", MAIN, *(str(argument) for argument in arguments)]
+    command = [sys.executable, "-c", program, *(str(argument) for argument in arguments)]
     streams = {"stdout": subprocess.PIPE} | options
     return subprocess.run(
         command, stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=limit, check=False, **streams
@@ -82,16 +99,16 @@ def contents(folder: Path) -> dict[str, str]:
     return {str(file.relative_to(folder)): sha256_file(file) for file in sorted(folder.rglob("*.safetensors"))}
 
 
-def test_train_where_nothing_can_grow_goes_on_afterwards(world: Path, whole: dict[str, str], tmp_path: Path) -> None:
-    stopped = set()
-    # From the manifest on to the largest file, so that one stage after the other meets the limit.
-    sizes = sorted({file.stat().st_size for file in (world / "whole").rglob("*.safetensors")})
-    for max_bytes in [0, 3_000, *(size - 1 for size in sizes[:: max(1, len(sizes) // 4)])]:
-        result = run(*training(world, tmp_path / "run"), "--resume", environment=cache(world), max_bytes=max_bytes)
-        check_refused(result, str(tmp_path / "run"))
-        stopped.add(result.stderr.rpartition("allrec: ")[2].partition(": ")[0])
+@pytest.mark.slow
+def test_every_stage_without_room_says_so_and_goes_on_afterwards(
+    world: Path, whole: dict[str, str], tmp_path: Path
+) -> None:
+    check_refused(run(*training(world, tmp_path / "run"), environment=cache(world), max_bytes=0), "run/recipe.toml")
+    for stage in ("catalogue", "backbone", "alignment", "language_model", "evaluate"):
+        environment = cache(world) | {"ALLREC_TEST_FULL_STAGE": stage}
+        result = run(*training(world, tmp_path / "run"), "--resume", environment=environment, program=FULL_IN_A_STAGE)
+        check_refused(result, str(tmp_path / "run" / stage))
         assert not list(tmp_path.rglob("*.part"))
-    assert len(stopped) > 2
     assert run(*training(world, tmp_path / "run"), "--resume", environment=cache(world)).returncode == 0
     assert contents(tmp_path / "run") == whole
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from allrec.data.ids import as_text, id_of, ids_of, split_ids
@@ -36,6 +36,7 @@ def test_a_bare_string_is_no_list_of_ids_and_the_list_that_is_named_is_one() -> 
     assert ids_of(["SKU1", 7, 8.0], "item", "history") == ["SKU1", "7", "8"]
 
 
+@settings(deadline=None)
 @given(st.one_of(st.integers(-(2**52), 2**52), st.floats(allow_nan=False, allow_infinity=False, width=64), st.text()))
 def test_tables_and_callers_agree(value: Any) -> None:
     if isinstance(value, float) and (abs(value) > 2**53 or not value.is_integer()):
@@ -60,6 +61,7 @@ def test_a_quote_that_is_not_closed_on_the_command_line() -> None:
         split_ids('a,"b')
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(min_size=1).filter(lambda text: text == text.strip() and text.isprintable()), min_size=1))
 def test_any_ids_can_be_quoted(ids: list[str]) -> None:
     assert split_ids(",".join('"' + text.replace('"', '""') + '"' for text in ids)) == ids

@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from allrec.data import PrepareConfig, prepare
@@ -145,6 +145,7 @@ def test_the_example_of_every_form_is_read_by_it(form: Any) -> None:
 MOMENTS = st.integers(-5_000_000_000, 7_000_000_000)
 
 
+@settings(deadline=None)
 @given(st.lists(MOMENTS, min_size=1, max_size=20), st.integers(0, SECOND - 1))
 def test_iso_and_seconds_are_read_to_the_nanosecond(moments: list[int], rest: int) -> None:
     start = datetime(1970, 1, 1)

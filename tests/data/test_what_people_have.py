@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 
 from allrec.data import Dataset, PrepareConfig, prepare
+from allrec.data.items import read_new_items
 from allrec.errors import InputError, InputWarning
 
 ROWS = ["u,a,1", "u,b,2", "u,c,3"]
@@ -184,12 +185,15 @@ def test_a_separator_can_be_given(tmp_path: Path) -> None:
     assert history(prepared(source, separator="^")) == ["a", "b", "c"]
 
 
-@pytest.mark.parametrize("rows", [["21,26,1600841599", "53,15,1600086502"], ["7,7,1", "7,8,2"]])
+@pytest.mark.parametrize(
+    "rows", [["21,26,1600841599", "53,15,1600086502"], ["7,7,1", "7,8,2"], ["u7,a,5,1", "u7,b,5,2"]]
+)
 def test_a_file_without_a_header_is_recognised_and_its_columns_can_be_named(tmp_path: Path, rows: list[str]) -> None:
-    match = r"log\.csv, line 1: .*(looks like data|that line is data).*--names user_id,item_id,timestamp"
-    with pytest.raises(InputError, match=match):
+    match = r"log\.csv.*(looks like data|that line is data).*--names user_id,item_id,timestamp"
+    with pytest.raises(InputError, match=match) as caught:
         prepared(csv(tmp_path, rows, None))
-    dataset = prepared(csv(tmp_path, rows, None), names=("user_id", "item_id", "timestamp"))
+    names = str(caught.value).rpartition("--names ")[2].rstrip(".").split(",")
+    dataset = prepared(csv(tmp_path, rows, None), names=names)
     assert dataset.num_interactions == 2
 
 
@@ -200,7 +204,7 @@ def test_names_for_another_number_of_columns(tmp_path: Path) -> None:
 
 def test_items_without_a_header(tmp_path: Path) -> None:
     (tmp_path / "things.csv").write_text("a,Kettle\nb,Pot\nc,Pan\n")
-    with pytest.raises(InputError, match=r"Where that line is data and no header: --item-names item_id,title"):
+    with pytest.raises(InputError, match=r"Where that line is data and no header, name the columns: --item-names"):
         prepared(csv(tmp_path), tmp_path / "things.csv")
     dataset = prepared(csv(tmp_path), tmp_path / "things.csv", item_names=("item_id", "title"))
     assert dataset.titles == ["Kettle", "Pot", "Pan"]
@@ -258,3 +262,25 @@ def test_quotes_that_open_no_field_are_characters(tmp_path: Path, ending: str) -
     (tmp_path / f"things.{ending}").write_text(f'item_id{mark}title\na{mark}5" disc\nb{mark}7" disc\n')
     dataset = prepared(csv(tmp_path), tmp_path / f"things.{ending}")
     assert dataset.titles[:2] == ['5" disc', '7" disc']
+
+
+def test_a_key_that_only_late_rows_have_is_read(tmp_path: Path) -> None:
+    rows = [{"user_id": "u", "item_id": f"i{n}"} | ({"rating": 4} if n > 12_000 else {}) for n in range(12_010)]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prepared(tmp_path / "log.jsonl")
+    ratings = pl.read_parquet(tmp_path / "out" / "interactions.parquet")["rating"]
+    assert len(ratings) - ratings.null_count() == 9
+
+
+def test_lines_that_end_in_a_carriage_return_alone_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_bytes(b"user_id,item_id\ru,a\ru,b\r")
+    with pytest.raises(InputError, match=r"log\.csv, line 1: a carriage return stands within it.*tr '\\r' '\\n'"):
+        prepared(tmp_path / "log.csv")
+
+
+def test_a_line_separator_of_unicode_ends_no_line(tmp_path: Path) -> None:
+    title = "a\u2028b\x85c"
+    (tmp_path / "new.jsonl").write_text(json.dumps({"item_id": "a", "title": title}, ensure_ascii=False) + "\n")
+    assert read_new_items(tmp_path / "new.jsonl") == [{"item_id": "a", "title": title}]
+    (tmp_path / "things.csv").write_text(f"item_id,title\na,{title}\nb,B\nc,C\n")
+    assert prepared(csv(tmp_path), tmp_path / "things.csv").titles == ["a b c", "B", "C"]

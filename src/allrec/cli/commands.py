@@ -69,8 +69,11 @@ def main() -> None:
 
 def run_app() -> int | str | None:
     """Runs the program and returns its exit code."""
+    from allrec.cli.progress import noting
+
     try:
-        app()
+        with noting():
+            app()
     except SystemExit as end:
         return end.code
     except InputError as error:

@@ -262,7 +262,7 @@ def read_new_items(path: Path | str) -> list[dict[str, Any]]:
     if not path.is_file():
         raise InputError(f"no such file: {path}. Give JSON lines with item_id and title.")
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n"), 1):
         if not line.strip():
             continue
         try:

@@ -17,7 +17,7 @@ SAMPLE_BYTES = 1 << 16
 NUM_SAMPLE_ROWS = 10_000
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 OTHER_SEPARATORS = (",", ";", "\t", "|")
-NAMES_OPTION = "--names user_id,item_id,timestamp"
+COMMON_NAMES = {"--names": ("user_id", "item_id", "timestamp"), "--item-names": ("item_id", "title")}
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 TABLE_SUFFIXES = (*SEPARATORS, ".parquet", *JSON_SUFFIXES)
 GZIP, ZIP, PARQUET = b"\x1f\x8b", b"PK\x03\x04", b"PAR1"
@@ -112,11 +112,22 @@ def scan_delimited(
 
 def read_header(path: Path, separator: str, quote: str | None = None) -> list[str]:
     """The fields of the first line that is not blank."""
-    lines = check_text(path).removeprefix("\ufeff").splitlines()
-    first = next(line for line in lines if line.strip())
+    lines = check_text(path).removeprefix("\ufeff").split("\n")
+    first = next(line for line in lines if line.strip()).removesuffix("\r")
+    if "\r" in first:
+        raise InputError(
+            f"{path}, line 1: a carriage return stands within it, expected lines that end in a line feed. "
+            f"Convert it (tr '\\r' '\\n') and prepare again."
+        )
     if quote is None:
         return first.split(separator)
     return next(csv.reader([first], delimiter=separator, quotechar=quote))
+
+
+def names_example(option: str, num_columns: int) -> str:
+    """An option that names so many columns, as an example."""
+    names = COMMON_NAMES[option][:num_columns]
+    return f"{option} {','.join([*names, *(f'column_{place + 1}' for place in range(len(names), num_columns))])}"
 
 
 def refuse_duplicates(header: Sequence[str], path: Path) -> None:
@@ -130,7 +141,8 @@ def refuse_duplicates(header: Sequence[str], path: Path) -> None:
         if name and name in names[:place]:
             raise InputError(
                 f"{path}, line 1: the column {name!r} is there twice, as field {names.index(name) + 1} and as field "
-                f"{place + 1}. Rename one; or where that line is data and no header, name the columns: {NAMES_OPTION}."
+                f"{place + 1}. Rename one; or where that line is data and no header, name the columns: "
+                f"{names_example('--names', len(header))}."
             )
 
 

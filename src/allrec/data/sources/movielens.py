@@ -79,7 +79,7 @@ def read_movies(path: Path) -> pl.LazyFrame:
         return split_genres(frame.rename({"movieId": "item_id"}, strict=False))
     read_sample(path)
     # movies.dat and u.item are Latin-1 in the older releases, UTF-8 in the newer.
-    lines = decode(path.read_bytes()).splitlines()
+    lines = [line.rstrip("\r") for line in decode(path.read_bytes()).split("\n") if line.strip()]
     rows = [
         row for row in (split_flags(lines) if path.name == "u.item" else (line.split("::") for line in lines)) if row
     ]

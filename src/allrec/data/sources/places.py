@@ -1,11 +1,10 @@
 """In which line of a file a row stands."""
 
-import csv
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 
-from allrec.data.sources.files import JSON_SUFFIXES, SEPARATORS, open_binary, table_suffix
+from allrec.data.sources.files import JSON_SUFFIXES, SEPARATORS, find_quoting, find_separator, open_binary, table_suffix
 
 HEADED_SUFFIXES = (*SEPARATORS, ".inter", ".item")
 
@@ -27,16 +26,24 @@ def place_of(path: Path, row: int, has_header: bool = True) -> str:
             written = (number for number, line in enumerate(lines, start=1) if line.strip())
             return f"line {next(islice(written, row - 1, None), row)}"
         if suffix in SEPARATORS:
-            return f"line {first_line(lines, row + has_header, SEPARATORS[suffix])}"
+            is_quoted = find_quoting(path, find_separator(path, SEPARATORS[suffix]))[0] is not None
+            return f"line {first_line(lines, row + has_header, is_quoted)}"
     return f"line {row + (has_header and suffix in HEADED_SUFFIXES)}"
 
 
-def first_line(lines: Iterable[str], record: int, separator: str) -> int:
-    """The line (from 1) in which a record (from 1) of a delimited text begins; a quoted field may hold line ends."""
-    reader = csv.reader(lines, delimiter=separator)
-    line = 1
-    for number, _ in enumerate(reader, start=1):
-        if number == record:
-            break
-        line = reader.line_num + 1
-    return line
+def first_line(lines: Iterable[str], record: int, is_quoted: bool) -> int:
+    """The line (from 1) in which a record (from 1) of a delimited text begins; blank lines before the first are none.
+
+    Args:
+        lines: the text.
+        record: its number.
+        is_quoted: whether fields may be quoted, and so hold line ends.
+    """
+    num_begun, num_quotes = 0, 0
+    for number, line in enumerate(lines, start=1):
+        if num_quotes % 2 == 0 and (num_begun or line.strip()):
+            num_begun += 1
+            if num_begun == record:
+                return number
+        num_quotes += line.count('"') if is_quoted else 0
+    return record

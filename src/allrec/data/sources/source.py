@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 
 from allrec.data.ids import as_text, refuse_no_ids
-from allrec.data.sources.files import NAMES_OPTION, ROW, SEPARATORS, table_suffix
+from allrec.data.sources.files import ROW, SEPARATORS, names_example, table_suffix
 from allrec.errors import InputError, Wording, nearest, notice
 
 NUMBER = r"[+-]?\d+([.,]\d+)*"
@@ -133,17 +133,17 @@ def require(part: str, found: Mapping[str, str], names: Sequence[str], path: Pat
     if part in found:
         return
     option, listing = "--item-column" if is_items else "--column", ", ".join(name for name in names if name != ROW)
-    own_names = "--item-names item_id,title" if is_items else NAMES_OPTION
+    own_names = names_example("--item-names" if is_items else "--names", len(names))
     if table_suffix(path) not in SEPARATORS:
         raise InputError(f"{path} has no column for {part}, only {listing}. Name it: {option} {part}=COLUMN.")
     if any(re.fullmatch(NUMBER, name.strip()) for name in names):
         raise InputError(
             f"{path}, line 1: the first line looks like data ({listing}), expected the names of the columns. "
-            f"Name them, from left to right: {own_names}."
+            f"Name them, from left to right, such as {own_names}."
         )
     raise InputError(
         f"{path} has no column for {part}, only {listing}. Name it: {option} {part}=COLUMN. "
-        f"Where that line is data and no header: {own_names}."
+        f"Where that line is data and no header, name the columns: {own_names}."
     )
 
 

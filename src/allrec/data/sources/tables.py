@@ -9,6 +9,7 @@ from allrec.data.sources.source import BOUGHT, MOVIE, Source, SourceOptions, as_
 from allrec.errors import InputError, Wording
 
 FORMATS = ("tables",)
+SMALL_BYTES = 1 << 26
 
 
 def matches(path: Path) -> str | None:
@@ -28,7 +29,9 @@ def read(path: Path, options: SourceOptions, name: str = "tables") -> Source:
     if interactions_path is None:
         raise InputError(f"{path} holds no interactions.* (csv, tsv, jsonl or parquet). Give the file, or rename it.")
     items_path = options.items_path or (find_table(path, "items") if path.is_dir() else None)
-    table = scan_table(interactions_path, NUM_SAMPLE_ROWS, options.names, options.separator)
+    # A key that no early row has is found too, where looking at all rows is quick.
+    num_sample_rows = NUM_SAMPLE_ROWS if interactions_path.stat().st_size > SMALL_BYTES else None
+    table = scan_table(interactions_path, num_sample_rows, options.names, options.separator)
     interactions, columns = as_interactions(table, interactions_path, options.columns)
     return Source(
         format=name,
