@@ -14,28 +14,29 @@ QUICK = settings(
 TEXTS = st.text(max_size=12) | st.sampled_from(["i1", "\0", "\ud800", "a/b", "..", "'; drop table items", "%00"])
 NUMBERS = st.integers(-(10**20), 10**20) | st.floats() | st.sampled_from([1, 10, 0.5])
 ANYTHING = st.recursive(
-    st.none() | st.booleans() | NUMBERS | TEXTS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
+    st.none() | st.booleans() | NUMBERS | TEXTS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
     max_leaves=6,
 )  # fmt: skip
 EXPRESSIONS = TEXTS | st.sampled_from(
     ["popularity > 1", "1.2", "true", "1 / 0 > 1", "title + title == title", "user.a"]
 )
+NAMES = st.sampled_from(["a", "b", "view"])
+GOOD_EVENT = {"event_id": NAMES, "user_id": NAMES, "item_id": NAMES, "kind": NAMES, "timestamp": st.just(1.5)}
+WILD_EVENT = dict.fromkeys(GOOD_EVENT, TEXTS) | {"timestamp": NUMBERS}
+GOOD_GROUPS = st.fixed_dictionaries(dict.fromkeys(("a", "b"), st.just({"share": 1})))
 FIELDS = {
     "user_id": TEXTS, "item_id": TEXTS, "history": st.lists(TEXTS, max_size=3), "k": NUMBERS, "filter": EXPRESSIONS,
     "boost": EXPRESSIONS, "diversity": NUMBERS, "query": TEXTS, "exclude": st.lists(TEXTS, max_size=3),
     "with_reason": st.booleans(), "page": TEXTS, "scenario": TEXTS, "items": st.lists(TEXTS, max_size=3),
     "fields": st.dictionaries(TEXTS, ANYTHING, max_size=3), "is_hidden": st.booleans(), "expires_at": NUMBERS,
-    "groups": st.dictionaries(TEXTS, st.fixed_dictionaries({"share": NUMBERS}), max_size=3),
-    "events": st.lists(
-        st.fixed_dictionaries(
-            {"event_id": TEXTS, "user_id": TEXTS, "item_id": TEXTS, "kind": TEXTS, "timestamp": NUMBERS}
-        ),
-        max_size=3,
-    ),
+    "groups": GOOD_GROUPS | st.dictionaries(TEXTS, st.fixed_dictionaries({"share": NUMBERS}), max_size=3),
+    "events": st.lists(st.fixed_dictionaries(GOOD_EVENT), min_size=1, max_size=3)
+    | st.lists(st.fixed_dictionaries(WILD_EVENT), max_size=3),
 }  # fmt: skip
 ROUTES = {
     ("POST", "/v1/recommendations"): (
-        "user_id", "history", "k", "filter", "boost", "diversity", "query", "exclude", "with_reason", "page", "scenario",
+        "user_id", "history", "k", "filter", "boost", "diversity", "query", "exclude", "with_reason", "page",
     ),
     ("POST", "/v1/rankings"): ("items", "user_id", "history"),
     ("POST", "/v1/events"): ("events",),
@@ -58,14 +59,16 @@ def client(run, tmp_path_factory):
 
 
 @pytest.mark.parametrize("route", list(ROUTES), ids=lambda route: " ".join(route))
-def test_no_request_makes_a_route_fail(client, route):
-    statuses = set()
+def test_no_request_makes_a_route_fail(client, route, system):
+    statuses, known = set(), [system.model.catalogue.item_ids[0], system.model.catalogue.user_ids[0]]
 
     @QUICK
     @given(st.data())
     def check(data):
         method, path = route
-        path = path.replace("{id}", quote(data.draw(TEXTS).encode("utf-8", "replace"), safe="") or "x")
+        path = path.replace(
+            "{id}", quote(data.draw(TEXTS | st.sampled_from(known)).encode("utf-8", "replace"), safe="") or "x"
+        )
         wanted = {name: FIELDS[name] for name in ROUTES[route]}
         body = data.draw(st.fixed_dictionaries({}, optional=wanted) | ANYTHING if data.draw(st.integers(0, 9)) == 0
                          else st.fixed_dictionaries({}, optional=wanted))  # fmt: skip
@@ -80,7 +83,7 @@ def test_no_request_makes_a_route_fail(client, route):
             assert {"title", "status", "detail", "request_id"} <= {*answer.json()}
 
     check()
-    assert statuses & {200, 400, 404}
+    assert 200 in statuses
 
 
 def test_tenants_see_nothing_of_each_other(run, tmp_path, system):
