@@ -5,7 +5,7 @@ import signal
 from time import monotonic, sleep
 
 import pytest
-from tests.serving.test_ranking import ids, wanted_of
+from tests.serving.test_request_ranking import ids, wanted_of
 
 from allrec.serving import llm_process
 from allrec.serving.llm_process import LlmProcess, LlmUnavailableError

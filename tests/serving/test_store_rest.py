@@ -181,6 +181,9 @@ def everything(store, tenant):
     return {
         "events": [event for _, event in store.events(tenant, limit=100)],
         "items": [replace(item, version=0) for item in store.items_changed(tenant, since_version=0)[1]],
+        "histories": {user: store.history(tenant, user, limit=100) for user in ("u", "v")},
+        "fields": {user: store.user_fields(tenant, user) for user in ("u", "v")},
+        "known items": {name: replace(item, version=0) for name, item in store.get_items(tenant, ["a"]).items()},
         "users": {user: store.show_user(tenant, user) for user in ("u", "v")},
         "answers": [store.answer(tenant, name) for name in ("r1", "r2")],
         "feedback": store.feedback(tenant, "r1"),

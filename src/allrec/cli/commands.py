@@ -504,6 +504,7 @@ def serve(
     new_key: Annotated[bool, typer.Option("--new-key", help="Print a new administrator's key, and stop.")] = False,
     no_llm: Annotated[bool, typer.Option("--no-llm", help="Do not start the language model.")] = False,
     rate: Annotated[float, typer.Option(min=0, help="Requests a second of each caller; 0 does not limit.")] = 0.0,
+    retention: Annotated[float, typer.Option(min=1, help="Days that events and answers are kept.")] = 730.0,
     origins: Annotated[list[str] | None, typer.Option("--origin", help="Pages of this origin may ask (CORS).")] = None,
 ) -> None:
     """Serve a run over HTTP: recommendations, events, new items, experiments, and a page to look at them."""
@@ -514,8 +515,9 @@ def serve(
         raise InputError(f"{error.name} is not installed. Install it: pip install 'allrec[serve]'") from None
 
     config = ServeConfig(
-        run, database, host, port, needs_key=keys, with_llm=not no_llm, rate=rate, origins=tuple(origins or ())
-    )
+        run, database, host, port, needs_key=keys, with_llm=not no_llm, rate=rate, retention_days=retention,
+        origins=tuple(origins or ()),
+    )  # fmt: skip
     if new_key:
         print_new_key(config)
     else:

@@ -17,7 +17,7 @@ from allrec.serving.access import LOOPBACK, Access, Rates
 from allrec.serving.answers import Recorder
 from allrec.serving.monitoring import Figures, Watched, log_json_lines
 from allrec.serving.problems import handle_problems, problem
-from allrec.serving.service import DEFAULT_TENANT, Service
+from allrec.serving.service import DEFAULT_TENANT, Retention, Service
 from allrec.serving.store import Store
 
 STOP_SECONDS = 30
@@ -38,6 +38,7 @@ class ServeConfig:
         rate: requests a second of each caller; 0 does not limit.
         burst: requests at once of each caller.
         largest_body: in bytes.
+        retention_days: that events, answers and feedback are kept.
         origins: of pages elsewhere that may ask (CORS); none where empty.
         cache: folder of cached text embeddings; the usual one where None.
     """
@@ -51,6 +52,7 @@ class ServeConfig:
     rate: float = 0.0
     burst: int = 200
     largest_body: int = 8 << 20
+    retention_days: float = 730.0
     origins: tuple[str, ...] = ()
     cache: Path | None = None
 
@@ -81,13 +83,14 @@ def create_app(config: ServeConfig) -> FastAPI:
         store.close()
         raise
     figures = Figures()
-    recorder = Recorder(store, figures)
+    recorder, retention = Recorder(store, figures), Retention(service, config.retention_days)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
         service.close()
         recorder.close()
+        retention.close()
         store.close()
 
     app = FastAPI(

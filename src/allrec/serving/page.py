@@ -119,7 +119,7 @@ def _explained(answered: Answered) -> list[dict[str, Any]]:
     return rows
 
 
-def bars_of(part: dict[str, float], largest: float, num_shown: int = 5) -> list[Bar]:
+def bars_of(part: dict[str, float], largest: float, num_shown: int = 3) -> list[Bar]:
     """The largest contributions as bars, in units of 1/100 of the width: to the right what speaks for the item."""
     shown = sorted(part, key=lambda name: -abs(part[name]))[:num_shown]
     widths = {name: 50 * abs(part[name]) / max(largest, 1e-9) for name in shown}

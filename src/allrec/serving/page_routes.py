@@ -52,7 +52,8 @@ def context_of(service: Service, view: View, tenant: str) -> dict[str, Any]:
     """Everything that the template shows."""
     snapshot = service.tenant(tenant).snapshot
     history = page.history_of(service, snapshot, view, tenant)
-    latest = list(history[-12:])
+    # Each item once, at its latest place.
+    latest = list(dict.fromkeys(reversed(history)))[:12][::-1]
     return {
         "view": view,
         "run": Path(snapshot.served.run).name,

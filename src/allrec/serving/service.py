@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from threading import Lock, Thread
+from threading import Event, Lock, Thread
 from time import time
 from typing import Any
 
@@ -22,6 +22,7 @@ from allrec.serving.store import ModelVersion, Store
 DEFAULT_TENANT = "default"
 OVERHEAD = 0.05
 """Seconds of a budget that are left for writing the answer."""
+SWEEP_SECONDS = 3_600
 HISTORY = 500
 """Latest events of a user that count."""
 logger = logging.getLogger("allrec.serving")
@@ -104,7 +105,7 @@ class Service:
     def __init__(self, store: Store, run: Path | str, *, cache: Path | None = None, with_llm: bool = True) -> None:
         self.store, self.cache = store, cache or default_cache()
         self.runs_root = Path(run).resolve().parent
-        published = store.serving(DEFAULT_TENANT) or store.put_tenant(DEFAULT_TENANT, run=str(Path(run).resolve()))
+        published = published_run(store, str(Path(run).resolve()))
         served = Served.load(published.run, published.version)
         self.tenants = {DEFAULT_TENANT: Tenant(Snapshot.first(served))}
         self.lock = Lock()
@@ -166,14 +167,16 @@ class Service:
     def _switch(self, name: str, tenant: Tenant, published: ModelVersion) -> None:
         try:
             served = Served.load(published.run, published.version)
-            snapshot = self._fresh(name, Snapshot.first(served))
+            loaded = self._fresh(name, Snapshot.first(served))
         except Exception as error:
             logger.exception("a published run cannot be loaded", extra={"run": published.run})
             tenant.failed[published.version] = str(error)
             tenant.loading = None
             return
         with tenant.lock:
-            tenant.snapshot, tenant.ranker, tenant.loading = snapshot, RequestRanker(), None
+            # What changed while it was loaded; a request that comes from now on must not see less than one before it.
+            tenant.snapshot = self._fresh(name, loaded)
+            tenant.ranker, tenant.loading = RequestRanker(), None
         if name == DEFAULT_TENANT and self.llm is not None:
             old, self.llm = self.llm, self._new_llm(served)
             old.close()
@@ -287,3 +290,45 @@ class Service:
         is_left = np.array([place is not None and available[place] for place in places], bool)
         ranked = answered.ranked._replace(items=answered.ranked.items[is_left], scores=answered.ranked.scores[is_left])
         return replace(answered, ranked=ranked)
+
+
+def published_run(store: Store, run: str) -> ModelVersion:
+    """What serves the default tenant: the run of the command line where it is new to the store, else the latest.
+
+    So a restart with the same command keeps what was published since, and one with another run serves that.
+    """
+    known = {version.run for version in store.model_history(DEFAULT_TENANT)}
+    serving = store.serving(DEFAULT_TENANT)
+    return serving if serving is not None and run in known else store.put_tenant(DEFAULT_TENANT, run=run)
+
+
+class Retention:
+    """Deletes what is older than the retention period, once an hour.
+
+    Args:
+        service: knows the tenants.
+        days: that events, answers and feedback are kept.
+    """
+
+    def __init__(self, service: Service, days: float) -> None:
+        self._service, self._seconds, self._is_closing = service, days * 86_400, Event()
+        self._thread = Thread(target=self._run, daemon=True, name="retention")
+        self._thread.start()
+
+    def close(self) -> None:
+        """Ends it."""
+        self._is_closing.set()
+        self._thread.join()
+
+    def sweep(self, now: float) -> int:
+        """Deletes what is too old at a time, in seconds since 1970-01-01 UTC, and says how many rows."""
+        store, before = self._service.store, now - self._seconds
+        tenants = list(store.tenants())
+        return sum(store.drop_events(one, before=before) + store.drop_answers(one, before=before) for one in tenants)
+
+    def _run(self) -> None:
+        while not self._is_closing.wait(SWEEP_SECONDS):
+            try:
+                logger.info("retention", extra={"deleted": self.sweep(time())})
+            except Exception:
+                logger.exception("what is too old was not deleted")
