@@ -227,23 +227,15 @@ def prepare(
     """Clean, index and split interactions and items into a data set folder."""
     from allrec.cli.progress import noting
     from allrec.cli.tables import show_counts, show_times
-    from allrec.data.config import PrepareConfig
     from allrec.data.ids import split_ids
 
-    given = {
-        "format": format,
-        "columns": _pairs(column, "--column") or None,
-        "item_columns": _pairs(item_column, "--item-column") or None,
-        "names": names and tuple(split_ids(names)),
-        "item_names": item_names and tuple(split_ids(item_names)),
-        "separator": separator,
-        "time_format": time_format,
-        "max_rejected": max_rejected,
-    }
-    values: dict[str, Any] = {key: _list_or_text(value) for key, value in _pairs(sets, "--set").items()}
-    values |= {key: value for key, value in given.items() if value is not None}
+    config = _prepare_config(
+        sets, format=format, separator=separator, time_format=time_format, max_rejected=max_rejected,
+        columns=_pairs(column, "--column") or None, item_columns=_pairs(item_column, "--item-column") or None,
+        names=names and tuple(split_ids(names)), item_names=item_names and tuple(split_ids(item_names)),
+    )  # fmt: skip
     with noting():
-        show_counts(_prepare(source, out, items, PrepareConfig(**values)))
+        show_counts(_prepare(source, out, items, config))
         show_times(out)
 
 
@@ -522,6 +514,14 @@ def serve(
         print_new_key(config)
     else:
         serve_run(config)
+
+
+def _prepare_config(sets: list[str] | None, **given: Any) -> PrepareConfig:
+    """The options of preparation: those of ``--set``, and over them what an option of its own says."""
+    from allrec.data.config import PrepareConfig
+
+    values: dict[str, Any] = {key: _list_or_text(value) for key, value in _pairs(sets, "--set").items()}
+    return PrepareConfig(**values | {key: value for key, value in given.items() if value is not None})
 
 
 def _prepare(source: Path, folder: Path, items: Path | None, config: PrepareConfig) -> Dataset:

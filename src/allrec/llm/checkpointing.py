@@ -27,7 +27,7 @@ def checkpoint_layer(layer: nn.Module) -> None:
 
     def run(*args: Any, **given: Any) -> Any:
         caches = [value for value in given.values() if hasattr(value, "is_reading")]
-        if not torch.is_grad_enabled() or any(not cache.is_reading for cache in caches):
+        if not torch.is_grad_enabled() or any(cache.is_behind or not cache.is_reading for cache in caches):
             return forward(*args, **given)
         return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, context_fn=_contexts, **given)
 

@@ -193,8 +193,10 @@ class LanguageModel:
             embeddings: what is read, padded on the right.
             cache: what was read before it, of rows that are all as long; it is gone on with, and changed.
         """
-        cache = _KeysAndValues(config=self._model.config) if cache is None else cache
-        cache.is_reading = True
+        if cache is None:
+            cache = _KeysAndValues(config=self._model.config)
+        else:
+            cache.is_reading = cache.is_behind = True
         with suppress(_HasAll):
             self._model.base_model(inputs_embeds=embeddings.to(self.dtype), use_cache=True, past_key_values=cache)
         cache.is_reading = False
@@ -276,6 +278,8 @@ class _KeysAndValues(DynamicCache):
     """Stops the model that fills it once the last layer's keys and values are there."""
 
     is_reading = True
+    is_behind = False
+    """Whether it has the keys and values of what stands before."""
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
         if is_repeated():

@@ -222,13 +222,14 @@ def _packed_log_probs(
 def _read(
     llm: LanguageModel, embeddings: Float[Tensor, "users length dim"], is_soft: Bool[Tensor, "users length"]
 ) -> Any:
-    """Keys and values of prompts; what stands before every soft token is read without keeping anything for a gradient.
+    """Keys and values of prompts.
 
-    Where soft tokens stand behind the text, that is nearly all of a prompt.
+    Where soft tokens stand behind the text, so that the text is most of it, that is read first, and nothing of it is
+    kept for a gradient.
     """
     places = torch.nonzero(is_soft.any(0))
     first = int(places[0]) if len(places) else is_soft.shape[1]
-    if first == 0 or not embeddings.requires_grad:
+    if 2 * first < is_soft.shape[1] or not embeddings.requires_grad:
         return llm.read(embeddings)
     with torch.no_grad():
         cache = llm.read(embeddings[:, :first])

@@ -1,9 +1,12 @@
 """What the language model made of users, kept on disk as it comes, so that a kill costs one chunk at most."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jaxtyping import Bool, Int
 from numpy import ndarray
@@ -11,8 +14,10 @@ from torch import Tensor
 
 from allrec.alignment.text_cache import default_cache
 from allrec.files import load_tensors, save_tensors
-from allrec.llm.language_model import LanguageModel
-from allrec.llm.prompt import Packed, Prompts
+
+if TYPE_CHECKING:
+    from allrec.llm.language_model import LanguageModel
+    from allrec.llm.prompt import Packed, Prompts
 
 USERS_A_CHUNK = 512
 """Users scored between two writes: at most so many are scored again after a kill."""
