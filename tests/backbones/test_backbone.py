@@ -8,7 +8,7 @@ from allrec.backbones.base import encode_histories
 from allrec.backbones.losses import binary_cross_entropy, sampled_softmax, softmax
 from allrec.backbones.sasrec import SASRecConfig
 from allrec.backbones.training import BackboneConfig, TrainingBatches, backbone_ranks, train_backbone, validation
-from allrec.errors import InputError
+from allrec.errors import InputError, InputWarning
 from allrec.evaluation.metrics import ndcg_at
 from allrec.training import large_table
 from allrec.training.loop import LoopConfig
@@ -194,5 +194,8 @@ def test_without_evaluated_users_all_epochs_are_trained():
 def test_what_cannot_be_trained_on_is_refused():
     with pytest.raises(InputError, match="no training batch"):
         train_backbone(dataset_of([[0], [1]], 5), config_of(), seed=0)
-    with pytest.raises(InputError, match=r"touched all 2 items.*softmax"):
-        train_backbone(dataset_of([[0, 1]], 2), config_of("bce"), seed=0)
+
+
+def test_where_everybody_touched_everything_it_trains_and_says_so():
+    with pytest.warns(InputWarning, match="every user has touched all 2 items"):
+        train_backbone(dataset_of([[0, 1, 0, 1]], 2), config_of("bce"), seed=0)

@@ -180,7 +180,7 @@ def global_time(dataset: Dataset, times: Int[ndarray, "interactions"], seed: int
     """
     valid_from, test_from = (float(np.quantile(times, share)) for share in TIMES)
     owners, _ = places_of(dataset)
-    split = split_at_times(owners, times * 1000, dataset.num_users, valid_from, test_from)
+    split = split_at_times(owners, times * 1_000_000_000, dataset.num_users, valid_from, test_from)
     targets = {
         name: draw_targets(dataset, users, positions, seeds.rng(seed, STREAM, "global time", name))
         for name, (users, positions) in split.targets.items()
