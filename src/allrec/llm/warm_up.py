@@ -4,9 +4,11 @@ That is F_I of the item; or, for a model that reads, where its own embeddings of
 with it.
 """
 
+from __future__ import annotations
+
 import math
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -20,13 +22,15 @@ from allrec import seeds
 from allrec.backbones.base import Backbone, represent_users
 from allrec.data.dataset import Dataset
 from allrec.errors import Config
-from allrec.llm.language_model import LanguageModel
 from allrec.llm.prompt import FIRST_TITLE, PromptBuilder
 from allrec.llm.soft_tokens import SoftTokens
 from allrec.parallel import OnProgress
 from allrec.training.batches import LazyBatches
 from allrec.training.examples import training_examples
 from allrec.training.loop import LoopConfig, fit
+
+if TYPE_CHECKING:
+    from allrec.llm.language_model import LanguageModel
 
 STREAM = "warm-up"
 Batch = tuple[Int[ndarray, "batch"], Bool[Tensor, "llm_dim"]]
