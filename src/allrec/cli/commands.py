@@ -56,6 +56,12 @@ MaxRejected = Annotated[
     float | None, typer.Option(help="The share of the rows that may be unreadable; 0.05 if left out.", metavar="SHARE")
 ]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; the accelerator where there is one if left out.")]
+Database = Annotated[
+    str | None,
+    typer.Option(
+        envvar="ALLREC_DATABASE", help="sqlite:///PATH or postgresql://...; a file beside the run if left out."
+    ),
+]
 Run = Annotated[Path, typer.Argument(help="A run folder, written by train.", metavar="RUN")]
 
 
@@ -485,13 +491,7 @@ def serve(
     run: Run,
     host: Annotated[str, typer.Option(help="Address to listen at; another than loopback needs --keys.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen at.")] = 8000,
-    database: Annotated[
-        str | None,
-        typer.Option(
-            envvar="ALLREC_DATABASE",
-            help="sqlite:///PATH or postgresql://...; a file beside the run if left out.",
-        ),
-    ] = None,
+    database: Database = None,
     keys: Annotated[bool, typer.Option("--keys", help="Requests need an API key.")] = False,
     new_key: Annotated[bool, typer.Option("--new-key", help="Print a new administrator's key, and stop.")] = False,
     no_llm: Annotated[bool, typer.Option("--no-llm", help="Do not start the language model.")] = False,
@@ -500,11 +500,9 @@ def serve(
     origins: Annotated[list[str] | None, typer.Option("--origin", help="Pages of this origin may ask (CORS).")] = None,
 ) -> None:
     """Serve a run over HTTP: recommendations, events, new items, experiments, and a page to look at them."""
-    try:
+    with _of_the_service():
         from allrec.serving.app import ServeConfig, print_new_key
         from allrec.serving.app import serve as serve_run
-    except ModuleNotFoundError as error:
-        raise InputError(f"{error.name} is not installed. Install it: pip install 'allrec[serve]'") from None
 
     config = ServeConfig(
         run, database, host, port, needs_key=keys, with_llm=not no_llm, rate=rate, retention_days=retention,
@@ -514,6 +512,40 @@ def serve(
         print_new_key(config)
     else:
         serve_run(config)
+
+
+@app.command()
+def refresh(
+    run: Run,
+    out: Annotated[Path, typer.Option(help="The new run's folder, beside RUN.")],
+    database: Database = None,
+    tenant: Annotated[str, typer.Option(help="Whose run is made anew.")] = "default",
+    margin: Annotated[
+        float, typer.Option(help="NDCG@10 that the new run may lose, at the interval's lower end.")
+    ] = 0.01,
+    sets: Sets = None,
+) -> None:
+    """Train what serves again with the store's events, and publish it unless it is worse; the same --out resumes."""
+    with _of_the_service():
+        from allrec.serving.app import ServeConfig
+        from allrec.serving.refresh import RefreshConfig
+        from allrec.serving.refresh import refresh as refresh_run
+        from allrec.serving.store import Store
+    from allrec.cli.progress import noting, observing
+
+    store = Store.open(ServeConfig(run, database).store_url)
+    with noting(), observing() as observer:
+        report = refresh_run(store, tenant, out.absolute(), RefreshConfig(margin, sets=tuple(sets or ())), observer)
+    store.close()
+    print_json(report)
+
+
+@contextmanager
+def _of_the_service() -> Iterator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise InputError(f"{error.name} is not installed. Install it: pip install 'allrec[serve]'") from None
 
 
 def _prepare_config(sets: list[str] | None, **given: Any) -> PrepareConfig:

@@ -15,6 +15,7 @@ from allrec.serving.experiments import experiment_result
 from allrec.serving.problems import ProblemError
 from allrec.serving.ranking import RequestRanker, Wanted
 from allrec.serving.recommend_routes import PROBLEMS
+from allrec.serving.refresh import reports
 from allrec.serving.service import Service
 from allrec.serving.snapshots import Served, Snapshot
 from allrec.serving.store import Experiment, ModelVersion
@@ -83,6 +84,12 @@ def show_models(request: Request, caller: Caller = READ) -> JSONResponse:
     history = service.store.model_history(caller.tenant)
     loaded = service.tenant(caller.tenant).snapshot.served.version
     return JSONResponse({"loaded": loaded, "versions": [_version(one) for one in history]})
+
+
+@router.get("/refreshes")
+def show_refreshes(request: Request, caller: Caller = ADMIN) -> JSONResponse:
+    """How far each refresh is whose folder lies among the runs, and how it ended."""
+    return JSONResponse({"refreshes": reports(service_of(request).runs_root)})
 
 
 @router.post("/models")

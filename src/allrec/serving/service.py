@@ -250,7 +250,9 @@ class Service:
         user = catalogue.user_or_none(user_id)
         known = [] if user is None else catalogue.history(user).tolist()
         events = self.store.history(tenant, user_id, limit=HISTORY)
-        return (*known, *snapshot.positions([event.item_id for event in events]).tolist())
+        own = snapshot.positions([event.item_id for event in events]).tolist()
+        # A run that was refreshed learned from events, and has them already.
+        return (*known, *(behind(known, own) if snapshot.served.is_refreshed else own))
 
     def _user_fields(self, snapshot: Snapshot, request: Request) -> dict[str, Any]:
         """Fields of the user, where an expression reads them."""
@@ -290,6 +292,12 @@ class Service:
         is_left = np.array([place is not None and available[place] for place in places], bool)
         ranked = answered.ranked._replace(items=answered.ranked.items[is_left], scores=answered.ranked.scores[is_left])
         return replace(answered, ranked=ranked)
+
+
+def behind(known: Sequence[int], own: Sequence[int]) -> Sequence[int]:
+    """What comes after a history that ends with the first of a user's events; all of them where it does not."""
+    longest = next((m for m in range(min(len(known), len(own)), 0, -1) if [*known[-m:]] == [*own[:m]]), 0)
+    return own[longest:]
 
 
 def published_run(store: Store, run: str) -> ModelVersion:

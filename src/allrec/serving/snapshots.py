@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,12 +31,14 @@ class Served:
         run: the folder as it was published.
         version: of the tenant's publications.
         encoder: fingerprint of the text encoder.
+        is_refreshed: whether it was trained from a store's events, too.
     """
 
     model: TrainedModel
     run: str
     version: int
     encoder: str
+    is_refreshed: bool = False
 
     @classmethod
     def load(cls, run: str, version: int) -> "Served":
@@ -46,11 +49,17 @@ class Served:
         """
         folder = RunFolder.open(run)
         own = refitted_run(folder) or folder
-        return cls(TrainedModel.load(own), run, version, encoder_fingerprint(own))
+        is_refreshed = refresh_folder(folder.path).is_dir()
+        return cls(TrainedModel.load(own), run, version, encoder_fingerprint(own), is_refreshed)
 
     def encode(self, texts: Sequence[str | None], cache: Any) -> Float[Tensor, "texts text_dim"]:
         """Q of texts, by the run's own encoder."""
         return encode_texts(self.model.run, texts, cache)
+
+
+def refresh_folder(run: Path) -> Path:
+    """Where the data and the report of a refresh stand, beside the run that came of it."""
+    return run.with_name(f"{run.name}.refresh")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,246 @@
+"""``allrec refresh``: trains a run again from what serves and the store's events, and publishes it unless it is worse.
+
+The new run learns from the histories of the run that serves and every event since. Both are then asked for the newest
+item of users who have events, from what came before it; the new run answers with the parts that have not seen it
+(``AllRec.measured``), and what is published was trained on everything.
+"""
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from jaxtyping import Float
+from numpy import ndarray
+
+from allrec import seeds
+from allrec.config import Recipe, load_recipe
+from allrec.data.catalogue import Catalogue
+from allrec.data.config import PrepareConfig
+from allrec.data.dataset import Dataset, is_dataset, load_dataset
+from allrec.data.preparation import prepare
+from allrec.errors import InputError
+from allrec.evaluation.significance import bootstrap_interval
+from allrec.files import read_json, write_json
+from allrec.parallel import Observer, ignore
+from allrec.recommender import AllRec
+from allrec.runs.run_folder import MANIFEST, RECIPE
+from allrec.serving.records import Event, Item, ModelVersion
+from allrec.serving.snapshots import refresh_folder, text_of
+from allrec.serving.store import Store
+
+REPORT = "refresh.json"
+"""Beside the new run, in its ``.refresh`` folder: how far a refresh is, and how it ended."""
+K = 10
+PAGE = 10_000
+"""Events and items that are read from the store at a time."""
+LEAST_USERS = 30
+"""With fewer users to compare on nothing is published: no interval of so few says anything."""
+
+
+@dataclass(frozen=True)
+class RefreshConfig:
+    """How a run is made anew.
+
+    Attributes:
+        margin: NDCG@10 that the new run may lose at most, at the lower end of the 95% interval of the difference.
+        num_users: users who are compared on, at most; the latest events' users come first.
+        sets: changes of the recipe, ``key=value``.
+        cache: folder of cached text embeddings; the usual one where None.
+    """
+
+    margin: float = 0.01
+    num_users: int = 2000
+    sets: tuple[str, ...] = ()
+    cache: Path | None = None
+
+
+def refresh(
+    store: Store, tenant: str, out: Path, config: RefreshConfig | None = None, observer: Observer = ignore
+) -> dict[str, Any]:
+    """Trains, compares and publishes; called again after a kill it goes on.
+
+    Args:
+        store: of the service.
+        tenant: whose run is made anew.
+        out: the new run's folder, beside the runs that serve.
+        config: the comparison, and changes of the recipe.
+        observer: told of each stage of the training.
+
+    Returns:
+        What ``REPORT`` holds: ``state``, ``users``, ``ndcg`` of both, ``difference`` and its interval, ``published``.
+
+    Raises:
+        InputError: nothing serves, there is no event, or the folder holds something else.
+    """
+    config, serving = config or RefreshConfig(), store.serving(tenant)
+    if serving is None:
+        raise InputError(f"no run serves tenant {tenant!r}, so none can be made anew. Publish one first: allrec serve.")
+    folder = refresh_folder(out)
+    report = _begun(folder, serving, out)
+    if report["state"] == "done":
+        return report
+    old = AllRec.from_pretrained(serving.run)
+    dataset = _dataset(store, tenant, old.model.catalogue, folder)
+    recipe = _recipe(old, config)
+
+    new = AllRec.train(
+        dataset,
+        run=out,
+        recipe=recipe,
+        resume=(out / MANIFEST).is_file(),
+        cache=config.cache,
+        observer=_telling(folder / REPORT, report, observer),
+    )
+    report |= compared(old, new, newest(dataset, old.model.catalogue, config.num_users), config.margin)
+    if report["published"]:
+        report["version"] = store.publish(tenant, run=str(out)).version
+    report |= {"state": "done", "at": time.time()}
+    write_json(folder / REPORT, report)
+    return report
+
+
+def _telling(file: Path, report: dict[str, Any], observer: Observer) -> Observer:
+    """Writes down how far the training is, once a second at most, and passes it on."""
+    written = [0.0]
+
+    def on_progress(stage: str, share: float, values: dict[str, float], *more: Any) -> None:
+        if time.time() - written[0] >= 1:
+            written[0] = time.time()
+            write_json(file, report | {"state": "training", "stage": stage, "share": share, "at": written[0]})
+        observer(stage, share, values, *more)
+
+    return on_progress
+
+
+def reports(runs_root: Path) -> list[dict[str, Any]]:
+    """Every refresh whose folder lies among the runs, by name: how far it is, or how it ended."""
+    return [read_json(file) for file in sorted(runs_root.glob(f"*.refresh/{REPORT}"))]
+
+
+def _begun(folder: Path, serving: ModelVersion, out: Path) -> dict[str, Any]:
+    if (folder / REPORT).is_file():
+        report: dict[str, Any] = read_json(folder / REPORT)
+        if report["from_run"] != serving.run and report["state"] != "done":
+            begun = report["from_run"]
+            raise InputError(f"{folder} was begun from {begun}, and {serving.run} serves now. Give another --out.")
+        return {key: report[key] for key in report if key not in ("stage", "share")}
+    folder.mkdir(parents=True, exist_ok=True)
+    report = {"state": "reading", "run": out.name, "from_run": serving.run, "from_version": serving.version}
+    write_json(folder / REPORT, report)
+    return report
+
+
+def _recipe(old: AllRec, config: RefreshConfig) -> Recipe:
+    """The serving run's recipe, refitted on everything, with what was changed."""
+    return load_recipe(str(old.run.path / RECIPE), ("refit=all", *config.sets))
+
+
+def _dataset(store: Store, tenant: str, catalogue: Catalogue, folder: Path) -> Dataset:
+    """The data set of the refresh: read from the store once, so that a refresh that goes on has the same."""
+    prepared = folder / "dataset"
+    if not is_dataset(prepared):
+        num_events = write_source(store, tenant, catalogue, folder / "source")
+        if num_events == 0:
+            raise InputError(f"the store has no event of tenant {tenant!r}, so nothing is new. Refresh when there are.")
+        options = PrepareConfig(
+            name=f"{tenant} with {num_events} events", text_columns=("body",), items="all", wording=catalogue.wording,
+            max_rejected=0.0,
+        )  # fmt: skip
+        prepare(folder / "source", prepared, config=options)
+    return load_dataset(prepared)
+
+
+def write_source(store: Store, tenant: str, catalogue: Catalogue, folder: Path) -> int:
+    """Writes the run's histories with the store's events behind them, and all items; returns how many events.
+
+    Events of items that neither the run nor the store knows are left out.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    added = [item for item in _items(store, tenant) if not catalogue.has_item(item.item_id) and text_of(item.fields)]
+    known = {*catalogue.item_ids, *(item.item_id for item in added)}
+    events = sorted(
+        (event for event in _events(store, tenant) if event.item_id in known), key=lambda event: event.timestamp
+    )
+    users = np.repeat(np.arange(len(catalogue.user_ids)), np.diff(catalogue.offsets))
+    table = {
+        "user_id": [catalogue.user_ids[user] for user in users] + [event.user_id for event in events],
+        "item_id": [catalogue.item_ids[item] for item in catalogue.items] + [event.item_id for event in events],
+    }
+    frame = pl.DataFrame(table, schema={"user_id": pl.String, "item_id": pl.String}).with_row_index("position")
+    frame.write_parquet(folder / "interactions.parquet")
+    genres = catalogue.genres or [[] for _ in catalogue.item_ids]
+    columns = zip(catalogue.item_ids, catalogue.titles, catalogue.texts, genres, strict=True)
+    rows = [dict(zip(("item_id", "title", "body", "genres"), row, strict=True)) for row in columns]
+    rows += [
+        {"item_id": item.item_id, "title": item.fields.get("title"), "body": text_of(item.fields), "genres": []}
+        for item in added
+    ]
+    (folder / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return len(events)
+
+
+def _events(store: Store, tenant: str) -> Iterator[Event]:
+    cursor = 0
+    while page := store.events(tenant, cursor=cursor, limit=PAGE):
+        cursor = page[-1][0]
+        yield from (event for _, event in page)
+
+
+def _items(store: Store, tenant: str) -> Sequence[Item]:
+    return store.items_changed(tenant, since_version=0)[1]
+
+
+def newest(dataset: Dataset, catalogue: Catalogue, num_users: int) -> list[tuple[list[str], str]]:
+    """The newest item of users who have events, and the ids before it, oldest first.
+
+    Only test targets count that the run that serves cannot have seen: those behind the history that it has.
+
+    Args:
+        dataset: of the refresh.
+        catalogue: of the run that serves.
+        num_users: at most; a fixed sample of them.
+    """
+    targets, asked = dataset.targets["test"], []
+    for user, position, item in zip(targets.users, targets.positions, targets.items, strict=True):
+        known = catalogue.user_or_none(dataset.user_ids[user])
+        if position >= (0 if known is None else len(catalogue.history(known))):
+            before = dataset.history(int(user))[:position]
+            asked.append(([dataset.item_ids[one] for one in before], dataset.item_ids[item]))
+    order = seeds.rng(0, "refresh", "users").permutation(len(asked))[:num_users]
+    return [asked[row] for row in np.sort(order)]
+
+
+def compared(old: AllRec, new: AllRec, asked: Sequence[tuple[list[str], str]], margin: float) -> dict[str, Any]:
+    """NDCG@10 over the whole catalogue of both runs, their paired difference, and whether the new one may serve.
+
+    Args:
+        old: the run that serves.
+        new: is asked with the parts that did not see the targets.
+        asked: ids of a history, and the target's.
+        margin: may be lost, at the lower end of the 95% interval.
+    """
+    if len(asked) < LEAST_USERS:
+        return {"users": len(asked), "published": False, "reason": f"fewer than {LEAST_USERS} users to compare on"}
+    measured = AllRec(new.measured)
+    measured.model = new.measured
+    gains = [np.array([gain(system, *one) for one in asked]) for system in (old, measured)]
+    difference: Float[ndarray, "users"] = gains[1] - gains[0]
+    interval = bootstrap_interval(difference, seeds.rng(0, "refresh", "interval"))
+    is_fit = bool(interval.low >= -margin)
+    return {
+        "users": len(asked), "ndcg": {"old": float(gains[0].mean()), "new": float(gains[1].mean())},
+        "difference": float(difference.mean()), "ci95": list(interval), "margin": margin, "published": is_fit,
+        "reason": "not worse by more than the margin" if is_fit else "it may be worse by more than the margin",
+    }  # fmt: skip
+
+
+def gain(system: AllRec, history: Sequence[str], target: str) -> float:
+    """1 / log2(rank + 2) of the target among the ten best, repeats allowed, without the language model; else 0."""
+    known = [item_id for item_id in history if system.model.catalogue.has_item(item_id)]
+    found = [item.item_id for item in system.recommend(history=known, k=K, with_history=True, use_llm=False)]
+    return float(1 / np.log2(found.index(target) + 2)) if target in found else 0.0
