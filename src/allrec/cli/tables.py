@@ -161,11 +161,14 @@ def show_evidence(system: AllRec, user: str, k: int = 5) -> None:
     items = np.array([[model.catalogue.item(item.item_id) for item in found]])
     scores = model.llm_scores([system.history_of(user, None)], items)[0]
     shares = [families(item.contributions or {}) for item in found]
-    rows: list[list[str | Text | TwoLines]] = []
-    for item, share, score in zip(found, shares, scores, strict=True):
-        values = (*share.values(), item.score, float(score))
-        rows.append([TwoLines(item.title or "(no title)"), *(f"{value:+.2f}" for value in values)])
-    show_table(f"{user}: what speaks for each item", ["title", *shares[0], "score", "language model"], rows)
+    say(f"\n{user}: what speaks for")
+    for number, item in enumerate(found, 1):
+        say(f"    {number}  {item.title or item.item_id}")
+    numbers = [str(number) for number in range(1, len(found) + 1)]
+    lines = [(name, [share[name] for share in shares]) for name in shares[0]]
+    lines += [("score", [item.score for item in found]), ("language model", scores.tolist())]
+    rows = [[name, *(f"{value:+.2f}" for value in values)] for name, values in lines]
+    show_table(None, ["evidence", *numbers], rows)
     has_say = any(item.llm_log_prob is not None for item in found)
     say(
         "The language model's column is log P of the title less that without a history, in nats; "
