@@ -3,12 +3,13 @@
 import json
 
 import numpy as np
+import polars as pl
 import pytest
 
 from allrec.data import load_dataset
 from allrec.errors import InputError
 from allrec.recommender import AllRec
-from allrec.serving.refresh import REPORT, RefreshConfig, compared, newest, refresh, reports
+from allrec.serving.refresh import REPORT, RefreshConfig, compared, newest, refresh, reports, write_source
 from allrec.serving.service import Service, behind
 from allrec.serving.snapshots import refresh_folder
 from allrec.serving.store import Event, Item, Store
@@ -78,6 +79,31 @@ def test_a_refresh_that_is_not_worse_serves_and_knows_the_events(base, store, tm
     service.close()
     assert reports(base)[0]["run"] == "first"
     assert refresh(store, "default", base / "first", config(base, margin=1.0)) == report
+
+
+def test_erased_users_are_forgotten_at_once_and_not_learned_from_again(base, store, tmp_path):
+    system = AllRec.from_pretrained(base / "run")
+    catalogue = system.model.catalogue
+    erased, kept = catalogue.user_ids[:2]
+    store.add_events("default", events_of(system))
+    service = Service(store, base / "run", cache=base / "cache", with_llm=False)
+    snapshot = service.tenant("default").snapshot
+    assert service.user_history(snapshot, "default", erased)
+    store.erase_user("default", erased)
+    assert service.user_history(snapshot, "default", erased) == ()
+    assert service.user_history(snapshot, "default", kept)
+    store.erase_user("default", erased)
+    service.close()
+    write_source(store, "default", catalogue, tmp_path / "source")
+    users = set(pl.read_parquet(tmp_path / "source" / "interactions.parquet")["user_id"])
+    assert erased not in users
+    assert {kept, "new-0"} <= users
+    # One who comes back is a new user.
+    store.add_events("default", [Event("back", erased, catalogue.item_ids[4], "view", 9000.0)])
+    write_source(store, "default", catalogue, tmp_path / "source")
+    frame = pl.read_parquet(tmp_path / "source" / "interactions.parquet")
+    assert frame.filter(pl.col("user_id") == erased)["item_id"].to_list() == [catalogue.item_ids[4]]
+    assert not store.is_erased("other", erased)
 
 
 def test_a_refresh_that_may_be_worse_does_not_serve(base, store):

@@ -124,13 +124,17 @@ def show_user(request: Request, user_id: Annotated[Id, Path()], caller: Caller =
     service = service_of(request)
     catalogue = service.tenant(caller.tenant).snapshot.model.catalogue
     user = catalogue.user_or_none(user_id)
-    trained = [] if user is None else [catalogue.item_ids[item] for item in catalogue.history(user)]
+    is_erased = service.store.is_erased(caller.tenant, user_id)
+    trained = [] if user is None or is_erased else [catalogue.item_ids[item] for item in catalogue.history(user)]
     return JSONResponse(service.store.show_user(caller.tenant, user_id) | {"trained_on": trained})
 
 
 @router.delete("/users/{user_id:path}")
 def erase_user(request: Request, user_id: Annotated[Id, Path()], caller: Caller = ADMIN) -> JSONResponse:
-    """Erases everything that is stored about a user. What a run was trained on goes with the next refresh."""
+    """Erases everything that is stored about a user.
+
+    What the run that serves was trained on of the user is not used from now on, and goes with the next refresh.
+    """
     return JSONResponse({"erased": service_of(request).store.erase_user(caller.tenant, user_id)})
 
 

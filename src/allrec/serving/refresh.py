@@ -32,6 +32,7 @@ from allrec.runs.run_folder import MANIFEST, RECIPE
 from allrec.serving.records import Event, Item, ModelVersion
 from allrec.serving.snapshots import refresh_folder, text_of
 from allrec.serving.store import Store
+from allrec.serving.store_users import digest_of
 
 REPORT = "refresh.json"
 """Beside the new run, in its ``.refresh`` folder: how far a refresh is, and how it ended."""
@@ -158,7 +159,8 @@ def _dataset(store: Store, tenant: str, catalogue: Catalogue, folder: Path) -> D
 def write_source(store: Store, tenant: str, catalogue: Catalogue, folder: Path) -> int:
     """Writes the run's histories with the store's events behind them, and all items; returns how many events.
 
-    Events of items that neither the run nor the store knows are left out.
+    Events of items that neither the run nor the store knows are left out, and so are the run's histories of users who
+    were erased.
     """
     folder.mkdir(parents=True, exist_ok=True)
     added = [item for item in _items(store, tenant) if not catalogue.has_item(item.item_id) and text_of(item.fields)]
@@ -166,11 +168,15 @@ def write_source(store: Store, tenant: str, catalogue: Catalogue, folder: Path) 
     events = sorted(
         (event for event in _events(store, tenant) if event.item_id in known), key=lambda event: event.timestamp
     )
-    users = np.repeat(np.arange(len(catalogue.user_ids)), np.diff(catalogue.offsets))
-    table = {
-        "user_id": [catalogue.user_ids[user] for user in users] + [event.user_id for event in events],
-        "item_id": [catalogue.item_ids[item] for item in catalogue.items] + [event.item_id for event in events],
-    }
+    erased = store.erased_digests(tenant)
+    pairs = [
+        (user_id, catalogue.item_ids[item])
+        for user, user_id in enumerate(catalogue.user_ids)
+        if digest_of(user_id) not in erased
+        for item in catalogue.history(user)
+    ]
+    pairs += [(event.user_id, event.item_id) for event in events]
+    table = dict(zip(("user_id", "item_id"), zip(*pairs, strict=True), strict=True)) if pairs else {}
     frame = pl.DataFrame(table, schema={"user_id": pl.String, "item_id": pl.String}).with_row_index("position")
     frame.write_parquet(folder / "interactions.parquet")
     genres = catalogue.genres or [[] for _ in catalogue.item_ids]

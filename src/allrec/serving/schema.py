@@ -98,6 +98,9 @@ Index("items_created", items.c.tenant, items.c.created_at)
 
 users = Table("users", metadata, _tenant(), _key("user_id"), Column("fields", JsonText, nullable=False))
 
+erasures = Table("erasures", metadata, _tenant(), _key("user_digest", 64), _time("erased_at"))
+"""Users who were erased, as digests of their ids: what runs learned of them is neither used nor learned from again."""
+
 answers = Table(
     "answers",
     metadata,

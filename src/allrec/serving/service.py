@@ -248,7 +248,9 @@ class Service:
         """What the run knows of a user, and the store's events behind it, oldest first."""
         catalogue = snapshot.model.catalogue
         user = catalogue.user_or_none(user_id)
-        known = [] if user is None else catalogue.history(user).tolist()
+        known = []
+        if user is not None and not self.store.is_erased(tenant, user_id):
+            known = catalogue.history(user).tolist()
         events = self.store.history(tenant, user_id, limit=HISTORY)
         own = snapshot.positions([event.item_id for event in events]).tolist()
         # A run that was refreshed learned from events, and has them already.

@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from hashlib import sha256
+from time import time
 from typing import Any
 
 from sqlalchemy import Table, delete, select
 
 from allrec.serving.database import Database
 from allrec.serving.records import Answer, Event, Feedback, User, check_fields, check_tenant, check_text
-from allrec.serving.schema import answers, events, feedback, users
+from allrec.serving.schema import answers, erasures, events, feedback, users
 
 PERSONAL: dict[str, tuple[Table, Any]] = {
     "events": (events, Event),
@@ -63,16 +65,38 @@ class UserStore:
         return shown
 
     def erase_user(self, tenant: str, user_id: str) -> dict[str, int]:
-        """Deletes everything that is stored about a user, in one transaction.
+        """Deletes everything that is stored about a user, in one transaction, and notes a digest of the id.
+
+        By the digest the service leaves out what a run learned of the user, and a refresh learns from none of it again.
 
         Returns:
             How many rows of each table went. Back-ups and exports that were made before still hold them.
         """
         tables = {"users": users, **{name: table for name, (table, _) in PERSONAL.items()}}
+        note = self.database.insert(erasures).on_conflict_do_nothing()
         with self.database.write() as connection:
+            connection.execute(note, {"tenant": tenant, "user_digest": digest_of(user_id), "erased_at": time()})
             return {
                 name: connection.execute(
                     delete(table).where(table.c.tenant == tenant, table.c.user_id == user_id)
                 ).rowcount
                 for name, table in tables.items()
             }
+
+    def is_erased(self, tenant: str, user_id: str) -> bool:
+        """Whether a user was erased: what runs know of the user from before is not to be used."""
+        query = select(erasures.c.erased_at).where(
+            erasures.c.tenant == tenant, erasures.c.user_digest == digest_of(user_id)
+        )
+        with self.database.read() as connection:
+            return connection.execute(query).first() is not None
+
+    def erased_digests(self, tenant: str) -> set[str]:
+        """``digest_of`` every user who was erased."""
+        with self.database.read() as connection:
+            return set(connection.execute(select(erasures.c.user_digest).where(erasures.c.tenant == tenant)).scalars())
+
+
+def digest_of(user_id: str) -> str:
+    """SHA-256 of a user's id, in hexadecimal digits."""
+    return sha256(user_id.encode()).hexdigest()

@@ -31,6 +31,7 @@ def upgrade() -> None:
     _create_events()
     _create_items()
     op.create_table("users", _tenant(), _key("user_id"), _column("fields", sa.Text()))
+    op.create_table("erasures", _tenant(), _key("user_digest", 64), _column("erased_at", sa.Double()))
     _create_answers()
     _create_settings()
     _create_keys()
