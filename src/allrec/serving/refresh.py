@@ -7,13 +7,12 @@ item of users who have events, from what came before it; the new run answers wit
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 from jaxtyping import Float
 from numpy import ndarray
 
@@ -176,9 +175,10 @@ def write_source(store: Store, tenant: str, catalogue: Catalogue, folder: Path) 
         for item in catalogue.history(user)
     ]
     pairs += [(event.user_id, event.item_id) for event in events]
-    table = dict(zip(("user_id", "item_id"), zip(*pairs, strict=True), strict=True)) if pairs else {}
-    frame = pl.DataFrame(table, schema={"user_id": pl.String, "item_id": pl.String}).with_row_index("position")
-    frame.write_parquet(folder / "interactions.parquet")
+    _write_lines(
+        folder / "interactions.jsonl",
+        ({"user_id": user_id, "item_id": item_id, "position": place} for place, (user_id, item_id) in enumerate(pairs)),
+    )
     genres = catalogue.genres or [[] for _ in catalogue.item_ids]
     columns = zip(catalogue.item_ids, catalogue.titles, catalogue.texts, genres, strict=True)
     rows = [dict(zip(("item_id", "title", "body", "genres"), row, strict=True)) for row in columns]
@@ -186,8 +186,13 @@ def write_source(store: Store, tenant: str, catalogue: Catalogue, folder: Path) 
         {"item_id": item.item_id, "title": item.fields.get("title"), "body": text_of(item.fields), "genres": []}
         for item in added
     ]
-    (folder / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    _write_lines(folder / "items.jsonl", rows)
     return len(events)
+
+
+def _write_lines(file: Path, rows: Iterable[dict[str, Any]]) -> None:
+    with open(file, "w", encoding="utf-8") as out:
+        out.writelines(json.dumps(row) + "\n" for row in rows)
 
 
 def _events(store: Store, tenant: str) -> Iterator[Event]:
