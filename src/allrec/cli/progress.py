@@ -30,6 +30,7 @@ STAGE_NAMES = {
     "alignment": "stage 1, alignment",
     "warm_up": "stage 2, warm-up",
     "language_model": "stage 2, soft tokens",
+    "title_priors": "titles without a history",
     "readout": "read-out head",
     "content": "content tower and backbone",
     "ensemble": "ensemble of other seeds",
@@ -39,12 +40,13 @@ STAGE_NAMES = {
 UNITS = {
     "step": ("steps", 1.0),
     "texts": ("texts", 1.0),
+    "titles": ("titles", 1.0),
     "users": ("users", 1.0),
     "rows": ("rows", 1.0),
     "bytes": ("MB", 1e6),
 }
 """The named value that counts a stage's own unit, the unit's name, and how many of the value make one."""
-COUNTED_FROM_ZERO = ("texts", "users", "rows")
+COUNTED_FROM_ZERO = ("texts", "titles", "users", "rows")
 """What a stage counts from its own beginning; the others may go on from an earlier process."""
 SHOWN = {"total": "loss", "validation": "valid NDCG@10"}
 WINDOW = 10.0

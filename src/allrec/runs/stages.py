@@ -47,6 +47,8 @@ RETRIEVAL = {"search", "depth", "fitted_candidates"}
 AFTER_ALIGNMENT = {"llm", "prompt", "soft_tokens", "readout", "cold_below", "fusion"}
 PARTS = 3
 """Of a further training: backbone, alignment, content parts."""
+TITLES_A_BLOCK = 512
+"""Titles whose prior is worked out between two reports of progress."""
 
 
 @dataclass(frozen=True)
@@ -265,8 +267,18 @@ def _train_language_model(training: Training, folder: Path) -> None:
         on_progress=training.progress("language_model"), on_warm_up=training.progress("warm_up"),
     )  # fmt: skip
     _save(folder, soft_tokens, report)
-    priors = model.priors_of(model.builder, np.arange(training.dataset.num_items))
-    save_tensors(folder / PRIORS, {"priors": torch.from_numpy(priors)})
+    save_tensors(folder / PRIORS, {"priors": torch.from_numpy(_title_priors(training))})
+
+
+def _title_priors(training: Training) -> ndarray:
+    """log P(title | no history) of every item, in nats, told block by block: it takes minutes on a CPU."""
+    model, num_items, progress = training.model, training.dataset.num_items, training.progress("title_priors")
+    blocks = []
+    for start in range(0, num_items, TITLES_A_BLOCK):
+        end = min(start + TITLES_A_BLOCK, num_items)
+        blocks.append(model.priors_of(model.builder, np.arange(start, end)))
+        progress(end / num_items, {"titles": float(end)})
+    return np.concatenate(blocks)
 
 
 def _train_readout(training: Training, folder: Path) -> None:
