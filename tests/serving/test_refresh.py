@@ -81,6 +81,9 @@ def test_a_refresh_that_is_not_worse_serves_and_knows_the_events(base, store, tm
     assert [catalogue.item_ids[item] for item in after] == [*ids, "brand-new"]
     service.close()
     assert reports(base)[0]["run"] == "first"
+    # Refreshed once more, it learns from what is new alone.
+    assert write_source(store, "default", catalogue, tmp_path / "again", is_refreshed=True) == 1
+    assert [row["item_id"] for row in rows_of(tmp_path / "again") if row["user_id"] == "new-0"] == [*ids, "brand-new"]
     assert refresh(store, "default", base / "first", config(base, margin=1.0)) == report
 
 

@@ -29,7 +29,7 @@ from allrec.parallel import Observer, ignore
 from allrec.recommender import AllRec
 from allrec.runs.run_folder import MANIFEST, RECIPE
 from allrec.serving.records import Event, Item, ModelVersion
-from allrec.serving.snapshots import refresh_folder, text_of
+from allrec.serving.snapshots import behind, refresh_folder, text_of
 from allrec.serving.store import Store
 from allrec.serving.store_users import digest_of
 
@@ -85,7 +85,8 @@ def refresh(
     if report["state"] == "done":
         return report
     old = AllRec.from_pretrained(serving.run)
-    dataset = _dataset(store, tenant, old.model.catalogue, folder)
+    is_refreshed = refresh_folder(old.run.path).is_dir()
+    dataset = _dataset(store, tenant, old.model.catalogue, folder, is_refreshed)
     recipe = _recipe(old, config)
 
     new = AllRec.train(
@@ -140,11 +141,11 @@ def _recipe(old: AllRec, config: RefreshConfig) -> Recipe:
     return load_recipe(str(old.run.path / RECIPE), ("refit=all", *config.sets))
 
 
-def _dataset(store: Store, tenant: str, catalogue: Catalogue, folder: Path) -> Dataset:
+def _dataset(store: Store, tenant: str, catalogue: Catalogue, folder: Path, is_refreshed: bool) -> Dataset:
     """The data set of the refresh: read from the store once, so that a refresh that goes on has the same."""
     prepared = folder / "dataset"
     if not is_dataset(prepared):
-        num_events = write_source(store, tenant, catalogue, folder / "source")
+        num_events = write_source(store, tenant, catalogue, folder / "source", is_refreshed)
         if num_events == 0:
             raise InputError(f"the store has no event of tenant {tenant!r}, so nothing is new. Refresh when there are.")
         options = PrepareConfig(
@@ -155,11 +156,11 @@ def _dataset(store: Store, tenant: str, catalogue: Catalogue, folder: Path) -> D
     return load_dataset(prepared)
 
 
-def write_source(store: Store, tenant: str, catalogue: Catalogue, folder: Path) -> int:
-    """Writes the run's histories with the store's events behind them, and all items; returns how many events.
+def write_source(store: Store, tenant: str, catalogue: Catalogue, folder: Path, is_refreshed: bool = False) -> int:
+    """Writes the run's histories with the store's events behind them, and all items; returns how many events are new.
 
     Events of items that neither the run nor the store knows are left out, and so are the run's histories of users who
-    were erased.
+    were erased. A run that was refreshed has earlier events in its histories, which are not told again.
     """
     folder.mkdir(parents=True, exist_ok=True)
     added = [item for item in _items(store, tenant) if not catalogue.has_item(item.item_id) and text_of(item.fields)]
@@ -168,13 +169,21 @@ def write_source(store: Store, tenant: str, catalogue: Catalogue, folder: Path) 
         (event for event in _events(store, tenant) if event.item_id in known), key=lambda event: event.timestamp
     )
     erased = store.erased_digests(tenant)
-    pairs = [
-        (user_id, catalogue.item_ids[item])
+    histories = {
+        user_id: [catalogue.item_ids[item] for item in catalogue.history(user)]
         for user, user_id in enumerate(catalogue.user_ids)
         if digest_of(user_id) not in erased
-        for item in catalogue.history(user)
+    }
+    own: dict[str, list[str]] = {}
+    for event in events:
+        own.setdefault(event.user_id, []).append(event.item_id)
+    if is_refreshed:
+        own = {user_id: [*behind(histories.get(user_id, []), items)] for user_id, items in own.items()}
+    pairs = [
+        (user_id, item_id)
+        for user_id in {**histories, **own}
+        for item_id in (*histories.get(user_id, ()), *own.get(user_id, ()))
     ]
-    pairs += [(event.user_id, event.item_id) for event in events]
     _write_lines(
         folder / "interactions.jsonl",
         ({"user_id": user_id, "item_id": item_id, "position": place} for place, (user_id, item_id) in enumerate(pairs)),
@@ -187,7 +196,7 @@ def write_source(store: Store, tenant: str, catalogue: Catalogue, folder: Path) 
         for item in added
     ]
     _write_lines(folder / "items.jsonl", rows)
-    return len(events)
+    return sum(len(items) for items in own.values())
 
 
 def _write_lines(file: Path, rows: Iterable[dict[str, Any]]) -> None:

@@ -16,7 +16,7 @@ from allrec.errors import InputError
 from allrec.serving.batching import Batcher
 from allrec.serving.llm_process import LlmProcess, LlmUnavailableError
 from allrec.serving.ranking import Ranked, RequestRanker, Wanted, diversified, log_factor, mask_of
-from allrec.serving.snapshots import Served, Snapshot
+from allrec.serving.snapshots import Served, Snapshot, behind
 from allrec.serving.store import ModelVersion, Store
 
 DEFAULT_TENANT = "default"
@@ -294,12 +294,6 @@ class Service:
         is_left = np.array([place is not None and available[place] for place in places], bool)
         ranked = answered.ranked._replace(items=answered.ranked.items[is_left], scores=answered.ranked.scores[is_left])
         return replace(answered, ranked=ranked)
-
-
-def behind(known: Sequence[int], own: Sequence[int]) -> Sequence[int]:
-    """What comes after a history that ends with the first of a user's events; all of them where it does not."""
-    longest = next((m for m in range(min(len(known), len(own)), 0, -1) if [*known[-m:]] == [*own[:m]]), 0)
-    return own[longest:]
 
 
 def published_run(store: Store, run: str) -> ModelVersion:

@@ -62,6 +62,12 @@ def refresh_folder(run: Path) -> Path:
     return run.with_name(f"{run.name}.refresh")
 
 
+def behind(known: Sequence[Any], own: Sequence[Any]) -> Sequence[Any]:
+    """What comes after a history that ends with the first of a user's events; all of them where it does not."""
+    longest = next((m for m in range(min(len(known), len(own)), 0, -1) if [*known[-m:]] == [*own[:m]]), 0)
+    return own[longest:]
+
+
 @dataclass(frozen=True)
 class Snapshot:
     """A tenant's catalogue at one version of the store's items; never changed, replaced by the next one.
