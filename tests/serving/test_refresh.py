@@ -85,6 +85,13 @@ def test_a_refresh_that_is_not_worse_serves_and_knows_the_events(base, store, tm
     assert write_source(store, "default", catalogue, tmp_path / "again", is_refreshed=True) == 1
     assert [row["item_id"] for row in rows_of(tmp_path / "again") if row["user_id"] == "new-0"] == [*ids, "brand-new"]
     assert refresh(store, "default", base / "first", config(base, margin=1.0)) == report
+    # Killed after it was published and before it said so, it is not published twice.
+    file = refresh_folder(base / "first") / REPORT
+    file.write_text(json.dumps(report | {"state": "training"}))
+    versions = store.model_history("default")
+    again = refresh(store, "default", base / "first", config(base, margin=1.0))
+    assert store.model_history("default") == versions
+    assert {**again, "at": 0} == {**report, "at": 0}
 
 
 def test_erased_users_are_forgotten_at_once_and_not_learned_from_again(base, store, tmp_path):

@@ -23,6 +23,7 @@ from allrec.data.config import PrepareConfig
 from allrec.data.dataset import Dataset, is_dataset, load_dataset
 from allrec.data.preparation import prepare
 from allrec.errors import InputError
+from allrec.evaluation.metrics import gains_at
 from allrec.evaluation.significance import bootstrap_interval
 from allrec.files import read_json, write_json
 from allrec.parallel import Observer, ignore
@@ -84,7 +85,7 @@ def refresh(
     report = _begun(folder, serving, out)
     if report["state"] == "done":
         return report
-    old = AllRec.from_pretrained(serving.run)
+    old = AllRec.from_pretrained(report["from_run"])
     is_refreshed = refresh_folder(old.run.path).is_dir()
     dataset = _dataset(store, tenant, old.model.catalogue, folder, is_refreshed)
     recipe = _recipe(old, config)
@@ -99,7 +100,8 @@ def refresh(
     )
     report |= compared(old, new, newest(dataset, old.model.catalogue, config.num_users), config.margin)
     if report["published"]:
-        report["version"] = store.publish(tenant, run=str(out)).version
+        is_published = serving.run == str(out)  # before a kill that came ahead of the report
+        report["version"] = serving.version if is_published else store.publish(tenant, run=str(out)).version
     report |= {"state": "done", "at": time.time()}
     write_json(folder / REPORT, report)
     return report
@@ -126,7 +128,7 @@ def reports(runs_root: Path) -> list[dict[str, Any]]:
 def _begun(folder: Path, serving: ModelVersion, out: Path) -> dict[str, Any]:
     if (folder / REPORT).is_file():
         report: dict[str, Any] = read_json(folder / REPORT)
-        if report["from_run"] != serving.run and report["state"] != "done":
+        if serving.run not in (report["from_run"], str(out)) and report["state"] != "done":
             begun = report["from_run"]
             raise InputError(f"{folder} was begun from {begun}, and {serving.run} serves now. Give another --out.")
         return {key: report[key] for key in report if key not in ("stage", "share")}
@@ -248,7 +250,7 @@ def compared(old: AllRec, new: AllRec, asked: Sequence[tuple[list[str], str]], m
         return {"users": len(asked), "published": False, "reason": f"fewer than {LEAST_USERS} users to compare on"}
     measured = AllRec(new.measured)
     measured.model = new.measured
-    gains = [np.array([gain(system, *one) for one in asked]) for system in (old, measured)]
+    gains = [gains_at(np.array([rank(system, *one) for one in asked]), K) for system in (old, measured)]
     difference: Float[ndarray, "users"] = gains[1] - gains[0]
     interval = bootstrap_interval(difference, seeds.rng(0, "refresh", "interval"))
     is_fit = bool(interval.low >= -margin)
@@ -259,8 +261,8 @@ def compared(old: AllRec, new: AllRec, asked: Sequence[tuple[list[str], str]], m
     }  # fmt: skip
 
 
-def gain(system: AllRec, history: Sequence[str], target: str) -> float:
-    """1 / log2(rank + 2) of the target among the ten best, repeats allowed, without the language model; else 0."""
+def rank(system: AllRec, history: Sequence[str], target: str) -> int:
+    """Place of the target among the ten best, from 0, repeats allowed, without the language model; else ten."""
     known = [item_id for item_id in history if system.model.catalogue.has_item(item_id)]
     found = [item.item_id for item in system.recommend(history=known, k=K, with_history=True, use_llm=False)]
-    return float(1 / np.log2(found.index(target) + 2)) if target in found else 0.0
+    return found.index(target) if target in found else K
