@@ -45,8 +45,10 @@ class PromptConfig(Config):
         "history alone, behind the whole text, right before the answer.",
     )
     has_user: bool = Field(True, description="Whether the prompt has the user's soft token.")
-    user_place: Literal["first", "last"] = Field(
-        "first", description="Where the user's soft token stands: it begins the prompt (the paper), or ends it."
+    user_place: Literal["first", "history", "last"] = Field(
+        "first",
+        description="Where the user's soft token stands: it begins the prompt (the paper), follows the titles of the "
+        "history as if it were one more, or ends the prompt, as it does for a user without a history, too.",
     )
     lists_candidates: bool | None = Field(
         None,
@@ -242,16 +244,27 @@ class PromptBuilder:
 
     def _soft(self, history: list[int], candidates: list[int]) -> list[int]:
         """Whose the soft tokens are, in the order of their places."""
-        listed = candidates if self.config.soft_token in BESIDE_TITLES else []
-        items = [] if self.config.soft_token == "none" else history + listed
-        user = [USER] * self.config.has_user
-        return items + user if self.config.user_place == "last" else user + items
+        places, kind = self._user_places(bool(history)), self.config.soft_token
+        beside, listed = (history, candidates) if kind in BESIDE_TITLES else ([], [])
+        behind = history if kind == "last" else []
+        first, among, last = ([USER] * count for count in places)
+        return [*first, *beside, *among, *listed, *behind, *last]
+
+    def _user_places(self, has_history: bool) -> tuple[int, int, int]:
+        """How many soft tokens of the user begin the prompt, follow the history's titles, and end the prompt."""
+        place = self.config.user_place if has_history or self.config.user_place == "first" else "last"
+        has_user = self.config.has_user
+        return (
+            int(has_user and place == "first"),
+            int(has_user and place == "history"),
+            int(has_user and place == "last"),
+        )
 
     def _pieces(self, history: list[int], candidates: list[int], closing: int = CLOSING) -> list[int]:
-        user = [MARKER] * self.config.has_user
-        first, last = (user, []) if self.config.user_place == "first" else ([], user)
+        first, among, last = ([MARKER] * count for count in self._user_places(bool(history)))
         behind = [MARKER] * len(history) if self.config.soft_token == "last" else []
-        told = [OPENING, *self._listing(history), HISTORY_END] if history else [NEWCOMER]
+        one_more = [COMMA, *among] if among else []
+        told = [OPENING, *self._listing(history), *one_more, HISTORY_END] if history else [NEWCOMER]
         listed = [CANDIDATES, *self._listing(candidates)] if candidates else []
         return [BEGIN, *first, *told, *listed, closing, *behind, *last]
 
