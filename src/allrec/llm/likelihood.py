@@ -41,13 +41,14 @@ def answer_loss(
         llm: the frozen language model.
         prompts: a prompt a row.
         answers: each prompt's answer.
-        soft: soft tokens in the order of ``prompts.soft_items``; the only thing that gets a gradient.
+        soft: soft tokens in the order of ``prompts.soft_items``; they and an adapter alone get a gradient.
 
     Source: arXiv:2404.11343, section 4.2; a long title weighs more than a short one, as in the public code.
     """
     one_each = np.ones(len(answers), np.int64)
     parts = _parts(prompts, answers, one_each, tokens_at_once(llm, len(prompts.tokens.values)))
-    loss: Tensor = _LossByParts.apply(soft, llm, list(parts), len(answers.values))  # type: ignore[no-untyped-call]
+    given = (llm, list(parts), len(answers.values), soft, *llm.learning)
+    loss: Tensor = _LossByParts.apply(*given)  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -138,28 +139,36 @@ class _LossByParts(torch.autograd.Function):
     """The mean loss of all answer tokens. A part's gradient is worked out with it, so that no more is kept."""
 
     @staticmethod
-    def forward(ctx: Any, soft: Tensor, llm: LanguageModel, parts: list[_Part], num_tokens: int) -> Tensor:
-        needs_gradient = ctx.needs_input_grad[0]
-        gradient = torch.zeros_like(soft)
+    def forward(
+        ctx: Any, llm: LanguageModel, parts: list[_Part], num_tokens: int, soft: Tensor, *weights: Tensor
+    ) -> Tensor:
+        is_soft_wanted, is_any_wanted = ctx.needs_input_grad[3], any(ctx.needs_input_grad)
+        # The weights that the model holds: of what autograd hands over nothing is read.
+        held = llm.learning
 
-        def loss_of(part: _Part) -> Tensor:
-            rows = torch.from_numpy(part.soft_rows).to(soft.device)
-            own = soft[rows].requires_grad_(needs_gradient)
-            with torch.set_grad_enabled(needs_gradient):
+        def loss_of(part: _Part) -> tuple[Tensor, list[Tensor]]:
+            own = soft[torch.from_numpy(part.soft_rows).to(soft.device)].requires_grad_(is_soft_wanted)
+            with torch.set_grad_enabled(is_any_wanted):
                 loss = -_log_probs(llm, part, own).sum() / num_tokens
-            if loss.requires_grad:
-                (gradient[rows],) = torch.autograd.grad(loss, own)
-            return loss.detach()
+            if not loss.requires_grad:
+                return loss.detach(), []
+            return loss.detach(), list(torch.autograd.grad(loss, [*[own] * is_soft_wanted, *held]))
 
-        losses = list(ordered_map(loss_of, parts, llm.threads))
-        ctx.save_for_backward(gradient)
+        losses, gradient, others = [], torch.zeros_like(soft), [torch.zeros_like(weight) for weight in held]
+        for part, (loss, gradients) in zip(parts, ordered_map(loss_of, parts, llm.threads), strict=True):
+            losses.append(loss)
+            if is_soft_wanted and gradients:
+                gradient[torch.from_numpy(part.soft_rows).to(soft.device)] = gradients.pop(0)
+            for total, one in zip(others, gradients, strict=False):
+                total += one
+        ctx.save_for_backward(gradient, *others)
         return torch.stack(losses).sum().to(soft.device)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, factor: Tensor) -> tuple[Tensor, None, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * factor, None, None, None
+    def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
+        gradient, *others = ctx.saved_tensors
+        return None, None, None, gradient * factor, *(one * factor for one in others)
 
 
 def tokens_at_once(llm: LanguageModel, most: int) -> int:
@@ -225,11 +234,11 @@ def _read(
     """Keys and values of prompts.
 
     Where soft tokens stand behind the text, so that the text is most of it, that is read first, and nothing of it is
-    kept for a gradient.
+    kept for a gradient; an adapter that learns wants all of it.
     """
     places = torch.nonzero(is_soft.any(0))
     first = int(places[0]) if len(places) else is_soft.shape[1]
-    if 2 * first < is_soft.shape[1] or not embeddings.requires_grad:
+    if 2 * first < is_soft.shape[1] or not embeddings.requires_grad or llm.learning:
         return llm.read(embeddings)
     with torch.no_grad():
         cache = llm.read(embeddings[:, :first])

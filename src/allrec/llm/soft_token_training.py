@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from numpy import ndarray
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from allrec import seeds
 from allrec.backbones.base import Backbone, freeze, represent_users
@@ -68,14 +68,14 @@ def train_soft_tokens(
 ) -> tuple[SoftTokens, FitReport]:
     """Stage 2: F_U and F_I learn to steer a frozen language model towards the title of the next item.
 
-    Each epoch draws other negatives and another order of the candidates. Where the prompt has no soft token there is
-    nothing to learn, and no step is taken.
+    Each epoch draws other negatives and another order of the candidates. Where the prompt has no soft token and the
+    model no adapter there is nothing to learn, and no step is taken.
 
     Args:
         dataset: its training interactions are learned from.
         backbone: frozen; gives x_u.
         item_inputs: what F_I reads of every item; see ``item_inputs_of``.
-        llm: frozen.
+        llm: frozen; an adapter of it that can learn does, with the same steps as the soft tokens.
         builder: lays out the prompts.
         config: targets, candidates, batches, steps.
         seed: of samples, negatives and first weights.
@@ -85,33 +85,41 @@ def train_soft_tokens(
 
     Source: arXiv:2404.11343, section 4.3, equations 8 to 10.
     """
-    if builder.config.is_bare:
+    if builder.config.is_bare and not llm.learning:
         unused = new_soft_tokens(torch.zeros(1, backbone.dim), item_inputs, llm, config.soft_tokens, seed)
         return freeze(unused), FitReport(steps=0, epochs=0, losses=[], validations=[], best_epoch=None)
-    rng = seeds.rng(seed, "soft tokens", "sample")
-    examples = sampled(training_examples(dataset, config.positions), config.sample, rng)
+    chance = seeds.rng(seed, "soft tokens", "sample")
+    examples = sampled(training_examples(dataset, config.positions), config.sample, chance)
     users = represent_users(backbone, dataset, examples.users, examples.positions)
     soft_tokens = new_soft_tokens(users, item_inputs, llm, config.soft_tokens, seed)
-    warm_checkpoint = None if checkpoint is None else checkpoint.with_name(f"warm-up-{checkpoint.name}")
     titles = title_embeddings(llm, builder) if config.warm_up.towards == "titles" else None
     if config.warm_up.epochs and (builder.config.has_both or titles is not None):
         warm_up(
             soft_tokens, dataset, backbone, item_inputs, llm.embedding_scale, config.warm_up,
-            titles=titles, seed=seed, checkpoint=warm_checkpoint, on_progress=on_warm_up,
+            titles=titles, seed=seed, on_progress=on_warm_up,
+            checkpoint=None if checkpoint is None else checkpoint.with_name(f"warm-up-{checkpoint.name}"),
         )  # fmt: skip
 
     def loss(batch: tuple[ndarray, ndarray]) -> Tensor:
         rows, candidates = batch
-        histories = [dataset.history(examples.users[row])[: examples.positions[row]] for row in rows]
-        prompts = builder.prompts(histories, candidates)
+        prompts = builder.prompts(_histories(dataset, examples, rows), candidates)
         soft = project(soft_tokens, users[rows], item_inputs, prompts.soft_items)
         return answer_loss(llm, prompts, builder.answers(examples.items[rows]), soft)
 
     batches = _drawn_anew(dataset, examples, builder, config, seed)
-    kept: dict[str, Any] = {"seed": seed, "checkpoint": checkpoint, "on_progress": on_progress}
-    report = fit(soft_tokens, batches, loss, config.loop, stream="soft tokens", **kept)
-    soft_tokens.requires_grad_(False)
+    learner = _learner(soft_tokens.requires_grad_(not builder.config.is_bare), llm)
+    given: dict[str, Any] = {"seed": seed, "checkpoint": checkpoint, "on_progress": on_progress}
+    report = fit(learner, batches, loss, config.loop, stream="soft tokens", **given)
+    learner.requires_grad_(False)
     return soft_tokens, report
+
+
+def _histories(dataset: Dataset, examples: Examples, rows: Int[ndarray, "rows"]) -> list[Int[ndarray, "length"]]:
+    return [dataset.history(examples.users[row])[: examples.positions[row]] for row in rows]
+
+
+def _learner(soft_tokens: SoftTokens, llm: LanguageModel) -> nn.Module:
+    return soft_tokens if llm.adapter is None else nn.ModuleList([soft_tokens, llm.adapter])
 
 
 def new_soft_tokens(
