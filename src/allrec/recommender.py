@@ -29,7 +29,7 @@ from allrec.runs.trained_model import TrainedModel, load_language_model
 if TYPE_CHECKING:
     from allrec.evaluation.evaluate import Plan
     from allrec.evaluation.results import Ranking
-    from allrec.llm.generating import Task, WrittenGenres, WrittenTitle
+    from allrec.llm.generation import Task, WrittenGenres, WrittenTitle
     from allrec.llm.language_model import LanguageModel
     from allrec.runs.stages import Training
 
@@ -321,7 +321,7 @@ class AllRec:
         Raises:
             InputError: an unknown id or task, a data set without genres, or candidates that outgrow the prompt.
         """
-        from allrec.llm.generating import TASKS, write_genres, write_titles
+        from allrec.llm.generation import TASKS, write_genres, write_titles
 
         if task not in TASKS:
             raise InputError(f"unknown task {task!r}: {nearest(task, list(TASKS))}.")

@@ -20,7 +20,7 @@ from transformers import (
 from allrec import files
 from allrec.errors import InputError
 from allrec.llm import language_model, loading
-from allrec.llm.answer_tree import additive_mask
+from allrec.llm.attention import additive_mask
 from allrec.llm.language_model import LanguageModel, anchor_of, plain_encoder
 from allrec.llm.loading import LanguageModelConfig
 

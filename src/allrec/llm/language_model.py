@@ -21,7 +21,7 @@ from transformers.cache_utils import DynamicLayer
 from allrec.errors import InputError
 from allrec.files import quiet_loading
 from allrec.llm.adapter import Adapter, LoraConfig, add_adapter, sharing_copy
-from allrec.llm.answer_tree import additive_mask
+from allrec.llm.attention import additive_mask
 from allrec.llm.checkpointing import is_repeated
 from allrec.llm.loading import fingerprint_of, load_model, local_folder
 from allrec.llm.model_config import LanguageModelConfig

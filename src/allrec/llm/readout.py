@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from allrec.errors import Config
-from allrec.llm.answer_tree import additive_mask
+from allrec.llm.attention import additive_mask
 from allrec.llm.likelihood import embed_prompts
 from allrec.llm.prompt import Prompts
 from allrec.llm.soft_tokens import Projection, SoftTokens

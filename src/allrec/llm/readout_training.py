@@ -32,7 +32,7 @@ from allrec.llm.readout import (
     read_out,
     uniformity_loss,
 )
-from allrec.llm.soft_token_training import told_lengths
+from allrec.llm.soft_token_training import history_lengths
 from allrec.llm.soft_tokens import SoftTokens, project
 from allrec.parallel import OnProgress
 from allrec.training.batches import LazyBatches, length_batches
@@ -181,7 +181,7 @@ def train_readout(
         )
         return {"total": losses.total(config.head.distillation, config.head.uniformity), **losses._asdict()}
 
-    batches = _batches(told_lengths(dataset, examples, reader.builder), config, seed)
+    batches = _batches(history_lengths(dataset, examples, reader.builder), config, seed)
     validate = _validation(readout, dataset, reader, config, seed)
     report = fit(
         readout, batches, loss, config.loop,
