@@ -15,9 +15,8 @@ from torch import Tensor
 
 from allrec.data.catalogue import Catalogue
 from allrec.errors import InputError
-from allrec.llm.likelihood import embed_prompts
 from allrec.llm.prompt import CLOSING, GENRES, Prompts
-from allrec.llm.soft_tokens import project
+from allrec.llm.soft_tokens import embed_prompts, project
 from allrec.llm.title_scorer import TitleScorer
 
 if TYPE_CHECKING:

@@ -98,6 +98,34 @@ class Packed:
         within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
         return Packed(self.values[np.repeat(self.offsets[rows], lengths) + within], offsets)
 
+    def cut(self, starts: Int[ndarray, "rows"], lengths: Int[ndarray, "rows"]) -> "Packed":
+        """A part of each row: so many of its values from its own place ``starts`` on; no loop over rows."""
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
+        return Packed(self.values[np.repeat(self.offsets[:-1] + starts, lengths) + within], offsets)
+
+    def followed_by(self, other: "Packed") -> "Packed":
+        """Row i of both, one behind the other."""
+        stacked = Packed(
+            np.concatenate([self.values, other.values]),
+            np.concatenate([self.offsets, self.offsets[-1] + other.offsets[1:]]),
+        )
+        taken = stacked.take(np.arange(2 * len(self)).reshape(2, -1).T.ravel())
+        return Packed(taken.values, taken.offsets[::2])
+
+    @property
+    def is_real(self) -> Bool[ndarray, "rows width"]:
+        """Which places of ``padded`` hold a value."""
+        is_real: Bool[ndarray, "rows width"] = np.arange(self.lengths.max(initial=0)) < self.lengths[:, None]
+        return is_real
+
+    def padded(self) -> ndarray:
+        """The rows as a table, padded with zeros on the right."""
+        is_real = self.is_real
+        table = np.zeros(is_real.shape, self.values.dtype)
+        table[is_real] = self.values
+        return table
+
 
 @dataclass(frozen=True)
 class Prompts:
@@ -168,6 +196,12 @@ class PromptBuilder:
     def lists_candidates(self) -> bool:
         """Whether prompts list candidates; where that was left open they do, as in the paper."""
         return self.config.lists_candidates is not False
+
+    @property
+    def shares_beginnings(self) -> bool:
+        """Whether the prompts of a user's targets begin alike: with nothing of their own before the last title."""
+        begins_alike = not self.config.has_user or self.config.user_place != "first"
+        return begins_alike and self.config.soft_token not in BESIDE_TITLES and not self.lists_candidates
 
     @property
     def title_lengths(self) -> Int[ndarray, "items"]:

@@ -19,9 +19,8 @@ from torch.nn import functional
 
 from allrec.errors import Config
 from allrec.llm.attention import additive_mask
-from allrec.llm.likelihood import embed_prompts
 from allrec.llm.prompt import Prompts
-from allrec.llm.soft_tokens import Projection, SoftTokens
+from allrec.llm.soft_tokens import Projection, SoftTokens, embed_prompts
 
 if TYPE_CHECKING:
     from allrec.llm.language_model import LanguageModel

@@ -25,11 +25,11 @@ from allrec.data.dataset import Dataset
 from allrec.data.negatives import Touched, draw_candidates
 from allrec.errors import Config
 from allrec.llm.likelihood import answer_loss
-from allrec.llm.prompt import FIRST_TITLE, PromptBuilder
+from allrec.llm.prompt import FIRST_TITLE, Packed, PromptBuilder
 from allrec.llm.soft_tokens import SoftTokens, SoftTokensConfig, project
 from allrec.parallel import OnProgress
 from allrec.training.batches import LazyBatches, length_batches
-from allrec.training.examples import Examples, initialized, sampled, training_examples
+from allrec.training.examples import Examples, initialized, sampled_groups, training_examples
 from allrec.training.loop import FitReport, LoopConfig, fit
 
 if TYPE_CHECKING:
@@ -118,8 +118,8 @@ def warm_up(
     item_inputs: Float[Tensor, "items joint"],
     embedding_scale: float,
     config: WarmUpConfig,
-    *,
     titles: Float[Tensor, "items llm_dim"] | None = None,
+    *,
     seed: int,
     checkpoint: Path | None = None,
     on_progress: OnProgress | None = None,
@@ -243,26 +243,26 @@ def train_soft_tokens(
         unused = new_soft_tokens(torch.zeros(1, backbone.dim), item_inputs, llm, config.soft_tokens, seed)
         return freeze(unused), FitReport(steps=0, epochs=0, losses=[], validations=[], best_epoch=None)
     chance = seeds.rng(seed, "soft tokens", "sample")
-    examples = sampled(training_examples(dataset, config.positions), config.sample, chance)
+    examples = training_examples(dataset, config.positions)
+    examples = sampled_groups(examples, shared_beginnings(examples, builder), config.sample, chance)
     users = represent_users(backbone, dataset, examples.users, examples.positions)
     soft_tokens = new_soft_tokens(users, item_inputs, llm, config.soft_tokens, seed)
+    warm_checkpoint = None if checkpoint is None else checkpoint.with_name(f"warm-up-{checkpoint.name}")
     titles = title_embeddings(llm, builder) if config.warm_up.towards == "titles" else None
     if config.warm_up.epochs and (builder.config.has_both or titles is not None):
-        warm_up(
-            soft_tokens, dataset, backbone, item_inputs, llm.embedding_scale, config.warm_up,
-            titles=titles, seed=seed, on_progress=on_warm_up,
-            checkpoint=None if checkpoint is None else checkpoint.with_name(f"warm-up-{checkpoint.name}"),
-        )  # fmt: skip
+        given: dict[str, Any] = {"seed": seed, "checkpoint": warm_checkpoint, "on_progress": on_warm_up}
+        warm_up(soft_tokens, dataset, backbone, item_inputs, llm.embedding_scale, config.warm_up, titles, **given)
 
     def loss(batch: tuple[ndarray, ndarray]) -> Tensor:
         rows, candidates = batch
         prompts = builder.prompts(_histories(dataset, examples, rows), candidates)
         soft = project(soft_tokens, users[rows], item_inputs, prompts.soft_items)
-        return answer_loss(llm, prompts, builder.answers(examples.items[rows]), soft)
+        return answer_loss(llm, prompts, builder.answers(examples.items[rows]), soft, groups[rows])
 
-    batches = _drawn_anew(dataset, examples, builder, config, seed)
+    groups = shared_beginnings(examples, builder)
+    batches = _drawn_anew(dataset, examples, groups, builder, config, seed)
     learner = _learner(soft_tokens.requires_grad_(not builder.config.is_bare), llm)
-    given: dict[str, Any] = {"seed": seed, "checkpoint": checkpoint, "on_progress": on_progress}
+    given = {"seed": seed, "checkpoint": checkpoint, "on_progress": on_progress}
     report = fit(learner, batches, loss, config.loop, stream="soft tokens", **given)
     learner.requires_grad_(False)
     return soft_tokens, report
@@ -294,17 +294,34 @@ def new_soft_tokens(
     return soft_tokens
 
 
+def shared_beginnings(examples: Examples, builder: PromptBuilder) -> Int[ndarray, "rows"]:
+    """Which examples' prompts begin alike: those of a user whose histories begin with the same title."""
+    if not builder.shares_beginnings:
+        return np.arange(len(examples))
+    starts = np.maximum(examples.positions - builder.config.max_history, 0)
+    _, groups = np.unique(np.stack([examples.users, starts]), axis=1, return_inverse=True)
+    return groups.ravel()
+
+
 def _drawn_anew(
-    dataset: Dataset, examples: Examples, builder: PromptBuilder, config: SoftTokensStageConfig, seed: int
+    dataset: Dataset,
+    examples: Examples,
+    groups: Int[ndarray, "rows"],
+    builder: PromptBuilder,
+    config: SoftTokensStageConfig,
+    seed: int,
 ) -> Callable[[int], LazyBatches[tuple[ndarray, ndarray]]]:
-    """The batches of an epoch: rows of examples, and the candidates that each row's prompt lists."""
+    """The batches of an epoch: rows of examples, whole groups, and the candidates that each row's prompt lists."""
     touched = _touched(dataset)
+    order = np.argsort(groups, kind="stable")
+    rows_of = Packed(order, np.concatenate([[0], np.cumsum(np.bincount(groups))]))
 
     def batches(epoch: int) -> LazyBatches[tuple[ndarray, ndarray]]:
         rng = seeds.rng(seed, "soft tokens", "epoch", epoch)
         candidates = draw_candidates(examples.users, examples.items, touched, config.num_candidates - 1, rng)
-        rows = length_batches(prompt_lengths(dataset, examples, candidates, builder), config.batch_tokens, rng)
-        return LazyBatches(rows, lambda _, chosen: (chosen, candidates[chosen]))
+        lengths = prompt_lengths(dataset, examples, candidates, groups, builder)
+        chosen = [rows_of.take(batch).values for batch in length_batches(lengths, config.batch_tokens, rng)]
+        return LazyBatches(chosen, lambda _, rows: (rows, candidates[rows]))
 
     return batches
 
@@ -316,12 +333,18 @@ def _touched(dataset: Dataset) -> Touched:
 
 
 def prompt_lengths(
-    dataset: Dataset, examples: Examples, candidates: Int[ndarray, "rows candidates"], builder: PromptBuilder
-) -> Int[ndarray, "rows"]:
-    """Tokens of each prompt's titles, which is all that differs between prompts."""
+    dataset: Dataset,
+    examples: Examples,
+    candidates: Int[ndarray, "rows candidates"],
+    groups: Int[ndarray, "rows"],
+    builder: PromptBuilder,
+) -> Int[ndarray, "groups"]:
+    """Tokens of the titles that each group of prompts reads: the longest history once, and every answer."""
     lengths = builder.title_lengths
     listed = np.where((candidates >= 0) & builder.lists_candidates, lengths[candidates], 0).sum(axis=1)
-    return history_lengths(dataset, examples, builder) + listed + lengths[examples.items]
+    longest = np.zeros(groups.max(initial=-1) + 1, np.int64)
+    np.maximum.at(longest, groups, history_lengths(dataset, examples, builder))
+    return longest + np.bincount(groups, listed + lengths[examples.items]).astype(np.int64)
 
 
 def history_lengths(dataset: Dataset, examples: Examples, builder: PromptBuilder) -> Int[ndarray, "rows"]:
