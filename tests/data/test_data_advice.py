@@ -61,10 +61,11 @@ def test_a_data_set_that_cannot_be_read_is_prepared_again(
 
 def test_a_data_set_that_was_written_anew_is_loaded_again(tmp_path: Path, make_source: Make) -> None:
     source = make_source()
-    dataset = prepare(source, tmp_path / "out")
+    prepare(source, tmp_path / "out")
+    targets = load_dataset(tmp_path / "out").targets["test"]
     prepare(make_source(rows=["a,x,1,5", "a,y,2,4", "a,z,3,3"]), tmp_path / "out")
     with refused("was removed or written anew after the data set was loaded. Load it again."):
-        _ = dataset.targets["test"].candidates["paper"]
+        _ = targets.candidates["paper"]
     assert load_dataset(tmp_path / "out").targets["test"].candidates["paper"].shape == (1, 20)
 
 
