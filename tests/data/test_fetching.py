@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.remedies import advises
 from typer.testing import CliRunner
 
 from allrec.cli.commands import app
@@ -269,7 +270,7 @@ def test_a_disk_that_fills_while_a_file_comes(server: FileServer, tmp_path: Path
     left = {path.name: path.read_bytes() for path in (tmp_path / "to").iterdir() if path.name != "a.gz.part.from"}
     if max_bytes:
         check_full(result, tmp_path / "to" / "a.gz.part")
-        assert result.stderr.rstrip().endswith("Free some space and fetch again: what came so far is kept.")
+        advises(result.stderr, "{}: {}. Free some space and fetch again: what came so far is kept.")
         assert CONTENT.startswith(left.pop("a.gz.part"))
     else:
         check_full(result, tmp_path / "to" / "a.gz.part.from")
@@ -378,6 +379,7 @@ def test_the_program_lists_fetches_and_prepares(
     monkeypatch.chdir(tmp_path)
     told = call("data", "fetch", "ml-small")
     assert "its checksum is the published one" in told
+    advises(told, "allrec prepare {} --format {} --out data/{}{}")
     command = told.partition("Next: allrec ")[2].split()
     assert command[:2] == ["prepare", "downloads/ml-small"]
     call(*command)

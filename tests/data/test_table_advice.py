@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 import subprocess
+from datetime import time
 from pathlib import Path
 
 import polars as pl
@@ -166,6 +167,7 @@ def test_wide_text_is_converted(shop: Shop, encoding: str) -> None:
     path = shop.write(HEADED.encode(encoding))
     with refused("holds NUL bytes, expected UTF-8 text. {} and prepare again.") as caught:
         shop.prepare()
+    advises(str(caught.value), "Convert it (iconv -f {} -t UTF-8)")
     convert(path, str(caught.value))
     assert shop.prepare() == ["a", "b", "c"]
 
@@ -174,6 +176,7 @@ def test_nul_bytes_are_removed(shop: Shop) -> None:
     path = shop.write(HEADED.replace("u,b", "u,b\0"))
     with refused("holds NUL bytes, expected UTF-8 text. {} and prepare again.") as caught:
         shop.prepare()
+    advises(str(caught.value), "Remove them (tr -d '\\0')")
     convert(path, str(caught.value))
     assert shop.prepare() == ["a", "b", "c"]
 
@@ -366,9 +369,17 @@ def test_how_times_are_written_is_named(shop: Shop) -> None:
 
 
 def test_the_right_column_of_times_is_named(shop: Shop) -> None:
-    table = pl.DataFrame({"user_id": ["u"], "item_id": ["a"], "timestamp": [[1]], "moment": [1]})
-    table.write_parquet(shop.source / "interactions.parquet")
-    with refused("Name the right column: --column timestamp=COLUMN."):
+    def write(times: list[object]) -> None:
+        table = pl.DataFrame({"user_id": ["u"], "item_id": ["a"], "timestamp": times, "moment": [1]})
+        table.write_parquet(shop.source / "interactions.parquet")
+
+    write([[1]])
+    with refused("expected times. {}") as caught:
+        shop.prepare()
+    advises(str(caught.value), "Name the right column: --column timestamp=COLUMN.")
+    assert shop.prepare("--column", "timestamp=moment") == ["a"]
+    write([time(1, 0)])
+    with refused("expected points in time. {}"):
         shop.prepare()
     assert shop.prepare("--column", "timestamp=moment") == ["a"]
 

