@@ -3,7 +3,7 @@
 import errno
 import warnings
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -56,6 +56,15 @@ class Config(BaseModel):
                     hint = nearest(str(key), list(cls.model_fields))
                     raise InputError(f"unknown key {key!r} in {cls.__name__}: {hint}")
         return values
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_none_for_a_word(cls, values: Any) -> Any:
+        """``--set refit=none`` gives None, which is the word where a key has it as one of its values."""
+        if not isinstance(values, dict):
+            return values
+        has_word = {key for key, field in cls.model_fields.items() if "none" in get_args(field.annotation)}
+        return {key: "none" if value is None and key in has_word else value for key, value in values.items()}
 
 
 def _sentence(name: str, error: ValidationError) -> str:

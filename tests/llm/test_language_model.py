@@ -245,6 +245,11 @@ def test_no_special_token_is_added(llm):
     assert llm.encode(["rose", "rose"])[0] == tiny_backend().encode("rose").ids
 
 
+def test_no_rows_have_no_texts(llm):
+    assert llm.decode([]) == []
+    assert llm.decode([llm.encode(["rose"])[0], []]) == ["rose", ""]
+
+
 def test_model_without_a_beginning_begins_with_nothing(tmp_path):
     save_tiny(tmp_path)
     PreTrainedTokenizerFast(tokenizer_object=tiny_backend(), eos_token=END).save_pretrained(tmp_path)

@@ -33,6 +33,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+
 data = typer.Typer(name="data", help="Published data sets: list them, fetch one.", no_args_is_help=True)
 app.add_typer(data)
 
@@ -81,6 +84,8 @@ def run_app() -> int | str | None:
         with noting():
             app()
     except SystemExit as end:
+        if end.code == INTERRUPTED:
+            say_stopped()
         return end.code
     except InputError as error:
         sys.stderr.write(f"allrec: {error}\n")
@@ -92,12 +97,17 @@ def run_app() -> int | str | None:
         sys.stderr.write(f"allrec: {place}: {error.strerror}. Make it usable, or give another place.\n")
         return 2
     except KeyboardInterrupt:
-        sys.stderr.write(
-            "allrec: stopped. Nothing that was finished is lost: train and compare go on with --resume, "
-            "data fetch by itself.\n"
-        )
-        return 130
+        say_stopped()
+        return INTERRUPTED
     return 0
+
+
+def say_stopped() -> None:
+    """Says, after Ctrl-C, how to go on; within a command typer turns that into an exit code."""
+    sys.stderr.write(
+        "allrec: stopped. Nothing that was finished is lost: train and compare go on with --resume, "
+        "data fetch by itself.\n"
+    )
 
 
 def open_streams() -> None:

@@ -137,6 +137,8 @@ class LanguageModel:
 
     def decode(self, rows: list[list[int]]) -> list[str]:
         """The text of each row of token ids, without begin and end."""
+        if not rows:
+            return []  # the tokenizer would take no rows for one that is empty
         texts: list[str] = self._tokenizer.batch_decode(
             rows, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
