@@ -19,7 +19,7 @@ from allrec.backbones.registry import BackboneConfig
 from allrec.config import Recipe
 from allrec.data.dataset import Dataset, Targets, load_dataset, load_timestamps
 from allrec.data.items import NewItems
-from allrec.data.negatives import Touched, draw_candidates
+from allrec.data.negatives import UserItems, draw_candidates
 from allrec.data.split import split_at_times
 from allrec.errors import InputError, nearest
 from allrec.evaluation.evaluate import Plan
@@ -107,8 +107,8 @@ def cold_users(dataset: Dataset) -> Dataset:
 def drawn_cold_users(dataset: Dataset, num_users: int, seed: int) -> Dataset:
     """A number of users, drawn, are left out of training and validation and cut to their first three interactions.
 
-    The third is their test target, and nobody else is asked for. Its negatives are items that the user never touched,
-    nor in what was cut off.
+    The third is their only test target, and nobody else has one. Its negatives are items that the user never interacted
+    with, the interactions that were cut off included.
 
     Raises:
         InputError: the data set has not so many users beside those that it needs to train on.
@@ -219,9 +219,9 @@ def draw_targets(
 ) -> Targets:
     """Targets at these places, with lists of candidates as long as the data set has them."""
     targets = dataset.items[dataset.offsets[users] + positions]
-    touched = Touched(places_of(dataset)[0], dataset.items, dataset.num_users, dataset.num_items)
+    seen = UserItems(places_of(dataset)[0], dataset.items, dataset.num_users, dataset.num_items)
     candidates = {
-        protocol: draw_candidates(users, targets, touched, lists.shape[1] - 1, rng)
+        protocol: draw_candidates(users, targets, seen, lists.shape[1] - 1, rng)
         for protocol, lists in dataset.targets["test"].candidates.items()
     }
     return Targets(users.astype(np.int32), positions.astype(np.int64), targets.astype(np.int32), candidates)

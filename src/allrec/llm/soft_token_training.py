@@ -16,7 +16,7 @@ from torch import Tensor
 from allrec import seeds
 from allrec.backbones.base import Backbone, freeze, represent_users
 from allrec.data.dataset import Dataset
-from allrec.data.negatives import Touched, draw_candidates
+from allrec.data.negatives import UserItems, draw_candidates
 from allrec.errors import Config
 from allrec.llm.likelihood import answer_loss
 from allrec.llm.prompt import PromptBuilder
@@ -136,21 +136,21 @@ def _drawn_anew(
     dataset: Dataset, examples: Examples, builder: PromptBuilder, config: SoftTokensStageConfig, seed: int
 ) -> Callable[[int], LazyBatches[tuple[ndarray, ndarray]]]:
     """The batches of an epoch: rows of examples, and the candidates that each row's prompt lists."""
-    touched = _touched(dataset)
+    seen = _user_items(dataset)
 
     def batches(epoch: int) -> LazyBatches[tuple[ndarray, ndarray]]:
         rng = seeds.rng(seed, "soft tokens", "epoch", epoch)
-        candidates = draw_candidates(examples.users, examples.items, touched, config.num_candidates - 1, rng)
+        candidates = draw_candidates(examples.users, examples.items, seen, config.num_candidates - 1, rng)
         rows = length_batches(prompt_lengths(dataset, examples, candidates, builder), config.batch_tokens, rng)
         return LazyBatches(rows, lambda _, chosen: (chosen, candidates[chosen]))
 
     return batches
 
 
-def _touched(dataset: Dataset) -> Touched:
+def _user_items(dataset: Dataset) -> UserItems:
     offsets, items = dataset.train_csr()
     users = np.repeat(np.arange(dataset.num_users), np.diff(offsets))
-    return Touched(users, items, dataset.num_users, dataset.num_items)
+    return UserItems(users, items, dataset.num_users, dataset.num_items)
 
 
 def prompt_lengths(
