@@ -10,7 +10,7 @@ from torch import Tensor
 
 from allrec.config import load_recipe
 from allrec.data import Dataset
-from allrec.data.negatives import Touched, draw_candidates
+from allrec.data.negatives import UserItems, draw_candidates
 from allrec.llm.language_model import LanguageModel
 from allrec.llm.likelihood import answer_loss, score_candidates
 from allrec.llm.prompt import PromptBuilder
@@ -91,10 +91,10 @@ def make_scene(dataset: Dataset, llm: LanguageModel, given: argparse.Namespace) 
     )  # fmt: skip
     examples = training_examples(dataset, "last")
     offsets, items = dataset.train_csr()
-    touched = Touched(
+    seen = UserItems(
         np.repeat(np.arange(dataset.num_users), np.diff(offsets)), items, dataset.num_users, dataset.num_items
     )
-    candidates = draw_candidates(examples.users, examples.items, touched, 19, np.random.default_rng(given.seed))
+    candidates = draw_candidates(examples.users, examples.items, seen, 19, np.random.default_rng(given.seed))
     users = torch.randn(len(examples), USER_DIM, generator=generator)
     joint = torch.rand(dataset.num_items, JOINT_DIM, generator=generator)
     soft_tokens = new_soft_tokens(users, joint, llm, SoftTokensStageConfig().soft_tokens, given.seed)

@@ -197,5 +197,5 @@ def test_what_cannot_be_trained_on_is_refused():
 
 
 def test_where_everybody_touched_everything_it_trains_and_says_so():
-    with pytest.warns(InputWarning, match="every user has touched all 2 items"):
+    with pytest.warns(InputWarning, match="every user has interacted with all 2 items"):
         train_backbone(dataset_of([[0, 1, 0, 1]], 2), config_of("bce"), seed=0)

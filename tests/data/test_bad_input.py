@@ -37,7 +37,7 @@ def refuse(tmp_path: Path, name: str, content: bytes, match: str, config: Prepar
         (b"user_id,item_id\na,x\na,y,7\n", r"line 3: 3 fields, expected 2 as in the first line\. Put quotes"),
         (
             b'user_id,item_id\na,x\n"a,y\nb,z\n',
-            r"line 3: a quote is never closed, or stands within a field\. Put quotes around",
+            r"line 3: a quote is never closed, or lies within a field\. Put quotes around",
         ),
         (b"who,item_id\na,x\n", r"no column for user_id, only who, item_id\. Name it: --column user_id=COLUMN"),
         (b"user_id,what\na,x\n", r"no column for item_id"),

@@ -46,7 +46,7 @@ def test_candidates_of_a_small_catalogue_are_padded(tmp_path: Path, make_source:
     targets = prepare(make_source(), tmp_path / "out").targets["test"]
     assert targets.candidates["paper"].shape == (2, 20)
     assert targets.candidates["sampled-99"].shape == (2, 100)
-    # both users touched x, y, z (0, 1, 2); only w (3) is left as a negative
+    # both users interacted with x, y, z (0, 1, 2); only w (3) is left as a negative
     assert [sorted(row) for row in targets.candidates["paper"].tolist()] == [[-1] * 18 + [2, 3], [-1] * 18 + [0, 3]]
 
 

@@ -57,7 +57,7 @@ def test_ids_on_the_command_line(text: str, ids: list[str]) -> None:
 
 
 def test_a_quote_that_is_not_closed_on_the_command_line() -> None:
-    with pytest.raises(InputError, match="cannot part the ids"):
+    with pytest.raises(InputError, match="cannot split the ids"):
         split_ids('a,"b')
 
 

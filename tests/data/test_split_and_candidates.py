@@ -1,4 +1,4 @@
-"""The split never leaks the future, and candidates hold the target once among what the user never touched."""
+"""The split never leaks the future, and candidates hold the target once among what the user never interacted with."""
 
 import hashlib
 
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from allrec.data.negatives import PAD, Touched, draw_candidates, is_repeated, shuffle
+from allrec.data.negatives import PAD, UserItems, draw_candidates, is_repeated, shuffle
 from allrec.data.split import leave_last_out, split_at_times
 
 
@@ -61,9 +61,9 @@ def make_case(seed: int, num_users: int, num_items: int, length: int) -> tuple[n
 )
 def test_candidates(seed: int, num_users: int, num_items: int, length: int, num_negatives: int) -> None:
     users, items, targets = make_case(seed, num_users, num_items, length)
-    touched = Touched(users, items, num_users, num_items)
+    seen = UserItems(users, items, num_users, num_items)
     rows = np.arange(num_users)
-    candidates = draw_candidates(rows, targets, touched, num_negatives, np.random.default_rng(seed))
+    candidates = draw_candidates(rows, targets, seen, num_negatives, np.random.default_rng(seed))
     assert candidates.shape == (num_users, 1 + num_negatives)
     assert candidates.dtype == np.int32
     for user in range(num_users):
@@ -77,8 +77,8 @@ def test_candidates(seed: int, num_users: int, num_items: int, length: int, num_
 def test_candidates_are_uniform_and_shuffled() -> None:
     num_users, num_items = 4_000, 200
     users, items, targets = np.arange(num_users), np.zeros(num_users, np.int64), np.zeros(num_users, np.int64)
-    touched = Touched(users, items, num_users, num_items)
-    candidates = draw_candidates(users, targets, touched, 19, np.random.default_rng(0))
+    seen = UserItems(users, items, num_users, num_items)
+    candidates = draw_candidates(users, targets, seen, 19, np.random.default_rng(0))
     # 76,000 draws over 199 items: 382 each, a standard deviation of 18.6 with the draws of a row distinct
     counts = np.bincount(candidates.ravel(), minlength=num_items)[1:]
     assert abs(counts - 19 * num_users / 199).max() < 4.5 * 19
@@ -90,17 +90,17 @@ def test_candidates_are_uniform_and_shuffled() -> None:
 def test_tight_and_roomy_rows_both_keep_the_rules() -> None:
     users = np.concatenate([np.zeros(95, np.int64), [1]])
     items = np.concatenate([np.arange(95), [3]])
-    touched = Touched(users, items, 2, 100)
-    candidates = draw_candidates(np.array([0, 1]), np.array([94, 3]), touched, 19, np.random.default_rng(1))
+    seen = UserItems(users, items, 2, 100)
+    candidates = draw_candidates(np.array([0, 1]), np.array([94, 3]), seen, 19, np.random.default_rng(1))
     assert sorted(candidates[0][:6].tolist()) == [94, 95, 96, 97, 98, 99]
     assert candidates[0][6:].tolist() == [PAD] * 14
     assert len(set(candidates[1].tolist())) == 20
 
 
-def test_touched() -> None:
-    touched = Touched(np.array([0, 0, 2]), np.array([1, 1, 0]), 3, 2)
-    assert touched.counts.tolist() == [1, 0, 1]
-    assert touched.has(np.array([[0], [1], [2]]), np.array([0, 1])).tolist() == [
+def test_user_items() -> None:
+    seen = UserItems(np.array([0, 0, 2]), np.array([1, 1, 0]), 3, 2)
+    assert seen.counts.tolist() == [1, 0, 1]
+    assert seen.has(np.array([[0], [1], [2]]), np.array([0, 1])).tolist() == [
         [False, True],
         [False, False],
         [True, False],
@@ -116,20 +116,20 @@ def test_is_repeated(row: list[int], repeats: list[int]) -> None:
 
 def test_same_rng_same_candidates() -> None:
     users, items, targets = make_case(3, 50, 300, 5)
-    touched = Touched(users, items, 50, 300)
+    seen = UserItems(users, items, 50, 300)
     first, again, other = (
-        draw_candidates(np.arange(50), targets, touched, 19, np.random.default_rng(seed)) for seed in (5, 5, 6)
+        draw_candidates(np.arange(50), targets, seen, 19, np.random.default_rng(seed)) for seed in (5, 5, 6)
     )
     assert (first == again).all()
     assert (first != other).any()
 
 
-def test_who_touched_what_where_nobody_did():
-    touched = Touched(np.array([3, 3, 1]), np.array([0, 2, 2]), 5, 4)
-    assert touched.has(np.array([[1], [3]]), np.array([[0, 2], [0, 1]])).tolist() == [[False, True], [True, False]]
-    assert touched.has(np.array([0, 4]), np.array([2, 2])).tolist() == [False, False]
-    assert touched.has(np.zeros((0, 1), np.int64), np.zeros((0, 3), np.int64)).shape == (0, 3)
-    assert touched.counts.tolist() == [0, 1, 0, 2, 0]
+def test_user_items_of_users_without_any():
+    seen = UserItems(np.array([3, 3, 1]), np.array([0, 2, 2]), 5, 4)
+    assert seen.has(np.array([[1], [3]]), np.array([[0, 2], [0, 1]])).tolist() == [[False, True], [True, False]]
+    assert seen.has(np.array([0, 4]), np.array([2, 2])).tolist() == [False, False]
+    assert seen.has(np.zeros((0, 1), np.int64), np.zeros((0, 3), np.int64)).shape == (0, 3)
+    assert seen.counts.tolist() == [0, 1, 0, 2, 0]
 
 
 def plain_candidates(own: list[set[int]], targets: np.ndarray, num_items: int, num_negatives: int, seed: int):
@@ -153,13 +153,13 @@ def plain_candidates(own: list[set[int]], targets: np.ndarray, num_items: int, n
 
 @pytest.mark.parametrize("num_negatives", [19, 99])
 def test_candidates_are_those_of_the_plain_way(num_negatives: int) -> None:
-    # The last user touched more items than are laid beside the negatives of the others.
+    # The last user interacted more items than are laid beside the negatives of the others.
     own = [set(range(user, 8 * user % 500, 7)) | {user} for user in range(60)] + [set(range(300))]
     users = np.repeat(np.arange(61), [len(items) for items in own])
     items = np.concatenate([sorted(items) for items in own])
     targets = np.array([min(items) for items in own])
-    touched = Touched(users, items, 61, 900)
-    drawn = draw_candidates(np.arange(61), targets, touched, num_negatives, np.random.default_rng(7))
+    seen = UserItems(users, items, 61, 900)
+    drawn = draw_candidates(np.arange(61), targets, seen, num_negatives, np.random.default_rng(7))
     assert (drawn == plain_candidates(own, targets, 900, num_negatives, 7)).all()
 
 
@@ -168,9 +168,9 @@ def test_candidates_of_a_seed_stay_what_they_were() -> None:
     users, items = np.repeat(np.arange(4200), 6), rng.integers(500, size=6 * 4200)
     # More rows than are drawn at a time, and a user with little left.
     users, items = np.concatenate([users, np.full(450, 4200)]), np.concatenate([items, np.arange(450)])
-    touched = Touched(users, items, 4201, 500)
+    seen = UserItems(users, items, 4201, 500)
     targets = items[np.searchsorted(users, np.arange(4201))]
-    drawn = draw_candidates(np.arange(4201), targets, touched, 19, np.random.default_rng([0, 1, 19]))
+    drawn = draw_candidates(np.arange(4201), targets, seen, 19, np.random.default_rng([0, 1, 19]))
     assert drawn[0, :6].tolist() == [236, 315, 58, 145, 486, 195]
     assert drawn[-1, :6].tolist() == [471, 0, 461, 456, 451, 459]
     digest = hashlib.sha256(drawn.tobytes()).hexdigest()

@@ -242,7 +242,7 @@ def test_a_quote_that_opens_a_field_and_is_not_closed_is_refused_with_its_line(t
     mark = "," if ending == "csv" else "\t"
     rows = [["item_id", "title"], ["a", "plain"], ["b", '"Best'], ["c", 'x"']]
     (tmp_path / f"things.{ending}").write_text("".join(mark.join(row) + "\n" for row in rows))
-    with pytest.raises(InputError, match=rf"things\.{ending}, line 3: a quote is never closed, or stands within"):
+    with pytest.raises(InputError, match=rf"things\.{ending}, line 3: a quote is never closed, or lies within"):
         prepared(csv(tmp_path), tmp_path / f"things.{ending}")
 
 
@@ -274,7 +274,7 @@ def test_a_key_that_only_late_rows_have_is_read(tmp_path: Path) -> None:
 
 def test_lines_that_end_in_a_carriage_return_alone_are_refused(tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_bytes(b"user_id,item_id\ru,a\ru,b\r")
-    with pytest.raises(InputError, match=r"log\.csv, line 1: a carriage return stands within it.*tr '\\r' '\\n'"):
+    with pytest.raises(InputError, match=r"log\.csv, line 1: it contains a carriage return.*tr '\\r' '\\n'"):
         prepared(tmp_path / "log.csv")
 
 

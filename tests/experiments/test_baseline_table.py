@@ -119,7 +119,7 @@ def test_the_command_shows_the_tables(world, monkeypatch):
 def test_a_table_by_hand():
     dataset = dataset_of([[0, 1, 2, 3], [1, 2, 3, 0]], 6)
     sure, poor = Measured("sure", facts=[{}]), Measured("poor", facts=[{}, {}])
-    for split, protocol in baselines.ASKED:
+    for split, protocol in baselines.EVALUATED:
         sure.ranks[split, protocol] = [np.array([0, 0])]
         poor.ranks[split, protocol] = [np.array([0, 20]), np.array([20, 20])]
     found = summarise_baselines([poor, sure], dataset, (0, 1))

@@ -10,8 +10,7 @@ from tests.training.histories import dataset_of
 from allrec.errors import InputError
 from allrec.evaluation.segments import sample_rows
 from allrec.experiments.diagnostics import (
-    Asked,
-    asked_of,
+    EvaluatedLists,
     by_place,
     dot_product,
     even_p,
@@ -19,6 +18,7 @@ from allrec.experiments.diagnostics import (
     order_of_history,
     place_in_prompt,
     reordered,
+    sample_test_lists,
     written_answers,
 )
 
@@ -34,7 +34,7 @@ def drawn(num_users=200, width=6, seed=0):
     for row, target in enumerate(targets):
         if target not in candidates[row]:
             candidates[row, rng.integers(width)] = target
-    return Asked(histories, candidates, targets)
+    return EvaluatedLists(histories, candidates, targets)
 
 
 def bag(histories, candidates):
@@ -73,10 +73,10 @@ def test_a_scorer_that_is_blind_to_order_loses_nothing_and_one_that_reads_the_la
 
 
 def test_users_without_an_order_are_left_out():
-    asked = drawn(6)
-    asked.histories[0], asked.histories[1] = np.array([3]), np.array([5, 5, 5])
-    assert order_of_history({"last": last}, asked, 0)[0]["users"] == 4
-    assert order_of_history({"last": last}, asked.rows(np.array([0, 1])), 0) == []
+    lists = drawn(6)
+    lists.histories[0], lists.histories[1] = np.array([3]), np.array([5, 5, 5])
+    assert order_of_history({"last": last}, lists, 0)[0]["users"] == 4
+    assert order_of_history({"last": last}, lists.rows(np.array([0, 1])), 0) == []
 
 
 def test_a_reordered_history_is_another_one_of_the_same_items():
@@ -110,7 +110,7 @@ def test_a_scorer_that_is_blind_to_places_is_even():
 
 
 def test_averaging_gathers_each_candidates_own_scores():
-    asked, seen = drawn(5), []
+    lists, seen = drawn(5), []
 
     def noisy(histories, candidates):
         scores = np.random.default_rng(len(seen)).normal(size=candidates.shape)
@@ -119,27 +119,27 @@ def test_averaging_gathers_each_candidates_own_scores():
         )
         return scores
 
-    found = place_in_prompt(noisy, asked, 3, 0)
+    found = place_in_prompt(noisy, lists, 3, 0)
     hits = []
-    for row, target in enumerate(asked.targets.tolist()):
-        means = {item: np.mean([order[row][item] for order in seen]) for item in asked.candidates[row].tolist()}
+    for row, target in enumerate(lists.targets.tolist()):
+        means = {item: np.mean([order[row][item] for order in seen]) for item in lists.candidates[row].tolist()}
         hits.append(max(means, key=means.get) == target)
     assert found["averaged"] == np.mean(hits)
     assert len({tuple(order[0]) for order in seen}) == 3
 
 
 def test_padding_stays_behind_and_is_never_chosen():
-    asked = drawn(50)
-    asked.candidates[:25, 5:] = -1
+    lists = drawn(50)
+    lists.candidates[:25, 5:] = -1
     for row in range(25):
-        if asked.targets[row] not in asked.candidates[row]:
-            asked.candidates[row, 0] = asked.targets[row]
+        if lists.targets[row] not in lists.candidates[row]:
+            lists.candidates[row, 0] = lists.targets[row]
 
     def check(histories, candidates):
         assert (candidates[:25, 5:] == -1).all()
         return np.where(candidates < 0, -np.inf, last(histories, candidates))
 
-    assert place_in_prompt(check, asked, 2, 0)["places"][5]["targets"] <= 50
+    assert place_in_prompt(check, lists, 2, 0)["places"][5]["targets"] <= 50
 
 
 def test_even_p_is_right_about_chance_and_lists_of_two_lengths():
@@ -164,14 +164,14 @@ def test_answers_by_hand():
     def answer(ids, in_catalogue, is_candidate):
         return SimpleNamespace(item_ids=ids, is_in_catalogue=in_catalogue, is_candidate=is_candidate)
 
-    asked = Asked([], np.zeros((4, 1), int), np.array([0, 1, 2, 0]))
+    lists = EvaluatedLists([], np.zeros((4, 1), int), np.array([0, 1, 2, 0]))
     answers = [
         answer(["a", "b"], True, True),
         answer(["c"], True, True),
         answer(["c"], True, False),
         answer([], False, False),
     ]
-    found = written_answers(answers, ["a", "b", "c"], asked)
+    found = written_answers(answers, ["a", "b", "c"], lists)
     # The third wrote the target's title, so it is a hit, whatever the list said.
     assert (found["invalid"], found["outside_catalogue"], found["HR@1"]) == (2 / 4, 1 / 4, 2 / 4)
 
@@ -193,9 +193,9 @@ def test_dot_products_score_lists():
 
 def test_the_sample_is_that_of_the_evaluation():
     dataset = dataset_of([[0, 1, 2, item] for item in range(3, 9)], 9)
-    asked = asked_of(dataset, "paper", 4, 7)
+    lists = sample_test_lists(dataset, "paper", 4, 7)
     rows = sample_rows(6, 4, 7)
-    assert asked.targets.tolist() == dataset.targets["test"].items[rows].tolist()
-    assert [history.tolist() for history in asked.histories] == [[0, 1, 2]] * 4
+    assert lists.targets.tolist() == dataset.targets["test"].items[rows].tolist()
+    assert [history.tolist() for history in lists.histories] == [[0, 1, 2]] * 4
     with pytest.raises(InputError, match="stores no test lists of protocol 'sampled-99'"):
-        asked_of(dataset, "sampled-99", 4, 7)
+        sample_test_lists(dataset, "sampled-99", 4, 7)

@@ -99,12 +99,12 @@ def test_unseen_items_join_a_run_that_never_met_them(world):
     run, dataset = world[0] / "unseen", load_dataset(world[1])
     made = make_scenario(dataset, "unseen", 0)
     system = AllRec.from_pretrained(run)
-    assert system.model.catalogue.item_ids == made.asked.item_ids
+    assert system.model.catalogue.item_ids == made.evaluated.item_ids
     assert system.model.is_cold[made.train.num_items :].all()
     stored = (run / "catalogue" / "items.parquet").read_bytes()
-    assert not any(item_id.encode() in stored for item_id in made.asked.item_ids[made.train.num_items :])
+    assert not any(item_id.encode() in stored for item_id in made.evaluated.item_ids[made.train.num_items :])
     found = rows(run, "unseen")
-    assert {row["users"] for row in found} == {len(made.asked.targets["test"])}
+    assert {row["users"] for row in found} == {len(made.evaluated.targets["test"])}
     before = rows(run)
     scenario(world, "unseen", "--resume")
     assert rows(run) == before

@@ -91,7 +91,7 @@ def test_negatives_of_a_cut_user_were_touched_nowhere_not_in_what_was_cut_off():
     # Ten items each out of twelve: a list of three has no room for anything but the two others.
     rng = np.random.default_rng(0)
     dataset = dataset_of([rng.permutation(12)[:10].tolist() for _ in range(8)], 12, num_candidates=3)
-    asked = make_scenario(dataset, "cold-users-4", 0).asked.targets["test"]
+    asked = make_scenario(dataset, "cold-users-4", 0).evaluated.targets["test"]
     for user, listed, target in zip(asked.users, asked.candidates["paper"], asked.items, strict=True):
         assert set(listed.tolist()) - {target} == set(range(12)) - set(dataset.history(user).tolist())
 
@@ -232,7 +232,7 @@ def test_a_scenario_has_a_name_and_a_checksum_of_its_own_and_the_same_seed_gives
     assert [each.scenario for each in made] == ["cold-users", "unseen", "unseen"]
     assert len({each.sha256 for each in [*made, dataset]}) == 4
     again = make_scenario(dataset, "unseen", 1)
-    assert again.train.sha256 == again.asked.sha256 == made[2].sha256
+    assert again.train.sha256 == again.evaluated.sha256 == made[2].sha256
     assert again.train.item_ids == made[2].item_ids
     assert made[2].counts["train_interactions"] == made[2].train_lengths.sum()
 

@@ -1,4 +1,4 @@
-"""A user who has touched every item, or all but a few, stops nobody: a run trains, evaluates and recommends."""
+"""A user who has interacted with every item, or all but a few, stops nobody: a run trains, evaluates and recommends."""
 
 import warnings
 from pathlib import Path
@@ -49,7 +49,7 @@ def test_one_odd_user_stops_nobody(tmp_path: Path, kind: str, num_left: int) -> 
     # Every item in training, and two more targets.
     odd = [*range(NUM_ITEMS - num_left), 0, 1]
     system, said = trained(tmp_path, make_dataset(tmp_path, usual() | {"odd": odd}), RECIPES[kind])
-    expected = [f"user 'odd' has touched all {NUM_ITEMS} items and is left out"] if num_left == 0 else []
+    expected = [f"user 'odd' has interacted with all {NUM_ITEMS} items and is left out"] if num_left == 0 else []
     assert sorted({text.partition(" where")[0] for text in said}) == expected
     found = system.recommend(user="odd", k=5)
     assert {item.item_id for item in found} == {f"i{item}" for item in range(NUM_ITEMS - num_left, NUM_ITEMS)}
@@ -67,5 +67,5 @@ def test_the_program_says_that_nothing_is_left_and_what_helps(tmp_path: Path) ->
 def test_a_world_in_which_everybody_has_everything_trains(tmp_path: Path, kind: str) -> None:
     histories = {f"u{user}": [*range(NUM_ITEMS), 0, 1] for user in range(20)}
     system, said = trained(tmp_path, make_dataset(tmp_path, histories), RECIPES[kind])
-    assert {text.partition(":")[0] for text in said} == {f"every user has touched all {NUM_ITEMS} items"}
+    assert {text.partition(":")[0] for text in said} == {f"every user has interacted with all {NUM_ITEMS} items"}
     assert system.recommend(user="u0", k=5) == []

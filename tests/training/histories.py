@@ -40,7 +40,7 @@ def dataset_of(histories, num_items, num_candidates=4):
 
 
 def checkerboard(num_users, num_items, rng):
-    """Each user touches all items of one parity but one, in random order: that one is the right recommendation."""
+    """Each user's history is all items of one parity but one, in random order: that one is the right recommendation."""
     histories, missing = [], []
     for user in range(num_users):
         own = rng.permutation(np.arange(user % 2, num_items, 2))

@@ -102,7 +102,7 @@ def test_negatives_are_never_touched(histories):
 
 
 def test_a_user_who_touched_everything_is_left_out_and_said_by_id():
-    with pytest.warns(InputWarning, match="user 'bob' has touched all 2 items and is left out where negatives"):
+    with pytest.warns(InputWarning, match="user 'bob' has interacted with all 2 items and is left out where negatives"):
         sampler = NegativeSampler.of(["ann", "bob"], np.array([0, 2, 4]), np.array([0, 0, 0, 1]), 2)
     assert sampler.has_negative.tolist() == [True, False]
     assert sampler.draw(np.array([0, 0]), np.random.default_rng(0)).tolist() == [1, 1]
@@ -110,7 +110,7 @@ def test_a_user_who_touched_everything_is_left_out_and_said_by_id():
 
 def test_where_everybody_touched_everything_negatives_come_from_the_whole_catalogue():
     # The third user has one item, and so no next item to learn.
-    with pytest.warns(InputWarning, match="every user has touched all 2 items"):
+    with pytest.warns(InputWarning, match="every user has interacted with all 2 items"):
         sampler = NegativeSampler.of(["a", "b", "c"], np.array([0, 2, 4, 5]), np.array([0, 1, 1, 0, 0]), 2)
     assert sampler.has_negative.all()
     assert set(sampler.draw(np.zeros(50, int), np.random.default_rng(0)).tolist()) == {0, 1}

@@ -7,18 +7,17 @@ if TYPE_CHECKING:
     from allrec.data.config import PrepareConfig
     from allrec.data.dataset import Dataset, Targets, load_dataset
     from allrec.data.preparation import prepare
-    from allrec.data.simulator.config import SimulationConfig
-    from allrec.data.simulator.simulate import simulate, true_probabilities
+    from allrec.data.simulator.market import SimulationConfig
+    from allrec.data.simulator.simulate import simulate
 
 _WHERE = {
     "Dataset": "dataset",
     "PrepareConfig": "config",
-    "SimulationConfig": "simulator.config",
+    "SimulationConfig": "simulator.market",
     "Targets": "dataset",
     "load_dataset": "dataset",
     "prepare": "preparation",
     "simulate": "simulator.simulate",
-    "true_probabilities": "simulator.simulate",
 }
 
 __all__ = [
@@ -29,7 +28,6 @@ __all__ = [
     "load_dataset",
     "prepare",
     "simulate",
-    "true_probabilities",
 ]
 
 

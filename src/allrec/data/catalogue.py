@@ -1,4 +1,4 @@
-"""What serving must know of a data set: its items, how often each was seen, and the known users' histories."""
+"""The part of a data set that a run keeps for serving: items with their training counts, and users' histories."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -55,7 +55,7 @@ class Catalogue:
         return len(self.item_ids)
 
     def extended(self, items: NewItems) -> "Catalogue":
-        """The same with new items behind the last; what was counted in training stays as it is."""
+        """The same with new items appended; training counts stay as they are."""
         return replace(
             self,
             item_ids=self.item_ids + items.item_ids,
@@ -67,10 +67,10 @@ class Catalogue:
         )
 
     def item(self, item_id: object) -> int:
-        """Position of an item; a whole number stands for its text.
+        """Position of an item; a whole number means its digits.
 
         Raises:
-            InputError: there is no such item, or this is no id.
+            InputError: there is no such item, or this is not an id.
         """
         return _look_up(self._item_of, item_id, "item")
 
@@ -87,15 +87,15 @@ class Catalogue:
         return self._user_of.get(user_id)
 
     def user(self, user_id: object) -> int:
-        """Position of a user; a whole number stands for its text.
+        """Position of a user; a whole number means its digits.
 
         Raises:
-            InputError: there is no such user, or this is no id.
+            InputError: there is no such user, or this is not an id.
         """
         return _look_up(self._user_of, user_id, "user")
 
     def history(self, user: int) -> Int[ndarray, "length"]:
-        """All that a known user interacted with, oldest first."""
+        """All items of a known user, oldest first."""
         return self.items[self.offsets[user] : self.offsets[user + 1]]
 
     def save(self, folder: Path) -> None:
@@ -119,7 +119,7 @@ class Catalogue:
         """Reads what ``save`` wrote."""
         items, users = pl.read_parquet(folder / "items.parquet"), pl.read_parquet(folder / "users.parquet")
         history = users["history"].fill_null([])
-        # polars counts in uint32, whose sums beside an int64 would become floats.
+        # polars counts in uint32, which concatenated with int64 would become float.
         lengths = history.list.len().to_numpy().astype(np.int64)
         values = history.explode(empty_as_null=False).to_numpy().astype(np.int32)
         return cls(

@@ -16,11 +16,11 @@ class PrepareConfig(Config):
     columns: dict[str, str] = Field(
         default_factory=dict,
         description="Part (user_id, item_id, timestamp, rating, position) -> column of the interactions, "
-        "where the name does not tell.",
+        "where the name is not recognised.",
     )
     item_columns: dict[str, str] = Field(
         default_factory=dict,
-        description="Part (item_id, title, description) -> column of the items, where the name does not tell.",
+        description="Part (item_id, title, description) -> column of the items, where the name is not recognised.",
     )
     names: tuple[str, ...] | None = Field(
         None, min_length=2, description="The columns of interactions in a delimited file without a header."
@@ -34,9 +34,9 @@ class PrepareConfig(Config):
     time_format: str | None = Field(
         None,
         description="How times are written: a unit (seconds, milliseconds, microseconds, nanoseconds), a form such as "
-        "day-first, or a strptime pattern; found from the whole column where not given.",
+        "day-first, or a strptime pattern; chosen from the whole column where not given.",
     )
-    missing_ids: tuple[str, ...] = Field((), description="Texts that stand for a missing id, such as nan.")
+    missing_ids: tuple[str, ...] = Field((), description="Texts that mean a missing id, such as nan.")
     max_rejected: float = Field(
         0.05, ge=0, le=1, description="The share of the rows that may be unreadable; above it the source is refused."
     )

@@ -1,4 +1,4 @@
-"""A data set as everybody above reads it: NumPy arrays and lists, loaded from its folder with checksums verified."""
+"""A prepared data set in memory: NumPy arrays and lists, loaded from its folder with checksums verified."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ GENRE_COLUMNS = ("genres", "genre", "categories", "category")
 
 
 class StoredLists(Mapping[str, np.ndarray]):
-    """Candidates by protocol, each made when it is first asked for: few users of a data set need them all.
+    """Candidates by protocol, each read at first use: few callers need all of them.
 
     Args:
         protocols: the names.
@@ -86,13 +86,13 @@ class Dataset:
         texts: what a text encoder reads, title and description joined; None where an item has neither.
         offsets: int64 [users + 1], where every user's interactions begin in ``items``.
         items: int32 [interactions], oldest first within a user.
-        train_lengths: int64 [users], the first so many interactions of a user are training data.
+        train_lengths: int64 [users], how many of a user's first interactions are training data.
         targets: "valid" and "test".
         wording: how a prompt speaks of the items.
         sha256: of the files' hashes; equal data sets have equal ones.
         counts: users, items, interactions, evaluated users and more, as in dataset.json.
         seconds: how long preparing it took; 0 where that is not known.
-        genres: what kinds of thing every item is; None where the source has no such column.
+        genres: of every item; None where the source has no such column.
         scenario: "standard", or how the data set as it was prepared was changed (``experiments/scenarios.py``).
     """
 
@@ -120,7 +120,7 @@ class Dataset:
 
     @property
     def num_items(self) -> int:
-        """How many items the catalogue has, those that nobody touched included."""
+        """How many items the catalogue has, those without an interaction included."""
         return len(self.item_ids)
 
     @property
@@ -151,7 +151,7 @@ class Tables(NamedTuple):
     """What a data set's Parquet files hold.
 
     Attributes:
-        interactions: user and item, sorted by user and order; further columns are of no account.
+        interactions: user and item, sorted by user and order; further columns are ignored.
         items: item_id, title, text, further columns.
         users: user_id, num_train.
         targets: of ``splits.parquet``, by split.
@@ -209,7 +209,7 @@ def assemble(path: Path, manifest: Mapping[str, Any], tables: Tables) -> Dataset
 
 
 def flat(starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Slices ``[start, end)``, one a row, laid out one behind the other: the row and the place of each element."""
+    """Slices ``[start, end)``, one a row, concatenated: the row and the position of each element."""
     lengths = ends - starts
     rows = np.repeat(np.arange(len(lengths)), lengths)
     return rows, np.arange(len(rows)) + np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
@@ -223,7 +223,9 @@ def load_timestamps(dataset: Dataset) -> np.ndarray:
     """
     path = dataset.path / "interactions.parquet"
     if "timestamp" not in pl.read_parquet_schema(path):
-        raise InputError(f"{dataset.name} has no timestamps, so no time can part it. Prepare a source that has them.")
+        raise InputError(
+            f"{dataset.name} has no timestamps, so it cannot be split by time. Prepare a source with times."
+        )
     return to_array(pl.read_parquet(path, columns=["timestamp"], glob=False)["timestamp"].cast(pl.Int64))
 
 
@@ -266,7 +268,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def read_targets(path: Path, split: str) -> Targets:
-    """Reads the targets of one split from ``splits.parquet``; their candidates are read when they are asked for."""
+    """Reads the targets of one split from ``splits.parquet``; their candidates are read at first use."""
     rows = pl.scan_parquet(path, glob=False).filter(pl.col("split") == split)
     user, position, item = (to_array(column) for column in rows.select("user", "position", "item").collect())
     lists = StoredLists(NUM_NEGATIVES, partial(read_lists, path.absolute(), split, version_of(path)))
@@ -287,13 +289,13 @@ def read_lists(path: Path, split: str, version: tuple[int, ...], protocol: str) 
 
 
 def version_of(path: Path) -> tuple[int, ...]:
-    """What changes when a file is written again: where it lies, its size, its time."""
+    """What changes when a file is written again: its inode, size and modification time."""
     status = path.stat()
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def to_array(column: pl.Series) -> np.ndarray:
-    """A column as an array of its own, which tensors may share without a warning."""
+    """A column as a writable copy, whose memory tensors may share without a warning."""
     return column.to_numpy(writable=True)
 
 

@@ -1,4 +1,4 @@
-"""What an id is: a text, taken to the letter. A whole number is its digits, however a table or a caller holds it."""
+"""User and item ids are strings, kept exactly; a whole number of any type becomes its digits."""
 
 import csv
 import json
@@ -9,12 +9,12 @@ from pathlib import Path
 
 import polars as pl
 
+from allrec.data.sources.diagnosis import place_of
 from allrec.data.sources.files import ROW
-from allrec.data.sources.places import place_of
 from allrec.errors import InputError, notice
 
 Id = str | int
-"""What a caller may give as an id; a number stands for its text."""
+"""What a caller may pass as an id; a number means its digits."""
 MAX_ID_CHARS = 1_000
 WHOLE_FLOAT = r"^(-?[1-9][0-9]*|0)\.0+$"
 FLOAT_DIGITS = {pl.Float16: 11, pl.Float32: 24, pl.Float64: 53}
@@ -23,7 +23,7 @@ NULL_WORDS = ("nan", "null", "none", "n/a", "na", "<na>", "nil", "undefined")
 
 
 def as_text(column: pl.Expr, kind: pl.DataType) -> pl.Expr:
-    """A column of ids as texts without white space around them; ``21.0`` is ``21``, and a float that is no number None.
+    """A column of ids as texts without white space around them; ``21.0`` is ``21``, and NaN or infinity is None.
 
     Args:
         column: the ids.
@@ -88,12 +88,12 @@ def is_json_object(text: str) -> bool:
 
 
 def note_null_words(texts: pl.LazyFrame, part: str, place: str) -> None:
-    """Says which ids look like the word that a program writes where a value is missing."""
-    found = texts.filter(pl.col(part).str.to_lowercase().is_in(NULL_WORDS)).group_by(part).agg(pl.len()).sort(part)
-    for word, number in found.collect(engine="streaming").iter_rows():
+    """Warns of ids that look like a program's word for a missing value."""
+    counts = texts.filter(pl.col(part).str.to_lowercase().is_in(NULL_WORDS)).group_by(part).agg(pl.len()).sort(part)
+    for word, number in counts.collect(engine="streaming").iter_rows():
         rows = "row has" if number == 1 else "rows have"
         notice(
-            f"{place}: {number:,} {rows} the {part} {word!r}, which is kept as an id. Where it stands for "
+            f"{place}: {number:,} {rows} the {part} {word!r}, which is kept as an id. Where it means "
             f"a missing one, say so: --set 'missing_ids=[\"{word}\"]'."
         )
 
@@ -140,7 +140,7 @@ def ids_of(values: Iterable[object], kind: str, name: str) -> list[str]:
         name: what the list is, for messages, such as "history".
 
     Raises:
-        InputError: a bare string, or something that is no id.
+        InputError: a bare string, or something that is not an id.
     """
     if isinstance(values, str | bytes):
         raise InputError(f"got the {name} {values!r}, expected a list of ids. Write [{values!r}].")
@@ -148,7 +148,7 @@ def ids_of(values: Iterable[object], kind: str, name: str) -> list[str]:
 
 
 def split_ids(text: str) -> list[str]:
-    """Ids between commas, as on the command line; an id that holds a comma stands in quotes, as in CSV.
+    """Ids between commas, as on the command line; an id that holds a comma is quoted, as in CSV.
 
     Example:
         >>> split_ids('SKU1, "a,b"')
@@ -160,5 +160,5 @@ def split_ids(text: str) -> list[str]:
     try:
         rows = list(csv.reader([text.strip()], skipinitialspace=True, strict=True))
     except csv.Error as error:
-        raise InputError(f"cannot part the ids {text!r}: {error}. Quote as in CSV: 'a,\"b,c\"'.") from None
+        raise InputError(f"cannot split the ids {text!r}: {error}. Quote as in CSV: 'a,\"b,c\"'.") from None
     return [part.strip() for row in rows for part in row if part.strip()]

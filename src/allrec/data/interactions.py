@@ -1,19 +1,31 @@
-"""Reads interactions: types them, rejects rows by reason, numbers users and items, and puts every user's in order."""
+"""Reads interactions: types them, rejects rows by reason and reports those, codes ids, and sorts by user and time."""
 
 from collections.abc import Sequence
+from math import ceil
 from pathlib import Path
 from typing import NamedTuple
 
 import polars as pl
 
 from allrec.data.ids import MAX_ID_CHARS, as_text
+from allrec.data.sources.diagnosis import place_of
 from allrec.data.sources.files import ROW
 from allrec.data.times import Times, read_times
-from allrec.errors import InputError
+from allrec.errors import InputError, notice
 
 VALUE_TYPES = {"rating": pl.Float32, "position": pl.Int64}
 ID_PARTS = ("user_id", "item_id")
 RAW_PARTS = ("timestamp", "rating", "position")
+UNREAD = (
+    "missing user id", "missing item id", "bad user id", "bad item id", "bad timestamp", "bad position", "bad rating",
+)  # fmt: skip
+"""Reasons for which a row could not be read; the others are choices: filters and minimum counts."""
+VALUE_OF = {
+    "bad user id": "user_id", "bad item id": "item_id", "bad timestamp": "raw_timestamp",
+    "bad position": "raw_position", "bad rating": "raw_rating",
+}  # fmt: skip
+NOTED_SHARE = 0.01
+SHOWN_CHARS = 60
 
 
 class Coded(NamedTuple):
@@ -39,7 +51,7 @@ def parse(
         raw: source_row, user_id, item_id, and where known timestamp, rating, position, of any type.
         min_rating: rows rated lower are rejected.
         times: how the timestamp is read; chosen from its values where None.
-        missing_ids: texts that stand for a missing id.
+        missing_ids: texts that mean a missing id.
 
     Returns:
         source_row, user_id, item_id, reason (None: accepted), time (ns), rating, position, and the raw values of the
@@ -97,13 +109,13 @@ def reason_for(present: list[str], min_rating: float | None, missing_ids: Sequen
 
 
 def is_missing(name: str, missing_ids: Sequence[str] = ()) -> pl.Expr:
-    """Whether an id is absent, blank or one of the texts that stand for a missing one."""
+    """Whether an id is absent, blank or one of the texts that mean a missing one."""
     column = pl.col(name.replace(" ", "_"))
     return column.is_null() | (column.str.len_chars() == 0) | column.is_in(list(missing_ids))
 
 
 def is_bad_id(name: str) -> pl.Expr:
-    """Whether an id holds control characters or is no id by its length."""
+    """Whether an id holds control characters or is too long."""
     column = pl.col(name.replace(" ", "_"))
     return column.str.contains(r"[\x00-\x1f\x7f]") | (column.str.len_chars() > MAX_ID_CHARS)
 
@@ -116,7 +128,7 @@ def number_ids(parsed: pl.LazyFrame, name: str) -> pl.DataFrame:
 
 
 def code(parsed_path: Path) -> Coded:
-    """Exchanges the ids of accepted interactions for numbers, in the source's order."""
+    """Replaces the ids of accepted interactions by integer codes, in the source's order."""
     accepted = pl.scan_parquet(parsed_path, glob=False).filter(pl.col("reason").is_null())
     users, items = number_ids(accepted, "user_id"), number_ids(accepted, "item_id")
     known = [name for name in ("time", "position", "rating") if name in accepted.collect_schema()]
@@ -164,3 +176,78 @@ def refuse_nothing_left(num_kept: int, reasons: dict[str, int], path: Path) -> N
     if num_kept == 0:
         listing = ", ".join(f"{rows} {reason}" for reason, rows in reasons.items()) or "it has no rows"
         raise InputError(f"{path}: no interaction is left ({listing}). Loosen the filters, or name the right columns.")
+
+
+class Table(NamedTuple):
+    """A table whose rows were read.
+
+    Attributes:
+        path: the file.
+        has_header: whether its first line names the columns.
+    """
+
+    path: Path
+    has_header: bool = True
+
+
+def check_unreadable(parsed: pl.LazyFrame, table: Table, max_rejected: float) -> None:
+    """Warns that rows of the interactions could not be read, or refuses the source.
+
+    Args:
+        parsed: source_row, user_id, item_id, reason, and ``raw_*`` of rejected rows.
+        table: where they were read from.
+        max_rejected: the share of the rows that may be lost.
+
+    Raises:
+        InputError: more than that share; the reasons, a value and its line of each, and what to do.
+    """
+    num_rows = parsed.select(pl.len()).collect(engine="streaming").item()
+    unread = parsed.filter(pl.col("reason").is_in(UNREAD))
+    first = unread.sort(ROW).group_by("reason", maintain_order=True).agg(pl.len().alias("rows"), pl.all().first())
+    reasons = first.collect()
+    num_lost = int(reasons["rows"].sum())
+    if not num_rows or num_lost <= min(NOTED_SHARE, max_rejected) * num_rows:
+        return
+    listing = "; ".join(describe(row, table) for row in reasons.iter_rows(named=True))
+    warn_or_refuse(num_lost, num_rows, listing, table.path, max_rejected)
+
+
+def check_without_id(rejected: pl.DataFrame, num_rows: int, table: Table, max_rejected: float) -> None:
+    """The same for items, whose rows are lost where they have no id.
+
+    Raises:
+        InputError: see ``check_unreadable``.
+    """
+    if len(rejected) > min(NOTED_SHARE, max_rejected) * num_rows:
+        place = place_of(table.path, rejected[ROW][0], table.has_header)
+        warn_or_refuse(
+            len(rejected), num_rows, f"{len(rejected):,} item without id, first in {place}", table.path, max_rejected
+        )
+
+
+def warn_or_refuse(num_lost: int, num_rows: int, listing: str, path: Path, max_rejected: float) -> None:
+    """Warns of lost rows, or refuses them.
+
+    Raises:
+        InputError: more are lost than may be.
+    """
+    share = num_lost / num_rows
+    message = f"{path}: {num_lost:,} of {num_rows:,} rows ({share:.1%}) could not be read ({listing})"
+    if share > max_rejected:
+        allowed = ceil(share * 1_000) / 1_000
+        raise InputError(
+            f"{message}, more than the {max_rejected:.1%} that may be lost. Mend them, or accept the loss: "
+            f"--max-rejected {allowed:g}."
+        )
+    notice(f"{message}. They are left out; rejected.jsonl holds them all.")
+
+
+def describe(row: dict[str, object], table: Table) -> str:
+    """A reason with its number of rows, and a value with its line."""
+    reason, number = str(row["reason"]), row["rows"]
+    place = place_of(table.path, int(str(row[ROW])), table.has_header)
+    column = VALUE_OF.get(reason)
+    value = row.get(column) if column else None
+    if column is None or value in (None, ""):
+        return f"{number:,} {reason}, first in {place}"
+    return f"{number:,} {reason}, such as {str(value)[:SHOWN_CHARS]!r} in {place}"

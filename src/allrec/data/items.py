@@ -1,4 +1,4 @@
-"""Items: their texts, cleaned, and items that join a trained run."""
+"""The item catalogue: cleaned titles and texts, and items that are added to a trained run."""
 
 import html
 import json
@@ -162,7 +162,7 @@ def merge_duplicates(frame: pl.DataFrame, config: PrepareConfig, place: str) -> 
 
 
 def check_listed(source: pl.LazyFrame, listed: pl.Series, interacted: pl.Series, path: Path) -> None:
-    """Says which share of the interacted items is not in the table of items; refuses a table that has none of them.
+    """Warns of interacted items that the table of items lacks; refuses a table that lacks all of them.
 
     Args:
         source: the table of items, for an id of it.
@@ -219,13 +219,13 @@ FILE = "items.parquet"
 
 
 class NewItems(NamedTuple):
-    """Items by position; every one has a text, by which it enters.
+    """Items to be added, in the order of their positions; each has a text, since it is embedded by its text alone.
 
     Attributes:
         item_ids: the source's ids.
-        titles: None where an item has a description alone.
+        titles: None where an item has only a description.
         texts: title and description joined.
-        genres: what kinds of thing each is; may be empty.
+        genres: of each item; may be empty.
     """
 
     item_ids: list[str]
@@ -253,7 +253,7 @@ class NewItems(NamedTuple):
 
 
 def read_new_items(path: Path | str) -> list[dict[str, Any]]:
-    """The rows of a file of JSON lines: item_id, title, description and genres, of which the id must be there.
+    """The rows of a file of JSON lines: item_id, title, description and genres, of which only the id is required.
 
     Raises:
         InputError: no such file, or a line that is no JSON object; the line is named.

@@ -28,6 +28,9 @@ from allrec.data.ids import note_null_words, refuse_no_ids, refuse_objects
 from allrec.data.interactions import (
     ID_PARTS,
     Coded,
+    Table,
+    check_unreadable,
+    check_without_id,
     code,
     count_reasons,
     parse,
@@ -36,8 +39,7 @@ from allrec.data.interactions import (
     refuse_nothing_left,
 )
 from allrec.data.items import Catalogue, build_catalogue, check_listed, read_items
-from allrec.data.losses import Table, check_losses, check_lost_items
-from allrec.data.negatives import NUM_NEGATIVES, Touched, draw_candidates
+from allrec.data.negatives import NUM_NEGATIVES, UserItems, draw_candidates
 from allrec.data.sources.diagnosis import diagnosing
 from allrec.data.sources.files import JSON_SUFFIXES, ROW, table_suffix
 from allrec.data.sources.registry import open_source
@@ -99,8 +101,8 @@ def refuse_unused_minimum(config: PrepareConfig) -> None:
 
 
 OnStep = Callable[[str, float], None]
-"""Called with what begins and the share of the whole that is done, as measured with 1 to 10 million rows: lazy frames
-do not tell how many rows they have come through."""
+"""Called with the name of each step as it begins and the share of the work done by then, as measured with 1 to 10
+million rows: lazy frames do not report how many rows they have read."""
 
 RAW, PARSED = ".raw.parquet", ".parsed.parquet"
 ROW_GROUP = 1 << 17
@@ -135,9 +137,9 @@ def prepare(
     Args:
         source: a table of interactions, or a folder (see ``data/sources`` for the formats).
         out: the data set folder; a data set that is there already is replaced, anything else is left alone.
-        items: the table of items, where it does not lie beside the interactions.
+        items: the table of items, where it is not in the folder of the interactions.
         config: every option.
-        on_step: told in a few words what begins, and which share of the whole is done by then.
+        on_step: called with each step's name and the share of the work done by then.
 
     Returns:
         The data set, loaded from its folder.
@@ -170,7 +172,7 @@ def write_dataset(folder: Path, path: Path, source: Source, config: PrepareConfi
     parsed = pl.scan_parquet(folder / PARSED, glob=False)
     if table_suffix(table.path) in JSON_SUFFIXES:
         refuse_objects(parsed, ID_PARTS, table.path)
-    check_losses(parsed, table, config.max_rejected)
+    check_unreadable(parsed, table, config.max_rejected)
     num_rows = parsed.select(pl.len()).collect().item()
     on_step(f"filtering and ordering {num_rows:,} rows", 0.1)
     kept = keep(code(folder / PARSED), config)
@@ -198,7 +200,7 @@ def write_dataset(folder: Path, path: Path, source: Source, config: PrepareConfi
 
 
 def write_parsed(folder: Path, source: Source, config: PrepareConfig) -> Times | None:
-    """Types the interactions of a source into ``PARSED``, and says how its times were read; None without times."""
+    """Types the interactions of a source into ``PARSED``, and returns how its times are read; None without times."""
     # Forms and units are chosen from all values, so these are read more than once. Both files are read again at once
     # and then removed: packing them would cost more than it saves.
     source.interactions.sink_parquet(folder / RAW, compression="uncompressed", statistics=False)
@@ -214,7 +216,7 @@ def write_parsed(folder: Path, source: Source, config: PrepareConfig) -> Times |
 
 
 def describe_times(kept: Kept, times: Times | None, column: str) -> dict[str, str] | None:
-    """What ``dataset.json`` says of the times; None without any."""
+    """The entry ``times`` of ``dataset.json``; None without any."""
     if times is None:
         return None
     moments = pl.Series([kept.frame["time"].min(), kept.frame["time"].max()], dtype=pl.Int64)
@@ -244,7 +246,7 @@ def number_anew(numbers: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray
 
 
 def read_catalogue(source: Source, kept: Kept, config: PrepareConfig) -> Catalogue:
-    """Reads the items that the options ask for.
+    """Reads the items that the options select.
 
     Raises:
         InputError: a damaged table, one that has none of the items, or too many rows without an id.
@@ -257,12 +259,12 @@ def read_catalogue(source: Source, kept: Kept, config: PrepareConfig) -> Catalog
         if source.items is not None and len(kept.item_ids):
             check_listed(source.items, items["item_id"], kept.item_ids, path)
     catalogue = build_catalogue(items, kept.item_ids, config, str(path))
-    check_lost_items(catalogue.rejected, len(items), Table(path, config.item_names is None), config.max_rejected)
+    check_without_id(catalogue.rejected, len(items), Table(path, config.item_names is None), config.max_rejected)
     return catalogue
 
 
 def renumber_items(kept: Kept, catalogue: Catalogue) -> Kept:
-    """Exchanges item numbers for positions in the catalogue."""
+    """Replaces item codes by positions in the catalogue."""
     numbered = catalogue.frame.select("item_id").with_row_index("place")
     places = kept.item_ids.alias("item_id").to_frame().join(numbered, on="item_id", how="left", maintain_order="left")
     item = places["place"].cast(pl.Int32).gather(kept.frame["item"])
@@ -300,7 +302,7 @@ def make_split(kept: Kept, config: PrepareConfig) -> Split:
 def draw_targets(kept: Kept, split: Split, num_items: int, seed: int) -> dict[str, Targets]:
     """The targets of both splits and their candidates, each protocol's drawn in a thread of its own."""
     users, items = kept.frame["user"].to_numpy(), kept.frame["item"].to_numpy()
-    touched = Touched(users, items, len(kept.user_ids), num_items)
+    seen = UserItems(users, items, len(kept.user_ids), num_items)
     starts = np.searchsorted(users, np.arange(len(kept.user_ids), dtype=users.dtype))
     with ThreadPoolExecutor() as pool:
 
@@ -309,7 +311,7 @@ def draw_targets(kept: Kept, split: Split, num_items: int, seed: int) -> dict[st
             targets = items[starts[target_users] + positions]
             rngs = {size: seeds.rng(seed, "negatives", name, size) for size in NUM_NEGATIVES.values()}
             drawn = {
-                protocol: pool.submit(draw_candidates, target_users, targets, touched, size, rngs[size])
+                protocol: pool.submit(draw_candidates, target_users, targets, seen, size, rngs[size])
                 for protocol, size in NUM_NEGATIVES.items()
             }
             return Targets(target_users, positions, targets, {}), drawn
@@ -367,17 +369,17 @@ def count(kept: Kept, catalogue: Catalogue, split: Split, reasons: dict[str, int
 
 
 def note_seconds(folder: Path, seconds: float) -> None:
-    """Adds to dataset.json how long preparing took; the one entry that differs between two hands."""
+    """Adds to dataset.json how long preparing took; the one entry that differs between equal runs."""
     write_json(folder / MANIFEST, read_json(folder / MANIFEST) | {"seconds": round(seconds, 3)})
 
 
-def write_manifest(folder: Path, path: Path, source: Source, config: PrepareConfig, found: Mapping[str, Any]) -> None:
-    """Writes dataset.json, with what preparation found: counts, rejected rows by reason, times."""
+def write_manifest(folder: Path, path: Path, source: Source, config: PrepareConfig, facts: Mapping[str, Any]) -> None:
+    """Writes dataset.json, with the facts of the preparation: counts, rejected rows by reason, times."""
     name = config.name or path.absolute().name.split(".")[0]
     manifest = {
         "format": FORMAT_VERSION,
         "name": name,
-        **found,
+        **facts,
         "source": {
             "path": str(path),
             "format": source.format,

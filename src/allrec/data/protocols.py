@@ -9,7 +9,7 @@ NUM_NEGATIVES = {"paper": 19, "sampled-99": 99}
 
 
 class EvaluationProtocol(StrEnum):
-    """What a target is ranked among; everything that lists protocols derives from this.
+    """What a target is ranked among; every list of protocols derives from this.
 
     Example:
         >>> EvaluationProtocol("full-repeat").is_catalogue
@@ -19,7 +19,7 @@ class EvaluationProtocol(StrEnum):
     """
 
     PAPER = "paper"
-    """The target and 19 uniform negatives that the user never touched, stored with the data set."""
+    """The target and 19 uniform negatives that the user never interacted with, stored with the data set."""
     SAMPLED_99 = "sampled-99"
     """The same with 99 negatives."""
     FULL = "full"

@@ -1,4 +1,4 @@
-"""Published data sets: where they lie, what they are, and how ``prepare`` takes them."""
+"""Published data sets: their addresses, checksums and terms, and the options of ``prepare`` for each."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ class PublishedFile:
 
     Attributes:
         name: its name on disk.
-        addresses: where it lies, the likeliest first; every one holds the same bytes.
+        addresses: mirrors, the preferred one first; all hold the same bytes.
         sha256: of the file, where one is known; else the first fetch decides, and later ones must agree.
         size: bytes, where known; for display alone.
     """
@@ -29,7 +29,7 @@ class PublishedSet:
     Attributes:
         name: as ``allrec data fetch`` takes it.
         about: what it holds, in a line.
-        files: what is fetched; a ``.zip`` is unpacked beside itself.
+        files: what is fetched; a ``.zip`` is unpacked into the same folder.
         format: as ``allrec prepare --format`` takes it.
         terms: who published it and on what terms.
         options: of ``allrec prepare --set``, where the defaults would not do.

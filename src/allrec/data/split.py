@@ -13,7 +13,7 @@ class Split(NamedTuple):
     """One way to cut every user's sequence.
 
     Attributes:
-        train_lengths: int64 [users], the first so many interactions are training data.
+        train_lengths: int64 [users], how many first interactions are training data.
         targets: split -> (users int32 [rows], positions int64 [rows]) of the targets, users ascending.
     """
 

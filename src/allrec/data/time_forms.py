@@ -106,7 +106,7 @@ def month_number(month: pl.Expr) -> pl.Expr:
 
 
 def nano_digits(fraction: pl.Expr) -> pl.Expr:
-    """The digits behind a decimal point as billionths, int64; 0 where there are none. What is finer is cut off."""
+    """The digits after a decimal point as billionths, int64; 0 where there are none. Finer digits are cut off."""
     return fraction.fill_null("").str.slice(0, 9).str.pad_end(9, "0").cast(pl.Int64, strict=False)
 
 
@@ -119,7 +119,7 @@ def offset_seconds(offset: pl.Expr) -> pl.Expr:
 
 
 def in_range(count: pl.Expr, unit: int, more: pl.Expr | int = 0) -> pl.Expr:
-    """``count`` units of ``unit`` nanoseconds and so many more, int64; None beyond what can be held."""
+    """``count`` units of ``unit`` nanoseconds plus ``more``, int64; None where that overflows."""
     is_held = count.is_between(EARLIEST // unit, LATEST // unit)
     return pl.when(is_held).then(pl.when(is_held).then(count).otherwise(0) * unit + more)
 

@@ -1,4 +1,4 @@
-"""Reads a column of times: one form and one unit a column, chosen from all of it and said; never a guess a row."""
+"""Reads a column of times in one form and one unit, chosen from the whole column and reported, never row by row."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -165,7 +165,7 @@ def refuse_tie(texts: pl.LazyFrame, best: Form, equal: Sequence[Form], place: st
         if len(different):
             raise InputError(
                 f"{place}: times such as {different.item()!r} can be read in two ways ({best.name} as in "
-                f"{best.example}, {rival.name} as in {rival.example}), and no value tells which. "
+                f"{best.example}, {rival.name} as in {rival.example}), and no value decides which. "
                 f"Name the form: --time-format {best.name} or --time-format {rival.name}."
             )
 
@@ -214,7 +214,7 @@ def read_numbers(texts: pl.LazyFrame, parts: tuple[pl.Expr, pl.Expr], form: Form
     """Numbers in the unit given, or in the one that half of the column and more is in.
 
     A number of another unit than the column's is not read. Nor is one that is below 0 by less than a day, such as the
-    -1 that stands for a missing time, unless the unit was given.
+    -1 that means a missing time, unless the unit was given.
     """
     whole, rest = parts
     is_given = time_format in UNITS

@@ -1,4 +1,4 @@
-"""Beyond accuracy: what lists of recommendations are like, as pure functions of the lists; -1 pads a short list."""
+"""Measures beyond accuracy: coverage, novelty, diversity and popularity lift of recommendation lists; -1 pads them."""
 
 import numpy as np
 import torch
@@ -21,9 +21,9 @@ def beyond_accuracy(
 
     Args:
         lists: item positions, best first.
-        histories: the items that the same users chose before, in any order.
+        histories: the items of the same users' histories, in any order.
         train_counts: training interactions of every item.
-        vectors: what items are like, such as text embeddings; zeros are like nothing.
+        vectors: item vectors for cosine similarity, such as text embeddings; zeros are similar to nothing.
     """
     return {
         "coverage": coverage(lists, len(train_counts)),
@@ -34,7 +34,7 @@ def beyond_accuracy(
 
 
 def coverage(lists: Int[ndarray, "users k"], num_items: int) -> float:
-    """Share of the catalogue that stands in at least one list; 0 where all lists are empty.
+    """Share of the catalogue that is in at least one list; 0 where all lists are empty.
 
     Source: Ge, Delgado-Battenfeld and Jannach, RecSys 2010, catalogue coverage.
 
@@ -87,9 +87,9 @@ def intra_list_diversity(lists: Int[ndarray, "users k"], vectors: Float[Tensor, 
 def popularity_lift(
     lists: Int[ndarray, "users k"], histories: Int[ndarray, "interactions"], train_counts: Int[ndarray, "items"]
 ) -> float:
-    """How much more popular the recommended items are than what the users chose themselves; 0 is without bias.
+    """How much more popular the recommended items are than those of the users' histories; 0 is without bias.
 
-    Mean training count of the listed items over that of the histories' items, less 1: 0.5 says half as much again.
+    Mean training count of the listed items over that of the histories' items, less 1: 0.5 is half as much again.
 
     Source: Abdollahpouri et al., RecSys 2019 workshop (arXiv:1907.13286), as one mean over all users.
 

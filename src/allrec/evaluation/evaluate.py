@@ -21,16 +21,16 @@ from allrec.parallel import OnProgress, no_progress
 Model = TypeVar("Model")
 
 
-class Question(NamedTuple):
-    """One scorer under one protocol, for some users of one split.
+class RankingRequest(NamedTuple):
+    """The targets that a scorer ranks under one protocol.
 
     Attributes:
         dataset: whose targets are ranked.
         split: "valid" or "test".
         protocol: what the targets are ranked among.
         rows: rows of the split's targets.
-        read_rows: rows that the scorer ranks under any protocol, of which ``rows`` are a part.
-        folders: where the language model's scores are kept; the first is written to; may be none.
+        read_rows: all rows that the scorer ranks under some protocol; ``rows`` are among them.
+        folders: of stored language model scores; the first is written to; may be empty.
         on_progress: with the number of ``users`` scored.
     """
 
@@ -49,11 +49,11 @@ class Question(NamedTuple):
 
 
 class Ranked(NamedTuple):
-    """The ranks of a question's targets.
+    """The ranks of a request's targets.
 
     Attributes:
         ranks: 0-based, ties against the target.
-        is_retrieved: whether retrieval found the target; None where every candidate was scored.
+        is_retrieved: whether the target is among the retrieved candidates; None where every candidate was scored.
     """
 
     ranks: Int[ndarray, "rows"]
@@ -65,16 +65,16 @@ class Scorer(Generic[Model]):
     """A row of the table of scorers.
 
     Attributes:
-        rank: ranks the targets of a question.
-        why_not: of (model, targets of a split, protocol): None where the scorer takes part, an empty text where the
-            model does not have it, else the reason why it is left out.
-        reads_llm: whether the language model reads every user, so that a sample of them may do.
-        is_control: whether it is an ablation, for which a smaller sample may do.
+        rank: ranks the targets of a request.
+        why_not: of (model, targets of a split, protocol): None where the scorer applies, an empty text where the model
+            does not have it, else the reason why it is left out.
+        reads_llm: whether the language model reads every user, so that a sample of users suffices.
+        is_control: whether it is an ablation, for which a smaller sample suffices.
         is_lead: whether the others are tested against it.
-        stages: names of the stages without which there is no such score; a table's training time counts them.
+        stages: names of the stages that the score needs; a table's training time is their sum.
     """
 
-    rank: Callable[[Model, Question], Ranked]
+    rank: Callable[[Model, RankingRequest], Ranked]
     why_not: Callable[[Model, Targets, EvaluationProtocol], str | None]
     reads_llm: bool = False
     is_control: bool = False
@@ -84,19 +84,19 @@ class Scorer(Generic[Model]):
 
 @dataclass(frozen=True)
 class Plan:
-    """What to evaluate, and where partial scores are kept.
+    """What to evaluate, and where partial scores are stored.
 
     Attributes:
-        protocols: of ``metrics.json``.
+        protocols: names of the protocols.
         splits: "valid", "test".
         llm_users: the number of rows of each split that the language model scores; 0 is all.
-        ablation_users: the largest number that its ablations score; 0 is as many.
+        ablation_users: the number that its ablations score at most; 0 is the same number.
         catalogue_users: the number of rows of each split that any scorer ranks the whole catalogue for; 0 is all.
         scorers: names of the scorers, of those that the model has; None is all.
-        folder: partial scores lie here; None keeps none.
-        read_folders: further folders in which the language model's scores may lie already.
+        folder: of partial scores; None stores none.
+        read_folders: further folders that may hold language model scores.
         seed: of the sample of users.
-        on_progress: with the number of ``users`` scored so far, each scorer's counted.
+        on_progress: with the number of ``users`` scored so far, summed over scorers.
     """
 
     protocols: tuple[str, ...]
@@ -112,7 +112,7 @@ class Plan:
 
     @classmethod
     def of(cls, config: "EvaluationConfig", **where: Any) -> "Plan":
-        """The evaluation that a recipe asks for; ``where`` has the other attributes."""
+        """The evaluation that a recipe configures; ``where`` has the other attributes."""
         return cls(
             protocols=config.protocols,
             splits=config.splits,
@@ -125,7 +125,7 @@ class Plan:
 
     @property
     def folders(self) -> tuple[Path, ...]:
-        """Where the language model's scores are looked for; the first is written to."""
+        """Folders of stored language model scores; the first is written to."""
         return () if self.folder is None else (self.folder, *self.read_folders)
 
     def rows(self, scorer: Scorer[Model], split: str, protocol: str | None, num_rows: int) -> Int[ndarray, "rows"]:
@@ -147,11 +147,11 @@ class Task(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """What an evaluation came to.
+    """The result of an evaluation.
 
     Attributes:
-        rankings: of every scorer that took part.
-        left_out: scorers that could not take part, and why.
+        rankings: of every scorer that applies.
+        left_out: scorers that do not apply, and why.
     """
 
     rankings: list[Ranking]
@@ -180,8 +180,8 @@ def evaluate(model: Model, dataset: Dataset, plan: Plan, scorers: Mapping[str, S
 
         scorer, num_rows = scorers[task.scorer], len(dataset.targets[task.split])
         rows, read = (plan.rows(scorer, task.split, protocol, num_rows) for protocol in (task.protocol, None))
-        question = Question(dataset, task.split, task.protocol, rows, read, plan.folders, on_progress)
-        ranked = scorer.rank(model, question)
+        request = RankingRequest(dataset, task.split, task.protocol, rows, read, plan.folders, on_progress)
+        ranked = scorer.rank(model, request)
         seconds = time.perf_counter() - start
         rankings.append(Ranking(*task, rows, np.asarray(ranked.ranks), seconds, ranked.is_retrieved))
         on_progress(1.0, {"users": float(len(rows))})

@@ -25,7 +25,7 @@ ScoreRows = Callable[[slice], Tensor]
 
 
 class Excluded(NamedTuple):
-    """Items that a row may not be given: ``items[starts[row]:ends[row]]``, the target itself excepted.
+    """Items excluded from a row's candidates: ``items[starts[row]:ends[row]]``, the target itself excepted.
 
     For protocol ``full`` these are the slices of the users' histories before their targets.
     """
@@ -35,7 +35,7 @@ class Excluded(NamedTuple):
     items: Int[np.ndarray, "interactions"]
 
     def others(self, rows: slice, targets: Int[np.ndarray, "part"]) -> Int64[np.ndarray, "2 others"]:
-        """What some of the rows may not be given: rows, counted from the first of these, and items."""
+        """The excluded (row, item) pairs of some rows, rows counted from the first of these."""
         row_ids, places = flat(self.starts[rows], self.ends[rows])
         others = np.stack([row_ids, self.items[places]])
         return others[:, others[1] != targets[row_ids]]
@@ -49,7 +49,7 @@ def candidate_ranks(
     """Rank of each row's target among its candidates: the number of others that score at least as much.
 
     Args:
-        scores: larger is better, in any unit; infinities are legal. The scores of padding are not looked at.
+        scores: larger is better, in any unit; infinities are legal. The scores of padding are ignored.
         candidates: item ids, -1 pads.
         targets: the one candidate of each row that counts.
 
@@ -153,8 +153,8 @@ def dot_product_ranks(
     Args:
         users: a vector a target.
         items: a vector an item.
-        dataset: whose histories protocol ``full`` takes out.
-        targets: what is to be found.
+        dataset: whose histories protocol ``full`` excludes.
+        targets: whose items are ranked.
         protocol: ``full``, ``full-repeat``, or one whose candidates are stored.
     """
     if EvaluationProtocol(protocol).is_catalogue:
@@ -194,7 +194,7 @@ def ranks_among_all(
     # Of even sizes, as products with a few rows or columns round otherwise than larger ones: see ``FEW``.
     num_blocks = max(1, -(-len(items) // (ITEMS if is_cpu else ITEMS_ON_DEVICE)))
     bounds = np.arange(num_blocks + 1) * len(items) // num_blocks
-    # Finite numbers whose products cannot overflow have no NaN among their sums, which then are not looked through.
+    # Finite numbers whose products cannot overflow have no NaN among their sums, which then need no check.
     largest = [float(torch.stack(one.aminmax()).abs().amax()) for one in (users, items)]
     is_bounded = prod(largest) * items.shape[1] < torch.finfo(items.dtype).max
 
@@ -220,7 +220,7 @@ def ranks_among_all(
 
 
 class _Cells(NamedTuple):
-    """Cells of a matrix of scores by the block of items that they stand in: from one of ``starts`` to the next."""
+    """Cells of a score matrix grouped by block of items: block b has those from ``starts[b]`` to ``starts[b + 1]``."""
 
     rows: Int[Tensor, "cells"]
     places: Int[Tensor, "cells"]
@@ -249,10 +249,10 @@ def _count(
     unwanted: _Cells,
     first_row: int | None,
 ) -> tuple[Int[Tensor, "rows"], Float[Tensor, "rows"]]:
-    """How many items score ``least`` or more, the unwanted left out; and the scores of the wanted, one a row.
+    """The number of items that score ``least`` or more, without the unwanted; and the score of each row's wanted cell.
 
-    Whether scores are numbers is looked through where ``first_row`` is given, which errors count from; rows after the
-    wanted ones are padding.
+    Scores are checked for NaN where ``first_row`` is given, from which errors count; rows after the wanted ones are
+    padding.
     """
     counts, seen = torch.zeros(len(users), dtype=torch.int64, device=users.device), torch.zeros_like(least)
     memory = users.new_empty(len(users), int(np.diff(bounds).max()))
@@ -268,7 +268,7 @@ def _count(
 
 
 def excluded_of(dataset: Dataset, targets: Targets, protocol: str) -> Excluded | None:
-    """What a protocol takes out of the catalogue: the items before each target, or None."""
+    """The items that a protocol excludes from the catalogue: those before each target, or None."""
     if not EvaluationProtocol(protocol).excludes_history:
         return None
     starts = dataset.offsets[targets.users]

@@ -1,4 +1,4 @@
-"""Rows of metrics.json: ranks become metrics by segment, with intervals and paired tests; and ranks on disk."""
+"""Rows of metrics.json: metrics by segment with intervals and paired tests, made of ranks; and ranks on disk."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,16 +20,16 @@ from allrec.files import load_tensors, save_tensors
 
 @dataclass(frozen=True)
 class Ranking:
-    """What one scorer did under one protocol on one split.
+    """The ranks of one scorer under one protocol on one split.
 
     Attributes:
         split: "valid" or "test".
         protocol: what the targets were ranked among, an ``EvaluationProtocol``.
         scorer: the evidence or baseline that scored.
         rows: which rows of the split's targets were scored.
-        ranks: the targets' 0-based ranks, ties against us.
+        ranks: the targets' 0-based ranks, ties against the target.
         seconds: time spent scoring.
-        is_retrieved: whether retrieval found each target; None where all of the candidates were scored.
+        is_retrieved: whether each target is among the retrieved candidates; None where all candidates were scored.
     """
 
     split: str
@@ -50,7 +50,7 @@ def result_rows(
         ranking: the ranks.
         masks: a mask over all rows of the split for each segment.
         seed: of the bootstrap.
-        scenario: in which the ranks were found.
+        scenario: that the ranks belong to.
     """
     rows = []
     for segment, mask in masks.items():
@@ -58,8 +58,8 @@ def result_rows(
         ranks = ranking.ranks[chosen]
         if len(ranks) == 0:
             continue
-        found = ranking.is_retrieved
-        recall = {} if found is None else {"retrieved": float(found[chosen].mean())}
+        is_retrieved = ranking.is_retrieved
+        recall = {} if is_retrieved is None else {"retrieved": float(is_retrieved[chosen].mean())}
         rng = seeds.rng(seed, "interval", ranking.split, ranking.protocol, segment)
         intervals = {
             name: list(bootstrap_interval(metric.by_user(ranks), rng)) for name, metric in tested_metrics().items()
@@ -75,7 +75,7 @@ def result_rows(
 
 
 def own_results(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The rows of the scenario that a run was trained for; those of ``cross-domain`` join them later."""
+    """The rows of the scenario that a run was trained for; without those of ``cross-domain``."""
     own = metrics["dataset"].get("scenario", "standard")
     return [row for row in metrics["results"] if row["scenario"] == own]
 
@@ -89,15 +89,11 @@ def comparison_rows(rankings: list[Ranking], seed: int) -> list[dict[str, Any]]:
     for ranking in rankings:
         groups.setdefault((ranking.split, ranking.protocol), []).append(ranking)
     return [
-        _comparison(first, second, name, seed)
-        for group in groups.values()
-        for first, second in _against_first(group)
+        _comparison(first, other, name, seed)
+        for first, *others in groups.values()
+        for other in others
         for name in tested_metrics()
     ]
-
-
-def _against_first(group: list[Ranking]) -> list[tuple[Ranking, Ranking]]:
-    return [(group[0], other) for other in group[1:]]
 
 
 def _comparison(first: Ranking, second: Ranking, metric: str, seed: int) -> dict[str, Any]:
@@ -114,11 +110,13 @@ def _comparison(first: Ranking, second: Ranking, metric: str, seed: int) -> dict
     }  # fmt: skip
 
 
-def corrected(comparisons: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The same rows with ``p_holm`` besides: p corrected for all tests of the same split, protocol and metric."""
-    families: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+def corrected(
+    comparisons: list[dict[str, Any]], family_keys: Sequence[str] = ("split", "protocol", "metric")
+) -> list[dict[str, Any]]:
+    """The rows with ``p_holm`` added: p corrected by Holm for all tests that share the values of ``family_keys``."""
+    families: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in comparisons:
-        families.setdefault((row["split"], row["protocol"], row["metric"]), []).append(row)
+        families.setdefault(tuple(row[key] for key in family_keys), []).append(row)
     adjusted = {
         id(row): float(p)
         for family in families.values()
@@ -131,7 +129,7 @@ RANKS = "ranks.safetensors"
 
 
 class StoredRanks(NamedTuple):
-    """What an evaluation found.
+    """The stored ranks of a run's evaluations.
 
     Attributes:
         rankings: by (split, protocol, scorer).
@@ -145,7 +143,7 @@ class StoredRanks(NamedTuple):
 def save_ranks(folder: Path, rankings: list[Ranking], dataset: Dataset) -> None:
     """Writes ``ranks.safetensors``: ``split/protocol/scorer/rows`` and ``.../ranks``, and ``split/targets``.
 
-    Where retrieval chose the candidates, ``.../found`` says where it found the target.
+    Where only retrieved candidates were scored, ``.../found`` is 1 for targets among them.
     """
     arrays: dict[str, ndarray] = {}
     for ranking in rankings:
@@ -159,11 +157,11 @@ def save_ranks(folder: Path, rankings: list[Ranking], dataset: Dataset) -> None:
 
 
 def with_earlier(folder: Path, rankings: list[Ranking]) -> list[Ranking]:
-    """What earlier evaluations of the run found and this one did not ask for, then what this one found."""
+    """The rankings of earlier evaluations that this one does not replace, followed by this one's."""
     if not (folder / RANKS).is_file():
         return rankings
-    found = {(ranking.split, ranking.protocol, ranking.scorer) for ranking in rankings}
-    return [ranking for key, ranking in load_ranks(folder).rankings.items() if key not in found] + rankings
+    replaced = {(ranking.split, ranking.protocol, ranking.scorer) for ranking in rankings}
+    return [ranking for key, ranking in load_ranks(folder).rankings.items() if key not in replaced] + rankings
 
 
 def load_ranks(folder: Path) -> StoredRanks:
@@ -178,8 +176,8 @@ def load_ranks(folder: Path) -> StoredRanks:
         match key.split("/"):
             case [split, protocol, scorer, "ranks"]:
                 start = f"{split}/{protocol}/{scorer}"
-                rows, found = arrays[f"{start}/rows"], arrays.get(f"{start}/found")
-                is_retrieved = None if found is None else found > 0
+                rows, retrieved = arrays[f"{start}/rows"], arrays.get(f"{start}/found")
+                is_retrieved = None if retrieved is None else retrieved > 0
                 rankings[split, protocol, scorer] = Ranking(split, protocol, scorer, rows, values, 0.0, is_retrieved)
             case [split, "targets"]:
                 targets[split] = values
@@ -187,7 +185,7 @@ def load_ranks(folder: Path) -> StoredRanks:
 
 
 def chances(dataset: Dataset, rankings: Sequence[Ranking]) -> dict[str, dict[str, float]]:
-    """What a random order gives, by protocol: a mean over test lists as long as they are, or validation's lists."""
+    """Chance level of every metric by protocol: a mean over the test lists' own lengths, or over validation's lists."""
     splits: dict[str, set[str]] = {}
     for ranking in rankings:
         splits.setdefault(ranking.protocol, set()).add(ranking.split)
@@ -210,15 +208,15 @@ def metrics_of(
     seed: int,
     earlier: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """What ``metrics.json`` holds.
+    """The content of ``metrics.json``.
 
     Args:
         head: format, data set, recipe, seed, language model and seconds of the run.
         dataset: the run's.
         rankings: of this evaluation and of earlier ones, as ``with_earlier`` joins them.
-        leads: scorers that the others are tested against; each of them against the ones after it alone.
+        leads: scorers that the others are tested against; each lead is tested against the later ones only.
         seed: of intervals and tests.
-        earlier: what ``metrics.json`` held; rows of other data sets that joined it stay.
+        earlier: the content so far; its rows of other data sets are kept.
     """
     masks = {split: segments(dataset, dataset.targets[split]) for split in {ranking.split for ranking in rankings}}
     rows = [row for one in rankings for row in result_rows(one, masks[one.split], seed, dataset.scenario)]
@@ -234,7 +232,7 @@ def metrics_of(
 
 
 def scoring_seconds(earlier: Mapping[str, Any], rankings: Sequence[Ranking]) -> dict[str, float]:
-    """Time by scorer, over splits, protocols and evaluations; scores that an earlier attempt kept count as read."""
+    """Time by scorer, over splits, protocols and evaluations; stored scores count the time of reading them."""
     seconds: dict[str, float] = dict(earlier.get("scoring_seconds", {}))
     for ranking in rankings:
         seconds[ranking.scorer] = seconds.get(ranking.scorer, 0.0) + ranking.seconds
@@ -242,7 +240,7 @@ def scoring_seconds(earlier: Mapping[str, Any], rankings: Sequence[Ranking]) -> 
 
 
 def _led_by(leads: Sequence[str], place: int, rankings: Sequence[Ranking]) -> list[Ranking]:
-    """The rankings that a lead is tested against, its own first; earlier leads were tested against it already."""
+    """The rankings that a lead is tested against, its own first; earlier leads are tested against it already."""
     groups = {(ranking.split, ranking.protocol) for ranking in rankings if ranking.scorer == leads[place]}
     chosen = [
         ranking

@@ -1,4 +1,4 @@
-"""Which users a row of scores speaks of: segments of the evaluated users by their target."""
+"""Segments of the evaluated users by their target: warm, cold, unseen, head, tail, repeat; and samples of users."""
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -18,15 +18,17 @@ def segments(dataset: Dataset, targets: Targets) -> dict[str, Bool[ndarray, "row
 
     ``warm`` and ``cold`` hold the targets in the top and bottom 35% of items by training interactions, ties by
     position; ``cold5`` and ``warm5`` those seen at most, and more than, 5 times; ``unseen`` never; ``head``, ``torso``
-    and ``tail`` share the training interactions in thirds, most popular items first; ``repeat`` already stand in the
+    and ``tail`` share the training interactions in thirds, most popular items first; ``repeat`` are already in the
     history.
 
     Source: arXiv:2404.11343, section 5.2 (warm and cold).
     """
     counts = dataset.train_counts()
-    seen, place = counts[targets.items], _places(counts)[targets.items]
+    order = np.argsort(-counts, kind="stable")
+    seen, place = counts[targets.items], np.argsort(order)[targets.items]
     extreme = int(EXTREME_SHARE * len(counts))
-    third = _thirds(counts)[targets.items]
+    before = np.cumsum(counts[order]) - counts[order]
+    third = np.minimum(3 * before // max(1, counts.sum()), 2)[place]
     is_repeat = repeats(dataset, targets)
     return {
         "all": np.ones(len(targets.items), bool),
@@ -44,31 +46,17 @@ def segments(dataset: Dataset, targets: Targets) -> dict[str, Bool[ndarray, "row
 
 
 def repeats(dataset: Dataset, targets: Targets) -> Bool[ndarray, "rows"]:
-    """Whether the target already stands in the history before it."""
+    """Whether the target is already in the history before it."""
     starts = dataset.offsets[targets.users]
     rows, places = flat(starts, starts + targets.positions)
     is_same = dataset.items[places] == targets.items[rows]
     return np.bincount(rows[is_same], minlength=len(starts)) > 0
 
 
-def _places(counts: Int[ndarray, "items"]) -> Int[ndarray, "items"]:
-    places = np.empty(len(counts), np.int64)
-    places[np.argsort(-counts, kind="stable")] = np.arange(len(counts))
-    return places
-
-
-def _thirds(counts: Int[ndarray, "items"]) -> Int[ndarray, "items"]:
-    order = np.argsort(-counts, kind="stable")
-    before = np.cumsum(counts[order]) - counts[order]
-    thirds = np.empty(len(counts), np.int64)
-    thirds[order] = np.minimum(3 * before // max(1, counts.sum()), 2)
-    return thirds
-
-
 def sample_rows(num_rows: int, size: int | None, seed: int) -> Int[ndarray, "scored"]:
     """A fixed random sample of a split's rows, ascending; all of them where ``size`` is None or not smaller.
 
-    A smaller sample is part of every larger one, so that two scorers share as many users as they can.
+    A smaller sample is part of every larger one, so that two scorers share as many users as possible.
     """
     if size is None or size >= num_rows:
         return np.arange(num_rows)

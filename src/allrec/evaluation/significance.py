@@ -1,4 +1,4 @@
-"""How sure we are: intervals and tests over users, as pure functions of one value a user.
+"""Confidence intervals and paired tests over users, as pure functions of one value a user.
 
 Metrics of ranks take few different values, so users are drawn as counts of values: the same distribution as drawing
 them one by one, at a fraction of the time and memory.
@@ -118,7 +118,7 @@ def compare(
 
 
 def holm(p_values: Float[np.ndarray, "tests"]) -> Float[np.ndarray, "tests"]:
-    """Each p corrected for how many tests stand beside it; below .05 keeps the risk of any false claim at .05.
+    """p values corrected for multiple tests by Holm; below .05 keeps the family-wise error rate at .05.
 
     The smallest p is multiplied by the number of tests, the next by one less, and so on; none falls below an
     earlier one or exceeds 1. No tests give no values.

@@ -1,7 +1,4 @@
-"""Baselines at equal effort: each scores the whole catalogue, has a small grid, and is chosen on validation alone.
-
-Their table runs each of them over seeds, with intervals and corrected tests.
-"""
+"""Baselines: each scores the whole catalogue and has a small grid, from which validation chooses; and their table."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -51,7 +48,7 @@ BASELINES = "baselines.json"
 K = 10
 """Length of the lists that the measures beyond accuracy look at."""
 PAPER, FULL = EvaluationProtocol.PAPER, EvaluationProtocol.FULL
-ASKED = (("valid", PAPER), ("test", PAPER), ("test", FULL))
+EVALUATED = (("valid", PAPER), ("test", PAPER), ("test", FULL))
 BCE, FUSION = "sasrec-bce", "fusion"
 DRAWN = ("bpr", BCE, "sasrec-softmax", FUSION)
 """Baselines that depend on the seed; the others are run once."""
@@ -62,7 +59,7 @@ MAX_DENSE = 20_000
 ROWS = 512
 """Users scored at one time."""
 TINY = 1e-4
-"""Less than the step between two places in a history of RECALLED items: it orders what is equal otherwise."""
+"""Less than the step between two positions in a history of RECALLED items, so that it breaks ties only."""
 
 
 class Baseline(Protocol):
@@ -74,7 +71,7 @@ class Baseline(Protocol):
 
 
 class Popularity(NamedTuple):
-    """How often an item was bought in training; with ``is_repeat_first``, items of the history come first."""
+    """An item's training interactions; with ``is_repeat_first``, items of the history come first."""
 
     counts: Float[Tensor, "items"]
     is_repeat_first: bool = False
@@ -88,7 +85,7 @@ class Popularity(NamedTuple):
 
 
 class MostRecent(NamedTuple):
-    """What the user had last, then before that, and so on; then the popular."""
+    """The user's items, the latest first; then the most popular."""
 
     counts: Float[Tensor, "items"]
 
@@ -108,7 +105,7 @@ class LinearItems(NamedTuple):
     Attributes:
         weights: from an item of the history to a candidate.
         decay: weight of an item relative to the one after it.
-        order: of candidates that are equal otherwise, most of them with nothing in common with the history.
+        order: of candidates with equal scores, most of them unrelated to the history.
     """
 
     weights: Float[Tensor, "items items"]
@@ -163,7 +160,7 @@ def spread(histories: Histories, num_items: int, decay: float) -> Float[Tensor, 
 
 
 def popular_first(counts: Float[Tensor, "items"]) -> Float[Tensor, "items"]:
-    """The order of popularity, in numbers that only part what is equal: ties would count against the target."""
+    """Popularity as a term so small that it only breaks ties, which would count against the target."""
     return TINY * counts / (1 + counts.max())
 
 
@@ -173,12 +170,12 @@ def popularity(dataset: Dataset, is_repeat_first: bool = False) -> Popularity:
 
 
 def most_recent(dataset: Dataset) -> MostRecent:
-    """What the user had last."""
+    """The baseline of the user's latest items."""
     return MostRecent(torch.from_numpy(dataset.train_counts()).float())
 
 
 def item_knn(dataset: Dataset, decay: float) -> LinearItems:
-    """Damped cosine of items that stand near each other in training histories."""
+    """Damped cosine of items that are near each other in training histories."""
     pairs, num_items = Neighbours.of(*dataset.train_csr(), dataset.num_items), dataset.num_items
     weights = torch.zeros(num_items, num_items)
     weights[pairs.keys // num_items, pairs.keys % num_items] = pairs.weights
@@ -211,7 +208,7 @@ def ease(dataset: Dataset, penalty: float, title_weight: float = 0.0) -> LinearI
     inverse = torch.linalg.inv(gram)
     weights = inverse / -inverse.diagonal()
     weights.fill_diagonal_(0)
-    # Scaled, since a large penalty would leave weights that are smaller than what parts equal scores.
+    # Scaled, since a large penalty would leave weights smaller than the term that breaks ties.
     weights /= weights.abs().max().clamp(min=1e-9)
     return LinearItems(weights, 1.0, popular_first(popularity(dataset).counts))
 
@@ -305,7 +302,7 @@ def top_items(baseline: Baseline, dataset: Dataset, targets: Targets, k: int) ->
 
 
 class Choice(NamedTuple):
-    """The setting that validation prefers, its NDCG@10 there, and all that was tried."""
+    """The setting with the best NDCG@10 on validation, and all that were tried."""
 
     baseline: Baseline
     setting: dict[str, float]
@@ -313,7 +310,7 @@ class Choice(NamedTuple):
 
 
 def choose(make: Callable[..., Baseline], grid: Sequence[Mapping[str, float]], dataset: Dataset) -> Choice:
-    """Makes a baseline with every setting and keeps the best by NDCG@10 on validation; the earlier one where equal."""
+    """Makes a baseline with every setting and keeps the best by NDCG@10 on validation; the earlier one of a tie."""
     best: tuple[float, Baseline | None, dict[str, float]] = (-1.0, None, {})
     tried = []
     for setting in map(dict, grid):
@@ -336,7 +333,7 @@ def chosen_baselines(
         dataset: its training interactions and validation targets are read.
         text_embeddings: Q of every item.
         backbones: name -> trained backbone, such as ``sasrec-bce`` and ``sasrec-softmax``.
-        seed: of what is drawn.
+        seed: of random baselines.
     """
     once: list[dict[str, float]] = [{}]
     space = DenseSpace.of(text_embeddings)
@@ -377,8 +374,8 @@ def _item_to_item(dataset: Dataset) -> dict[str, Callable[[], Choice]]:
     }
 
 
-class Found(NamedTuple):
-    """What one baseline did with one seed: ranks by split and protocol; what was chosen and what its lists are like."""
+class Outcome(NamedTuple):
+    """One baseline with one seed: ranks by (split, protocol), the chosen setting and measures beyond accuracy."""
 
     ranks: dict[tuple[str, str], Int[ndarray, "rows"]]
     facts: dict[str, Any]
@@ -391,7 +388,7 @@ class Measured:
     Attributes:
         name: of the baseline.
         ranks: (split, protocol) -> ranks, one array a seed.
-        facts: what each seed chose, what that took, and what its lists are like.
+        facts: of each seed: the chosen setting, seconds, measures beyond accuracy.
     """
 
     name: str
@@ -418,11 +415,11 @@ def run_baselines(
 
     Args:
         dataset: a data set or its folder.
-        folder: to write; new, or with ``resume`` that of baselines that were stopped. More seeds may join it then.
-        seeds: of what is drawn; what draws nothing is run once.
+        folder: to write; new, or with ``resume`` that of baselines that were stopped. Seeds may be added then.
+        seeds: a baseline without randomness is run once.
         recipe: text encoder, SASRec with a full softmax, and fusion; ``allround`` without its language model if None.
         bce: the SASRec with binary cross-entropy; that of ``a-llmrec`` if None.
-        resume: go on where it was stopped.
+        resume: continue where it was stopped.
         cache: folder of cached text embeddings.
         observer: receives the progress.
 
@@ -441,11 +438,11 @@ def run_baselines(
     other = begin_experiment(folder / BASELINES, "baselines", head, resume)["dataset"]
     if other["sha256"] != dataset.sha256:
         raise InputError(f"{folder} holds baselines of {other['name']!r}, got {dataset.name!r}. Give another --out.")
-    runs, found = Runs(folder / RUNS, dataset, cache or default_cache()), dict[str, Measured]()
+    runs, measured = Runs(folder / RUNS, dataset, cache or default_cache()), dict[str, Measured]()
     for seed in seeds:
         models = {name: _trained(runs, name, one, seed, observer) for name, one in recipes.items()}
-        _measure_all(folder / f"seed{seed}", dataset, models, seed, found, observer)
-    result = head | {"seeds": list(seeds)} | summarise_baselines(list(found.values()), dataset, seeds)
+        _measure_all(folder / f"seed{seed}", dataset, models, seed, measured, observer)
+    result = head | {"seeds": list(seeds)} | summarise_baselines(list(measured.values()), dataset, seeds)
     write_json(folder / BASELINES, result)
     return result
 
@@ -468,46 +465,46 @@ def _measure_all(
     dataset: Dataset,
     models: Mapping[str, TrainedModel],
     seed: int,
-    found: dict[str, Measured],
+    measured: dict[str, Measured],
     observer: Observer,
 ) -> None:
-    """Measures every baseline that depends on the seed, and with the first seed the others as well."""
+    """Measures every baseline that depends on the seed, and with the first seed the others too."""
     whole = models[FUSION]
     texts = whole.text_embeddings
     makers = chosen_baselines(dataset, texts, {BCE: models[BCE].backbone, "sasrec-softmax": whole.backbone}, seed)
-    finders = {name: partial(_of_choice, make, dataset, texts) for name, make in makers.items()}
+    measures = {name: partial(_of_choice, make, dataset, texts) for name, make in makers.items()}
     if whole.fused_ranker is not None:
-        finders[FUSION] = partial(_of_fusion, whole, dataset)
-    for number, (name, find) in enumerate(finders.items(), 1):
-        measured = found.setdefault(name, Measured(name))
-        if name in DRAWN or not measured.facts:
-            _measure(folder, measured, find)
-        observer("baselines", number / len(finders), {})
+        measures[FUSION] = partial(_of_fusion, whole, dataset)
+    for number, (name, measure) in enumerate(measures.items(), 1):
+        own = measured.setdefault(name, Measured(name))
+        if name in DRAWN or not own.facts:
+            _measure(folder, own, measure)
+        observer("baselines", number / len(measures), {})
 
 
-def _of_choice(make: Callable[[], Choice], dataset: Dataset, texts: Float[Tensor, "items dim"]) -> Found:
+def _of_choice(make: Callable[[], Choice], dataset: Dataset, texts: Float[Tensor, "items dim"]) -> Outcome:
     chosen = make()
     targets = dataset.targets
     ranks: dict[tuple[str, str], Int[ndarray, "rows"]] = {
         (split, protocol): baseline_ranks(chosen.baseline, dataset, targets[split], protocol)
-        for split, protocol in ASKED
+        for split, protocol in EVALUATED
     }
     lists = top_items(chosen.baseline, dataset, targets["test"], K)
     facts = {"setting": chosen.setting, "tried": chosen.tried, f"beyond@{K}": _beyond(lists, dataset, texts)}
-    return Found(ranks, facts)
+    return Outcome(ranks, facts)
 
 
-def _of_fusion(model: TrainedModel, dataset: Dataset) -> Found:
-    protocols = tuple(dict.fromkeys(protocol for _, protocol in ASKED))
+def _of_fusion(model: TrainedModel, dataset: Dataset) -> Outcome:
+    protocols = tuple(dict.fromkeys(protocol for _, protocol in EVALUATED))
     plan = Plan(protocols=protocols, splits=("valid", "test"), scorers=(FUSION,))
     ranks = {(one.split, one.protocol): one.ranks for one in evaluate(model, dataset, plan, SCORERS).rankings}
     ranker, targets = model.ranker, dataset.targets["test"]
-    # No item of the history is excepted here: a list for a user knows no target.
+    # No item of the history is exempt here: a recommendation list knows no target.
     nothing = np.full(len(targets), -1)
     ranked = ranker.rank_catalogue(histories_before(dataset, targets), nothing)
     lists = np.concatenate([np.take_along_axis(scored.items, scored.best(K), axis=1) for scored in ranked])
     beyond = _beyond(lists, dataset, model.text_embeddings)
-    return Found(ranks, {"setting": {}, "tried": [], f"beyond@{K}": beyond})
+    return Outcome(ranks, {"setting": {}, "tried": [], f"beyond@{K}": beyond})
 
 
 def _beyond(lists: Int[ndarray, "rows k"], dataset: Dataset, texts: Float[Tensor, "items dim"]) -> dict[str, float]:
@@ -516,17 +513,17 @@ def _beyond(lists: Int[ndarray, "rows k"], dataset: Dataset, texts: Float[Tensor
     return beyond_accuracy(lists, known.items[places], dataset.train_counts(), texts)
 
 
-def summarise_baselines(found: Sequence[Measured], dataset: Dataset, seeds: Sequence[int]) -> dict[str, Any]:
-    """Rows as in ``metrics.json`` with a seed besides, a table over the seeds, and paired tests against the best.
+def summarise_baselines(measured: Sequence[Measured], dataset: Dataset, seeds: Sequence[int]) -> dict[str, Any]:
+    """Rows as in ``metrics.json`` with a seed added, a table over the seeds, and paired tests against the best.
 
     The best is the one with the largest NDCG@10 on validation; ``p_holm`` is corrected for the other rows.
     """
-    best = max(found, key=lambda one: float(one.by_user("valid", PAPER, "NDCG@10").mean()))
-    masks = {split: segments(dataset, dataset.targets[split]) for split in dict(ASKED)}
+    best = max(measured, key=lambda one: float(one.by_user("valid", PAPER, "NDCG@10").mean()))
+    masks = {split: segments(dataset, dataset.targets[split]) for split in dict(EVALUATED)}
     rankings = [
         (seed, Ranking(split, protocol, one.name, np.arange(len(ranks)), ranks))
-        for one in found
-        for split, protocol in ASKED
+        for one in measured
+        for split, protocol in EVALUATED
         for seed, ranks in zip(seeds, one.ranks[split, protocol], strict=False)
     ]
     return {
@@ -535,8 +532,8 @@ def summarise_baselines(found: Sequence[Measured], dataset: Dataset, seeds: Sequ
             row | {"seed": seed} for seed, one in rankings for row in result_rows(one, masks[one.split], 0)
         ],
         "best": best.name,
-        "table": [_table_row(one) for one in found],
-        "comparisons": corrected([row for one in found if one is not best for row in _tests(one, best)]),
+        "table": [_table_row(one) for one in measured],
+        "comparisons": corrected([row for one in measured if one is not best for row in _tests(one, best)]),
     }  # fmt: skip
 
 
@@ -544,7 +541,7 @@ def _table_row(one: Measured) -> dict[str, Any]:
     cells = {
         f"{split}/{protocol}": {metric: cell([values(ranks) for ranks in one.ranks[split, protocol]])
                                 for metric, values in SHOWN.items()}
-        for split, protocol in ASKED
+        for split, protocol in EVALUATED
     }  # fmt: skip
     return {"name": one.name, "seeds": len(one.facts), "chosen": one.facts, **cells}
 
@@ -562,15 +559,15 @@ def _tests(one: Measured, best: Measured) -> list[dict[str, Any]]:
     return rows
 
 
-def _measure(folder: Path, measured: Measured, find: Callable[[], Found]) -> None:
+def _measure(folder: Path, measured: Measured, measure: Callable[[], Outcome]) -> None:
     note, tensors = folder / f"{measured.name}.json", folder / f"{measured.name}.safetensors"
     if not note.is_file():
         start = time.perf_counter()
-        found = find()
-        save_tensors(tensors, {f"{split}/{protocol}": torch.from_numpy(found.ranks[split, protocol])
-                               for split, protocol in ASKED})  # fmt: skip
-        write_json(note, found.facts | {"seconds": time.perf_counter() - start})
+        outcome = measure()
+        save_tensors(tensors, {f"{split}/{protocol}": torch.from_numpy(outcome.ranks[split, protocol])
+                               for split, protocol in EVALUATED})  # fmt: skip
+        write_json(note, outcome.facts | {"seconds": time.perf_counter() - start})
     measured.facts.append(read_json(note))
     stored = load_tensors(tensors)
-    for split, protocol in ASKED:
+    for split, protocol in EVALUATED:
         measured.ranks.setdefault((split, protocol), []).append(stored[f"{split}/{protocol}"].numpy())

@@ -1,4 +1,4 @@
-"""Trains and evaluates recipes over seeds, every shared stage once, and measures what that cost."""
+"""Trains and evaluates recipes over seeds, every shared stage once, into one table."""
 
 import re
 import time
@@ -46,7 +46,7 @@ STAGE_ONE: dict[str, tuple[str, ...]] = {
     "no-stage-1": ('alignment.network.kind="identity"',),
 }
 """Stage 1: each of its losses left out; the text encoder tuned, by the paper's small steps on users' last items, for
-one epoch over the beginnings of texts (two cores pay a second or two for a step), beside a frozen one trained in the
+one epoch over the beginnings of texts (a step takes a second or two on two cores), and a frozen one trained in the
 same way; and no stage 1 at all, the paper's MLP-LLM.
 
 Source: arXiv:2404.11343, section 5.3.
@@ -71,11 +71,11 @@ READ_OUT: dict[str, tuple[str, ...]] = {
 ABLATIONS = {"stage1": STAGE_ONE, "stage2": STAGE_TWO, "readout": READ_OUT}
 
 Watch = Callable[[str], AbstractContextManager[Observer]]
-"""Called with a sentence before each run; gives the observer of its stages."""
+"""Called with a sentence before each run; opens the observer of its stages."""
 
 
 def unwatched(sentence: str) -> AbstractContextManager[Observer]:
-    """Nobody looks on."""
+    """A watch without an observer."""
     return nullcontext(ignore)
 
 
@@ -106,7 +106,7 @@ def rows_of(
         rows[1:1] = _ablated(recipes[0], ablations, sets)
     if backbones:
         rows[:1] = [row for kind in backbones for row in _on_backbone(recipes[0], kind, sets)]
-    _refuse_twins(rows)
+    _refuse_duplicates(rows)
     return rows
 
 
@@ -129,19 +129,19 @@ def _on_backbone(recipe: str, kind: str, sets: Sequence[str]) -> list[Row]:
     if kind not in KINDS:
         raise InputError(f"unknown backbone {kind!r}: {nearest(kind, list(KINDS))}.")
     whole = load_recipe(recipe, tuple(sets))
-    # What the recipe says of its own backbone's shape holds for another as far as that knows the word.
-    said = whole.backbone.model.model_dump(exclude_unset=True)
-    shape = {key: value for key, value in said.items() if key in KINDS[kind].config.model_fields} | {"kind": kind}
+    # The options of the recipe's own backbone hold for another where it has an option of that name.
+    stated = whole.backbone.model.model_dump(exclude_unset=True)
+    shape = {key: value for key, value in stated.items() if key in KINDS[kind].config.model_fields} | {"kind": kind}
     backbone = type(whole.backbone)(**(whole.backbone.model_dump() | {"model": shape}))
     whole = whole.model_copy(update={"backbone": backbone})
     row = _row(whole, f"{_name(recipe)} on {kind}")
     return [replace(row, name=f"{kind} alone", scorer="cf"), row]
 
 
-def _refuse_twins(rows: Sequence[Row]) -> None:
+def _refuse_duplicates(rows: Sequence[Row]) -> None:
     for kind, names in (("name", [row.name for row in rows]), ("folder", [row.run + row.scorer for row in rows])):
-        if twins := sorted({name for name in names if names.count(name) > 1}):
-            raise InputError(f"two rows have the {kind} {twins[0]!r}, expected one each. Name each recipe once.")
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise InputError(f"two rows have the {kind} {twice[0]!r}, expected one each. Name each recipe once.")
 
 
 def _slug(name: str) -> str:
@@ -150,7 +150,7 @@ def _slug(name: str) -> str:
 
 @dataclass
 class Runs:
-    """The runs of an experiment on one data set, in one folder: what several of them need is trained once.
+    """The runs of an experiment on one data set, in one folder; a stage that several of them share is trained once.
 
     Attributes:
         folder: holds a run folder each.
@@ -178,7 +178,7 @@ class Runs:
         return self.loaded[1]
 
     def begin(self, name: str, recipe: Recipe) -> tuple[Training, list[str]]:
-        """A run's training, begun or gone on with, and the stages that it took over from other runs."""
+        """A run's training, begun or resumed, and the stages that it takes over from other runs."""
         path = self.folder / name
         model, resume = self.llm(recipe) if recipe.llm.enabled else None, (path / MANIFEST).is_file()
         training = begin_training(
@@ -187,7 +187,7 @@ class Runs:
         return training, adopt_stages(training.run, self.all())
 
     def finish(self, name: str, recipe: Recipe, watch: Watch, place: str) -> None:
-        """Trains and evaluates a run as far as that is not done yet."""
+        """Trains and evaluates a run where that is not done yet."""
         training, shared = self.begin(name, recipe)
         run = training.run
         if run.is_done("evaluate") and (run.path / METRICS_FILE).is_file():
@@ -197,7 +197,7 @@ class Runs:
             AllRec(train_stages(replace(training, observer=recorder))).evaluate(self.dataset, observer=observer)
 
     def seconds(self) -> float:
-        """Of every stage in the folder, each shared one once."""
+        """Total time of every stage in the folder, each shared one once."""
         entries = [entry for run in self.all() for entry in run.manifest["stages"].values()]
         return float(sum(entry.get("seconds", 0.0) for entry in entries if "adopted" not in entry))
 
@@ -209,13 +209,13 @@ def check_seeds(seeds: Sequence[int]) -> None:
 
 
 def begin_experiment(file: Path, what: str, head: dict[str, Any], resume: bool) -> dict[str, Any]:
-    """What the file of an experiment holds that is gone on with; of a new one, ``head`` is written.
+    """The content of an experiment's file that is resumed; for a new one, ``head`` is written.
 
     Args:
         file: of the experiment, in its folder.
         what: as messages call it, such as "a comparison".
         head: of a new one.
-        resume: whether to go on with it.
+        resume: whether to continue it.
 
     Raises:
         InputError: the folder holds one already and ``resume`` is not set, or it holds something else.
@@ -248,10 +248,10 @@ def compare(
     Args:
         dataset: a data set or its folder.
         rows: as ``rows_of`` makes them; the others are tested against the first.
-        folder: to write; new, or with ``resume`` an earlier comparison's. More rows and seeds may join it then.
+        folder: to write; new, or with ``resume`` an earlier comparison's, to which rows and seeds may be added.
         seeds: of the runs of each row.
         llm: any causal language model by name or path, or a packaged one; each recipe's own choice where None.
-        resume: go on where a comparison was stopped.
+        resume: continue where a comparison was stopped.
         cache: folder of cached text embeddings.
         device: "cpu", "cuda", ...; the accelerator where there is one.
         watch: opens an observer for each run.
@@ -290,10 +290,10 @@ def is_comparison(folder: Path) -> bool:
 
 
 def _cost(spent: Mapping[str, float], total: float, stages: float) -> dict[str, float]:
-    """Seconds of a comparison, of the stages that its runs trained and scored in that time, and what is above.
+    """Seconds of a comparison, of the stages that its runs trained and scored in that time, and the overhead.
 
     Args:
-        spent: in earlier attempts, as far as ``compare.json`` has them; a kill takes what it interrupts.
+        spent: in earlier attempts, as stored in ``compare.json``; an interrupted run is not counted.
         total: of this attempt.
         stages: of this attempt.
     """

@@ -32,7 +32,7 @@ from allrec.runs.scorers import SCORERS
 from allrec.runs.trained_model import TrainedModel
 
 SCORED = ("joint", "llm", "llm-random-items", "llm-no-soft")
-"""Beside text similarity: what reads an item by its text. There is no E_i of a foreign item, hence no cf."""
+"""The scorers that read an item by its text, besides text similarity. A foreign item has no E_i, hence no cf."""
 
 
 def evaluate_cross_domain(
@@ -44,12 +44,12 @@ def evaluate_cross_domain(
 
     Args:
         system: trained on other data.
-        dataset: its test targets are asked for; its training interactions are of no account.
+        dataset: its test targets are ranked; its training interactions are ignored.
         protocols: which; the recipe's where empty.
         cache: folder of cached text embeddings.
 
     Returns:
-        The rows, segments ``all``, ``repeat`` and ``new``, with the data set's name besides.
+        The rows, segments ``all``, ``repeat`` and ``new``, with the data set's name added.
 
     Raises:
         InputError: it is the run's own data set, or the run cannot decode a text into an item embedding.
@@ -57,7 +57,7 @@ def evaluate_cross_domain(
     Source: arXiv:2404.11343, section 5.2.4.
     """
     if dataset.sha256 == system.run.manifest["dataset"]["sha256"]:
-        raise InputError(f"{system.run.path} was trained on {dataset.name!r} itself; {CROSS_DOMAIN} asks for another.")
+        raise InputError(f"{system.run.path} was trained on {dataset.name!r} itself; {CROSS_DOMAIN} needs another.")
     texts = encode_texts(system.run, dataset.texts, cache or default_cache(), system.model.device)
     model = foreign_model(system.model, dataset, texts)
     plan = foreign_plan(system, dataset, protocols)
@@ -95,14 +95,14 @@ def with_items(backbone: Backbone, embeddings: Float[Tensor, "items dim"]) -> St
         InputError: it does not compute from item embeddings.
     """
     if not isinstance(backbone, StatesBackbone):
-        raise InputError(f"the run's backbone, a {type(backbone).__name__}, reads no items but its own.")
+        raise InputError(f"the run's backbone, a {type(backbone).__name__}, cannot encode other items than its own.")
     other = deepcopy(backbone)
     other.num_items, other.item_table = len(embeddings), nn.Parameter(embeddings)
     return freeze(other)
 
 
 def foreign_plan(system: AllRec, dataset: Dataset, protocols: Sequence[str]) -> Plan:
-    """What the recipe asks for, on test targets, by the scorers that read texts."""
+    """The recipe's evaluation on test targets, by the scorers that read texts."""
     recipe, run = system.run.recipe(), system.run
     folder = run.path / "evaluate" / f"{CROSS_DOMAIN}-{dataset.sha256[:12]}"
     own = Plan.of(recipe.evaluation, folder=folder, scorers=SCORED)
@@ -110,7 +110,7 @@ def foreign_plan(system: AllRec, dataset: Dataset, protocols: Sequence[str]) -> 
 
 
 def text_rankings(texts: Float[Tensor, "items text_dim"], dataset: Dataset, plan: Plan) -> list[Ranking]:
-    """Text similarity, of which nothing is trained: what a run has to beat on foreign ground."""
+    """Text similarity without any training: the baseline of a foreign data set."""
     baseline, targets = TextSimilarity(DenseSpace.of(texts)), dataset.targets["test"]
     everyone = np.arange(len(targets))
     return [
@@ -120,7 +120,7 @@ def text_rankings(texts: Float[Tensor, "items text_dim"], dataset: Dataset, plan
 
 
 def add_rows(system: AllRec, dataset: Dataset, rows: list[dict[str, Any]], chance: dict[str, Any]) -> None:
-    """Puts the rows into the run's ``metrics.json``, in place of earlier ones of the same data set and protocols.
+    """Adds the rows to the run's ``metrics.json``, replacing those of the same data set and protocols.
 
     Raises:
         InputError: the run has not been evaluated on its own data.

@@ -1,4 +1,4 @@
-"""What a run reacts to: the order of its history, a place in the prompt; and what it writes that is no candidate."""
+"""Diagnostics of a run: sensitivity to the history's order and a candidate's place in the prompt, invalid answers."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -17,8 +17,9 @@ from allrec.data.protocols import EvaluationProtocol
 from allrec.errors import InputError
 from allrec.evaluation.metrics import hits_at, tested_metrics
 from allrec.evaluation.ranks import candidate_ranks
+from allrec.evaluation.results import corrected
 from allrec.evaluation.segments import sample_rows
-from allrec.evaluation.significance import bootstrap_interval, compare, holm
+from allrec.evaluation.significance import bootstrap_interval, compare
 from allrec.experiments.scenarios import make_scenario
 from allrec.files import write_json
 from allrec.hybrid.features import histories_of
@@ -29,16 +30,16 @@ from allrec.recommender import AllRec
 from allrec.runs.trained_model import TrainedModel
 
 STREAM = "diagnostics"
-"""Apart from every other draw of the same seed."""
+"""The name of the random stream."""
 SAMPLES = 20_000
 """Draws of the test of even places."""
 Histories = Sequence[Int[ndarray, "length"]]
 Score = Callable[[Histories, Int[ndarray, "users candidates"]], Float[ndarray, "users candidates"]]
-"""Scores lists of candidates for histories; -1 pads a list, and its score is of no account."""
+"""Scores lists of candidates for histories; -1 pads a list, and the score of padding is ignored."""
 
 
-class Asked(NamedTuple):
-    """Users, and what is asked for.
+class EvaluatedLists(NamedTuple):
+    """The evaluated users with their candidate lists.
 
     Attributes:
         histories: before the targets, oldest first.
@@ -50,38 +51,38 @@ class Asked(NamedTuple):
     candidates: Int[ndarray, "users candidates"]
     targets: Int[ndarray, "users"]
 
-    def rows(self, chosen: Int[ndarray, "chosen"]) -> "Asked":
+    def rows(self, chosen: Int[ndarray, "chosen"]) -> "EvaluatedLists":
         """Some of the users."""
-        return Asked([self.histories[row] for row in chosen], self.candidates[chosen], self.targets[chosen])
+        return EvaluatedLists([self.histories[row] for row in chosen], self.candidates[chosen], self.targets[chosen])
 
 
-def asked_of(dataset: Dataset, protocol: str, num_users: int, seed: int) -> Asked:
-    """A fixed sample of the test users with their stored lists; the one that the evaluation takes.
+def sample_test_lists(dataset: Dataset, protocol: str, num_users: int, seed: int) -> EvaluatedLists:
+    """A fixed sample of the test users with their stored lists, the same as the evaluation's.
 
     Raises:
         InputError: there is no test target, or no such list.
     """
     targets = dataset.targets["test"]
     if len(targets) == 0 or protocol not in targets.candidates:
-        raise InputError(f"{dataset.name} stores no test lists of protocol {protocol!r}, so nobody can be diagnosed.")
+        raise InputError(f"{dataset.name} stores no test lists of protocol {protocol!r}, so nothing can be diagnosed.")
     rows = sample_rows(len(targets), num_users, seed)
     starts = dataset.offsets[targets.users[rows]]
     ends = starts + targets.positions[rows]
     histories = [dataset.items[start:end] for start, end in zip(starts, ends, strict=True)]
-    return Asked(histories, targets.candidates[protocol][rows], targets.items[rows])
+    return EvaluatedLists(histories, targets.candidates[protocol][rows], targets.items[rows])
 
 
-def order_of_history(scorers: Mapping[str, Score], asked: Asked, seed: int) -> list[dict[str, Any]]:
-    """What each scorer loses when every history is shuffled, over the users whose history has an order.
+def order_of_history(scorers: Mapping[str, Score], lists: EvaluatedLists, seed: int) -> list[dict[str, Any]]:
+    """What each scorer loses when every history is shuffled, over the users with two different items at least.
 
-    ``changed`` is the share of users whose first choice is another one then, ``correlation`` the mean over users of the
-    correlation of the candidates' scores before and after; None where scores do not differ. A positive difference says
-    that the true order is the better one.
+    ``changed`` is the share of users whose first choice changes, ``correlation`` the mean over users of the correlation
+    of the candidates' scores before and after; None where scores do not differ. A positive difference means that the
+    true order is better.
     """
-    movable = np.flatnonzero([len(np.unique(history)) > 1 for history in asked.histories])
+    movable = np.flatnonzero([len(np.unique(history)) > 1 for history in lists.histories])
     if len(movable) == 0:
         return []
-    part, rng = asked.rows(movable), seeds.rng(seed, STREAM, "history order")
+    part, rng = lists.rows(movable), seeds.rng(seed, STREAM, "history order")
     shuffled = [reordered(history, rng) for history in part.histories]
     rows = []
     for name, score in scorers.items():
@@ -95,14 +96,10 @@ def order_of_history(scorers: Mapping[str, Score], asked: Asked, seed: int) -> l
                "correlation": mean_correlation(kept, mixed, part.candidates >= 0)}
             for metric, (values, _) in tested_metrics().items()
         ]  # fmt: skip
-    for metric in tested_metrics():
-        family = [row for row in rows if row["metric"] == metric]
-        for row, p in zip(family, holm(np.array([row["p"] for row in family])), strict=True):
-            row["p_holm"] = float(p)
-    return rows
+    return corrected(rows, ("metric",))
 
 
-def place_in_prompt(score: Score, asked: Asked, num_orders: int, seed: int) -> dict[str, Any]:
+def place_in_prompt(score: Score, lists: EvaluatedLists, num_orders: int, seed: int) -> dict[str, Any]:
     """Whether a candidate's place in the list matters: the same lists in several random orders.
 
     Without an effect of place every place holds the first choice equally often, whatever the users like; ``p`` is the
@@ -110,40 +107,40 @@ def place_in_prompt(score: Score, asked: Asked, num_orders: int, seed: int) -> d
 
     Args:
         score: such as the language model's.
-        asked: users; padding stays at the end of a list.
+        lists: padding stays at the end of a list.
         num_orders: orders a user, drawn.
         seed: draws them.
     """
     rng = seeds.rng(seed, STREAM, "candidate order")
-    width = asked.candidates.shape[1]
-    total = np.zeros(asked.candidates.shape)
+    width = lists.candidates.shape[1]
+    total = np.zeros(lists.candidates.shape)
     hits, target_places, first_places = [], [], []
     for _ in range(num_orders):
-        order = np.argsort(np.where(asked.candidates < 0, 2.0, rng.random(asked.candidates.shape)), axis=1)
-        listed = asked._replace(candidates=np.take_along_axis(asked.candidates, order, axis=1))
+        order = np.argsort(np.where(lists.candidates < 0, 2.0, rng.random(lists.candidates.shape)), axis=1)
+        listed = lists._replace(candidates=np.take_along_axis(lists.candidates, order, axis=1))
         scores = score(listed.histories, listed.candidates)
         np.put_along_axis(total, order, np.take_along_axis(total, order, axis=1) + scores, axis=1)
         hits.append(hits_at(candidate_ranks(scores, listed.candidates, listed.targets), 1))
         target_places.append((listed.candidates == listed.targets[:, None]).argmax(axis=1))
         first_places.append(first_choices(scores, listed))
-    averaged = hits_at(candidate_ranks(total, asked.candidates, asked.targets), 1)
+    averaged = hits_at(candidate_ranks(total, lists.candidates, lists.targets), 1)
     means = np.mean(hits, axis=0)
     return {
-        "users": len(asked.targets), "orders": num_orders,
+        "users": len(lists.targets), "orders": num_orders,
         "HR@1": float(means.mean()), "ci95": list(bootstrap_interval(means, seeds.rng(seed, STREAM, "interval"))),
         "by_order": [float(values.mean()) for values in hits], "averaged": float(averaged.mean()),
         "places": by_place(np.concatenate(target_places), np.concatenate(hits), np.concatenate(first_places), width),
-        "p": even_p(np.bincount(np.concatenate(first_places), minlength=width), asked.candidates, num_orders, rng),
+        "p": even_p(np.bincount(np.concatenate(first_places), minlength=width), lists.candidates, num_orders, rng),
     }  # fmt: skip
 
 
 def by_place(
-    target_places: Int[ndarray, "asked"],
-    hits: Float[ndarray, "asked"],
-    first_places: Int[ndarray, "asked"],
+    target_places: Int[ndarray, "rows"],
+    hits: Float[ndarray, "rows"],
+    first_places: Int[ndarray, "rows"],
     width: int,
 ) -> list[dict[str, Any]]:
-    """A row a place: how often the target stood there and was hit, and which share of first choices stood there."""
+    """A row a place: the number of targets there, their hit rate, and the share of first choices there."""
     rows = []
     for place in range(width):
         own = hits[target_places == place]
@@ -156,7 +153,7 @@ def by_place(
 def even_p(
     counts: Int[ndarray, "places"], candidates: Int[ndarray, "users candidates"], num_orders: int, rng: Any
 ) -> float:
-    """How often chance makes counts at least as uneven, when each user's choice falls on each of their places alike.
+    """The p of counts at least as uneven, under a uniform choice among each user's places.
 
     Pearson's chi-square over draws of the same lists; never below 1 / (draws + 1).
     """
@@ -171,12 +168,12 @@ def even_p(
     return float((1 + (uneven[1:] >= uneven[0] * (1 - 1e-12)).sum()) / (1 + SAMPLES))
 
 
-def written_answers(answers: Sequence[WrittenTitle], item_ids: Sequence[str], asked: Asked) -> dict[str, Any]:
-    """What of the written titles is valid: in the catalogue, on the list, the target's.
+def written_answers(answers: Sequence[WrittenTitle], item_ids: Sequence[str], lists: EvaluatedLists) -> dict[str, Any]:
+    """The share of written titles that are in the catalogue, among the candidates, the target's.
 
     ``invalid`` is the share that names no candidate. A title that several items share counts as each of them.
     """
-    is_hit = [item_ids[target] in answer.item_ids for answer, target in zip(answers, asked.targets, strict=True)]
+    is_hit = [item_ids[target] in answer.item_ids for answer, target in zip(answers, lists.targets, strict=True)]
     hits = np.array(is_hit, np.float64)
     return {
         "users": len(answers),
@@ -205,26 +202,26 @@ def reordered(history: Int[ndarray, "length"], rng: np.random.Generator) -> Int[
             return drawn
 
 
-def first_choices(scores: Float[ndarray, "users candidates"], asked: Asked) -> Int[ndarray, "users"]:
+def first_choices(scores: Float[ndarray, "users candidates"], lists: EvaluatedLists) -> Int[ndarray, "users"]:
     """The place of the best-scored candidate of each user; the first one where several are."""
-    return np.where(asked.candidates >= 0, scores, -np.inf).argmax(axis=1)
+    return np.where(lists.candidates >= 0, scores, -np.inf).argmax(axis=1)
 
 
 def mean_correlation(
     first: Float[ndarray, "users candidates"], second: Float[ndarray, "users candidates"], is_candidate: ndarray
 ) -> float | None:
     """Mean over users of Pearson's correlation of their candidates' scores; users of equal scores are left out."""
-    found = []
+    correlations = []
     for one, other, kept in zip(first.astype(np.float64), second.astype(np.float64), is_candidate, strict=True):
         if kept.sum() > 1 and one[kept].std() > 0 and other[kept].std() > 0:
-            found.append(np.corrcoef(one[kept], other[kept])[0, 1])
-    return float(np.mean(found)) if found else None
+            correlations.append(np.corrcoef(one[kept], other[kept])[0, 1])
+    return float(np.mean(correlations)) if correlations else None
 
 
 FORMAT_VERSION = 1
 DIAGNOSTICS = "diagnostics.json"
 WRITTEN_TOGETHER = 16
-"""Users whose answers are written at one time."""
+"""Users whose answers are generated at one time."""
 
 
 def diagnose(
@@ -240,7 +237,7 @@ def diagnose(
     Args:
         system: the run.
         dataset: its data set, as it was prepared.
-        num_users: at most users at most, those whom an evaluation takes first.
+        num_users: users at most, those that an evaluation takes first.
         num_orders: orders of every prompt's candidates.
         observer: receives the progress.
 
@@ -253,17 +250,17 @@ def diagnose(
     """
     dataset = dataset if isinstance(dataset, Dataset) else load_dataset(dataset)
     model, run = system.measured, system.run
-    dataset = make_scenario(dataset, run.manifest["dataset"].get("scenario", "standard"), model.recipe.seed).asked
+    dataset = make_scenario(dataset, run.manifest["dataset"].get("scenario", "standard"), model.recipe.seed).evaluated
     run.check_dataset(dataset.sha256, dataset.name)
     seed, protocol = model.recipe.evaluation.bootstrap_seed, EvaluationProtocol.PAPER
-    asked = asked_of(dataset, protocol, num_users, seed)
-    scorers = list_scorers(model, asked)
+    lists = sample_test_lists(dataset, protocol, num_users, seed)
+    scorers = list_scorers(model, lists)
     observer("diagnose", 0.0, {})
-    history = order_of_history(scorers, asked, seed)
+    history = order_of_history(scorers, lists, seed)
     observer("diagnose", 0.3, {})
-    places = place_in_prompt(scorers["llm"], asked, num_orders, seed) if "llm" in scorers else None
+    places = place_in_prompt(scorers["llm"], lists, num_orders, seed) if "llm" in scorers else None
     observer("diagnose", 0.7, {})
-    answers = written_answers(written(model, asked), model.catalogue.item_ids, asked) if places else None
+    answers = written_answers(written(model, lists), model.catalogue.item_ids, lists) if places else None
     observer("diagnose", 1.0, {})
     result = {
         "format": FORMAT_VERSION, "dataset": dataset.name, "scenario": dataset.scenario, "protocol": protocol,
@@ -273,8 +270,8 @@ def diagnose(
     return result
 
 
-def list_scorers(model: TrainedModel, asked: Asked) -> dict[str, Score]:
-    """What a run scores given lists with, by name."""
+def list_scorers(model: TrainedModel, lists: EvaluatedLists) -> dict[str, Score]:
+    """The scorers of a run for given lists, by name."""
     scorers = {
         "cf": dot_product(model.represent, model.item_embeddings),
         "joint": dot_product(model.represent, model.joint_embeddings),
@@ -283,7 +280,7 @@ def list_scorers(model: TrainedModel, asked: Asked) -> dict[str, Score]:
         scorers["fusion"] = partial(fused_scores_of, model.fused_ranker)
     if model.has_llm and model.recipe.readout.enabled:
         scorers["readout"] = partial(model.llm_scores, name="readout")
-    if model.has_llm and model.titles.fits(asked.candidates):
+    if model.has_llm and model.titles.fits(lists.candidates):
         scorers["llm"] = model.llm_scores
     return scorers
 
@@ -295,11 +292,11 @@ def fused_scores_of(
     return np.concatenate([scored.scores for scored in ranker.rank_lists(histories_of(histories), candidates)])
 
 
-def written(model: TrainedModel, asked: Asked) -> list[WrittenTitle]:
+def written(model: TrainedModel, lists: EvaluatedLists) -> list[WrittenTitle]:
     """The likeliest title for each user, in greedy steps."""
     answers = []
-    for start in range(0, len(asked.targets), WRITTEN_TOGETHER):
-        part = asked.rows(np.arange(start, min(start + WRITTEN_TOGETHER, len(asked.targets))))
+    for start in range(0, len(lists.targets), WRITTEN_TOGETHER):
+        part = lists.rows(np.arange(start, min(start + WRITTEN_TOGETHER, len(lists.targets))))
         users = model.represent(part.histories)
         answers += [
             row[0] for row in write_titles(model.titles, model.catalogue, users, part.histories, part.candidates)

@@ -1,4 +1,4 @@
-"""Scenarios: who and what is trained on, and what is then asked for, as pure functions of a data set; and their runs.
+"""Scenarios: which interactions are trained on and which targets evaluated, as pure functions of a data set; runs.
 
 What a scenario holds out is held out of everything: backbone, stage 1, stage 2, tuned texts, counts and fusion.
 """
@@ -19,7 +19,7 @@ from allrec.backbones.registry import BackboneConfig
 from allrec.config import Recipe
 from allrec.data.dataset import Dataset, Targets, load_dataset, load_timestamps
 from allrec.data.items import NewItems
-from allrec.data.negatives import Touched, draw_candidates
+from allrec.data.negatives import UserItems, draw_candidates
 from allrec.data.split import split_at_times
 from allrec.errors import InputError, nearest
 from allrec.evaluation.evaluate import Plan
@@ -29,7 +29,7 @@ from allrec.recommender import AllRec
 from allrec.runs.add_items import store_items
 
 STREAM = "scenario"
-"""Apart from every other draw of the same seed."""
+"""The name of the random stream."""
 COLD_LENGTH = 3
 """Interactions of a cold user: two of history and the target."""
 UNSEEN_SHARE = 0.1
@@ -47,19 +47,19 @@ NAMES = ("cold-users", "cold-users-2000", "few-shot-64", "few-shot-128", "few-sh
 
 
 class Scenario(NamedTuple):
-    """A data set as a scenario has it.
+    """A data set as changed by a scenario.
 
     Attributes:
         train: what every stage trains on.
-        asked: what is asked for; its catalogue begins with that of ``train``, and further items were never trained on.
+        evaluated: whose targets are ranked; its catalogue begins with that of ``train``, further items are untrained.
     """
 
     train: Dataset
-    asked: Dataset
+    evaluated: Dataset
 
 
 def make_scenario(dataset: Dataset, name: str, seed: int) -> Scenario:
-    """A data set as one of the scenarios has it.
+    """The data set as changed by one of the scenarios.
 
     Args:
         dataset: as it was prepared.
@@ -84,12 +84,12 @@ def make_scenario(dataset: Dataset, name: str, seed: int) -> Scenario:
     if kind not in kinds or name == "few-shot":
         raise InputError(f"unknown scenario {name!r}: {nearest(name, [*NAMES, CROSS_DOMAIN])}.")
     sha256 = sha256_text(f"{dataset.sha256} {name} {seed}")
-    train, asked = (replace(made, scenario=name, sha256=sha256, counts=counts_of(made)) for made in kinds[kind]())
-    return Scenario(train, asked)
+    train, evaluated = (replace(made, scenario=name, sha256=sha256, counts=counts_of(made)) for made in kinds[kind]())
+    return Scenario(train, evaluated)
 
 
 def cold_users(dataset: Dataset) -> Dataset:
-    """Users with exactly three interactions are left out of training and validation, and are alone asked for.
+    """Users with exactly three interactions are held out of training and validation; only their targets are tested.
 
     Source: arXiv:2404.11343, section 5.2.2.
 
@@ -105,13 +105,13 @@ def cold_users(dataset: Dataset) -> Dataset:
 
 
 def drawn_cold_users(dataset: Dataset, num_users: int, seed: int) -> Dataset:
-    """A number of users, drawn, are left out of training and validation and cut to their first three interactions.
+    """Randomly drawn users are held out of training and validation and cut to their first three interactions.
 
-    The third is their test target, and nobody else is asked for. Its negatives are items that the user never touched,
-    nor in what was cut off.
+    The third is their only test target, and nobody else has one. Its negatives are items that the user never interacted
+    with, the interactions that were cut off included.
 
     Raises:
-        InputError: the data set has not so many users beside those that it needs to train on.
+        InputError: the data set has no more users than that.
     """
     users = draw_users(dataset, num_users, seed, "cold-users")
     positions = np.full(len(users), COLD_LENGTH - 1)
@@ -124,22 +124,22 @@ def drawn_cold_users(dataset: Dataset, num_users: int, seed: int) -> Dataset:
 
 
 def few_shot(dataset: Dataset, num_users: int, seed: int) -> Dataset:
-    """A number of users, drawn, are all that training and validation have; everybody's test targets are asked for.
+    """Training and validation have a few randomly drawn users only; the test targets of all users are evaluated.
 
     Source: arXiv:2404.11343, section 5.2.3.
 
     Raises:
-        InputError: the data set has not so many users and one more.
+        InputError: the data set has no more users than that.
     """
     users = draw_users(dataset, num_users, seed, "few-shot")
     return hold_out_users(dataset, np.setdiff1d(np.arange(dataset.num_users), users))
 
 
 def unseen(dataset: Dataset, seed: int, share: float = UNSEEN_SHARE) -> Scenario:
-    """Some items, drawn, are in no catalogue, history or list while training; test targets among them are asked for.
+    """Randomly drawn items are in no catalogue, history or list of training; test targets among them are evaluated.
 
-    They come last in the catalogue that is asked, as items do that are added to a trained run. Histories that are asked
-    with lack them too: an item that was added today stands in nobody's.
+    They come last in the evaluated catalogue, as items do that are added to a trained run. Evaluated histories lack
+    them too: an item that was added today is in nobody's history.
 
     Raises:
         InputError: no test target is held out.
@@ -154,24 +154,25 @@ def unseen(dataset: Dataset, seed: int, share: float = UNSEEN_SHARE) -> Scenario
     test = whole.targets["test"]
     is_target = np.zeros(whole.num_interactions, bool)
     is_target[whole.offsets[test.users] + test.positions] = True
-    asked = without_interactions(whole, (whole.items >= num_known) & ~is_target)
-    test = asked.targets["test"]
+    evaluated = without_interactions(whole, (whole.items >= num_known) & ~is_target)
+    known = without_interactions(evaluated, evaluated.items >= num_known)
+    test = evaluated.targets["test"]
     wanted = test.take(test.items >= num_known)
     if len(wanted) == 0:
         raise InputError(
-            f"{dataset.name} has no test target among {dataset.num_items - num_known} held-out items that anybody with "
-            "another item chose last. Take a larger data set."
+            f"{dataset.name} has no test target among {dataset.num_items - num_known} held-out items of a user with "
+            "another item. Take a larger data set."
         )
-    nobody = asked.targets["valid"].take(np.zeros(len(asked.targets["valid"]), bool))
-    train = redraw_candidates(first_items(without_interactions(asked, asked.items >= num_known), num_known), seed)
-    return Scenario(train, with_targets(asked, valid=nobody, test=wanted))
+    nobody = evaluated.targets["valid"].take(np.zeros(len(evaluated.targets["valid"]), bool))
+    train = redraw_candidates(first_items(known, num_known), seed)
+    return Scenario(train, with_targets(evaluated, valid=nobody, test=wanted))
 
 
 def global_time(dataset: Dataset, times: Int[ndarray, "interactions"], seed: int) -> Dataset:
     """Training ends for everybody at one time; targets are each user's first interactions from it and a later one on.
 
     Args:
-        dataset: its own split is of no account.
+        dataset: its own split is ignored.
         times: UTC seconds of every interaction.
         seed: draws the negatives.
 
@@ -191,7 +192,7 @@ def global_time(dataset: Dataset, times: Int[ndarray, "interactions"], seed: int
 
 
 def hold_out_users(dataset: Dataset, users: Int[ndarray, "held_out"]) -> Dataset:
-    """Users without a training interaction or a validation target; they are still there, and can be asked for."""
+    """Removes users from training and validation; their test targets stay."""
     lengths = dataset.train_lengths.copy()
     lengths[users] = 0
     valid = dataset.targets["valid"]
@@ -200,10 +201,10 @@ def hold_out_users(dataset: Dataset, users: Int[ndarray, "held_out"]) -> Dataset
 
 
 def draw_users(dataset: Dataset, num_users: int, seed: int, what: str) -> Int[ndarray, "drawn"]:
-    """A number of the evaluated users, ascending; a smaller draw of the same seed is part of a larger one.
+    """A random sample of the evaluated users, ascending; a smaller draw of the same seed is part of a larger one.
 
     Raises:
-        InputError: there are not so many and one more.
+        InputError: there are no more than that.
     """
     users = np.intersect1d(dataset.targets["valid"].users, dataset.targets["test"].users)
     if not 0 < num_users < len(users):
@@ -219,9 +220,9 @@ def draw_targets(
 ) -> Targets:
     """Targets at these places, with lists of candidates as long as the data set has them."""
     targets = dataset.items[dataset.offsets[users] + positions]
-    touched = Touched(places_of(dataset)[0], dataset.items, dataset.num_users, dataset.num_items)
+    seen = UserItems(places_of(dataset)[0], dataset.items, dataset.num_users, dataset.num_items)
     candidates = {
-        protocol: draw_candidates(users, targets, touched, lists.shape[1] - 1, rng)
+        protocol: draw_candidates(users, targets, seen, lists.shape[1] - 1, rng)
         for protocol, lists in dataset.targets["test"].candidates.items()
     }
     return Targets(users.astype(np.int32), positions.astype(np.int64), targets.astype(np.int32), candidates)
@@ -237,7 +238,7 @@ def redraw_candidates(dataset: Dataset, seed: int) -> Dataset:
 
 
 def without_interactions(dataset: Dataset, is_dropped: Bool[ndarray, "interactions"]) -> Dataset:
-    """A data set that lacks some interactions; targets among them go, and those that are left without a history."""
+    """A data set without some interactions; targets among them go, and targets left without a history."""
     kept_before = np.concatenate([[0], np.cumsum(~is_dropped)])
     starts = dataset.offsets[:-1]
     targets = {}
@@ -255,7 +256,7 @@ def without_interactions(dataset: Dataset, is_dropped: Bool[ndarray, "interactio
 
 
 def reorder_items(dataset: Dataset, order: Int[ndarray, "items"]) -> Dataset:
-    """The same data set with its catalogue in another order: item ``order[i]`` comes to stand at ``i``."""
+    """The same data set with its catalogue in another order: item ``order[i]`` moves to ``i``."""
     place = np.empty(len(order), np.int32)
     place[order] = np.arange(len(order))
     targets = {
@@ -270,7 +271,7 @@ def reorder_items(dataset: Dataset, order: Int[ndarray, "items"]) -> Dataset:
 
 
 def first_items(dataset: Dataset, num_items: int) -> Dataset:
-    """The data set with the first items alone; no interaction may be with another, and candidates are to be redrawn."""
+    """The data set with its first items only; no interaction may be with another, and candidates must be redrawn."""
     return _chosen_items(dataset, np.arange(num_items))
 
 
@@ -280,13 +281,13 @@ def with_targets(dataset: Dataset, **targets: Targets) -> Dataset:
 
 
 def places_of(dataset: Dataset) -> tuple[Int[ndarray, "interactions"], Int[ndarray, "interactions"]]:
-    """Whose each interaction is, and its place in that user's sequence."""
+    """The user of each interaction, and its position in that user's sequence."""
     owners = np.repeat(np.arange(dataset.num_users), np.diff(dataset.offsets))
     return owners, np.arange(dataset.num_interactions) - dataset.offsets[owners]
 
 
 def counts_of(dataset: Dataset) -> dict[str, int]:
-    """What a data set that was changed still knows of its counts."""
+    """The counts of a changed data set."""
     return {
         "users": dataset.num_users,
         "items": dataset.num_items,
@@ -324,7 +325,7 @@ def train_scenario(
     device: str | None = None,
     observer: Observer = ignore,
 ) -> AllRec:
-    """Trains and evaluates a recipe as a scenario has it; its seed draws what is held out.
+    """Trains and evaluates a recipe in a scenario; the recipe's seed draws what is held out.
 
     Args:
         dataset: a prepared data set or its folder.
@@ -332,7 +333,7 @@ def train_scenario(
         run: folder to write, see ``AllRec.train``.
         recipe: complete.
         llm: see ``AllRec.train``.
-        resume: go on where the run stopped.
+        resume: continue where the run stopped.
         cache: folder of cached text embeddings.
         device: see ``AllRec.train``.
         observer: receives the progress.
@@ -341,32 +342,31 @@ def train_scenario(
         InputError: an unknown scenario, one that trains nothing, or what ``AllRec.train`` refuses.
     """
     made = _made(dataset, name, recipe.seed)
-    if recipe.refit != "none" and made.asked.num_items > made.train.num_items:
-        raise InputError(f"{name} has items that join after training, which no refit knows. Set refit=none.")
+    if recipe.refit != "none" and made.evaluated.num_items > made.train.num_items:
+        raise InputError(f"{name} has items that are added after training, which no refit knows. Set refit=none.")
     if name.startswith(FEW_SHOT):
         recipe = few_shot_recipe(recipe, int(made.train.train_lengths.sum()))
     system = AllRec.train(
         made.train, run=run, recipe=recipe, llm=llm, resume=resume, cache=cache, device=device, observer=observer,
         is_evaluated=False,
     )  # fmt: skip
-    if made.asked.num_items > system.model.catalogue.num_items:
-        later = later_items(made.asked, made.train.num_items)
+    if made.evaluated.num_items > system.model.catalogue.num_items:
+        later = later_items(made.evaluated, made.train.num_items)
         store_items(system.run, later, cache or default_cache(), device=system.model.device)
         system = AllRec(system.model.reloaded())
-    system.evaluate(made.asked, observer=observer)
+    system.evaluate(made.evaluated, observer=observer)
     return system
 
 
 def few_shot_recipe(recipe: Recipe, num_interactions: int) -> Recipe:
     """The recipe with batches that leave an epoch of few interactions at least ten steps, and more patience.
 
-    Batches for thousands of users hold all of a hundred users at once: in the epochs that a recipe has, hardly anything
-    is learned then (docs/experiments.md). What is smaller or more patient already stays, so a second time changes
-    nothing.
+    A batch sized for thousands of users holds all of a hundred users: in a recipe's epochs hardly anything is learned
+    then (docs/experiments.md). Smaller batches and more patience than these are kept.
 
     Args:
         recipe: complete.
-        num_interactions: that training has.
+        num_interactions: of training.
     """
     most = max(SMALLEST, num_interactions // STEPS)
     content = recipe.fusion.evidence.content
@@ -393,7 +393,7 @@ def _small(config: BackboneConfig, most: int) -> BackboneConfig:
 
 
 def later_items(dataset: Dataset, num_known: int) -> NewItems:
-    """The items from a place in the catalogue on, to join a run that was trained on those before it."""
+    """The items after the first ``num_known``, to be added to a run that was trained on those."""
     genres = dataset.genres or [[] for _ in dataset.item_ids]
     columns = (dataset.item_ids, dataset.titles, dataset.texts, genres)
     return NewItems(*(column[num_known:] for column in columns))  # type: ignore[arg-type]
@@ -409,13 +409,13 @@ def evaluate_scenario(system: AllRec, dataset: Dataset | Path | str, name: str, 
     own = system.run.manifest["dataset"]
     # Another data set altogether is refused by the evaluation itself.
     is_plain = name == own.get("scenario", name) == "standard"
-    if own["sha256"] != made.asked.sha256 and not is_plain:
+    if own["sha256"] != made.evaluated.sha256 and not is_plain:
         raise InputError(
             f"{system.run.path} was trained on {own['name']!r}, scenario {own.get('scenario', 'standard')}, and may "
-            f"have seen what {name} holds out of {made.asked.name!r}. Train one: allrec scenario DATASET --scenario "
-            f"{name} --out DIR"
+            f"have seen what {name} holds out of {made.evaluated.name!r}. Train one: allrec scenario DATASET "
+            f"--scenario {name} --out DIR"
         )
-    system.evaluate(made.asked, plan=plan)
+    system.evaluate(made.evaluated, plan=plan)
 
 
 def _made(dataset: Dataset | Path | str, name: str, seed: int) -> Scenario:

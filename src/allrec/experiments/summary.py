@@ -1,4 +1,4 @@
-"""A comparison in numbers and as text: means over seeds, intervals, paired tests, and the tables that show them."""
+"""The table of a comparison: means over seeds, intervals and paired tests, as values, Markdown and CSV."""
 
 import csv
 import io
@@ -35,8 +35,8 @@ class Row:
     """A row of the table.
 
     Attributes:
-        name: how the table calls it.
-        run: how the folders of its runs begin; two rows may share their runs.
+        name: in the table.
+        run: first part of its runs' folder names; two rows may share their runs.
         recipe: complete but for the seed and the choice of language model.
         scorer: whose scores are the row's.
     """
@@ -85,11 +85,11 @@ class Result:
     def ranks(self, split: str, scorer: str) -> list[tuple[Int[ndarray, "users"], Int[ndarray, "users"]]]:
         """Rows and ranks of each run; empty where a run lacks them."""
         key = (split, self.protocol, scorer)
-        found = [stored.rankings[key] for stored in self.stored if key in stored.rankings]
-        if len(found) < len(self.runs):
+        rankings = [stored.rankings[key] for stored in self.stored if key in stored.rankings]
+        if len(rankings) < len(self.runs):
             return []
-        kept = [np.isin(one.rows, self.users.get(split, one.rows)) for one in found]
-        return [(one.rows[mask], one.ranks[mask]) for one, mask in zip(found, kept, strict=True) if mask.any()]
+        kept = [np.isin(one.rows, self.users.get(split, one.rows)) for one in rankings]
+        return [(one.rows[mask], one.ranks[mask]) for one, mask in zip(rankings, kept, strict=True) if mask.any()]
 
     def cells(self, split: str, scorer: str) -> dict[str, list[float]]:
         """Mean, low and high of every metric."""
@@ -135,12 +135,12 @@ def summarise(runs: Path, rows: Sequence[Row], seeds: Sequence[int]) -> dict[str
 
 def shared_users(results: Sequence[Result]) -> dict[str, Int[ndarray, "users"]]:
     """The rows of each split that every result scored with every seed, so that the table compares like with like."""
-    found = {}
+    shared_rows = {}
     for split in SPLITS:
         scored = [rows for result in results for rows, _ in result.ranks(split, result.row.scorer)]
         if scored and len(shared := reduce(np.intersect1d, scored)):
-            found[split] = shared
-    return found
+            shared_rows[split] = shared
+    return shared_rows
 
 
 def table_row(result: Result, scorer: str, first: Result | None) -> dict[str, Any]:
@@ -163,7 +163,7 @@ def table_row(result: Result, scorer: str, first: Result | None) -> dict[str, An
 
 
 def seconds(result: Result, scorer: str) -> dict[str, float]:
-    """Mean seconds over the seeds, as if each run had been alone: a stage that was taken over counts with its own."""
+    """Mean seconds over the seeds, as if each run had run alone: a stage that was taken over counts its own time."""
     training = float(np.mean([sum(map(run.seconds, SCORERS[scorer].stages)) for run in result.runs]))
     if scorer == "llm":
         inference = float(np.mean([run.seconds("evaluate") for run in result.runs]))
@@ -174,7 +174,7 @@ def seconds(result: Result, scorer: str) -> dict[str, float]:
 
 def tests(ours: Result, scorer: str, theirs: Result, against: str) -> dict[str, Any] | None:
     """Paired comparison on the test users that both scored; None where there are none."""
-    found = {}
+    results = {}
     for metric in SHOWN:
         our_users, our_values = ours.by_user(metric, scorer)
         their_users, their_values = theirs.by_user(metric, against)
@@ -182,8 +182,8 @@ def tests(ours: Result, scorer: str, theirs: Result, against: str) -> dict[str, 
         if len(mine) == 0:
             return None
         result = compare_users(our_values[mine], their_values[other], seeds.rng(0, "comparison", "paired", len(mine)))
-        found[metric] = result.row() | {"users": len(mine)}
-    return found
+        results[metric] = result.row() | {"users": len(mine)}
+    return results
 
 
 def correct(family: Sequence[dict[str, Any]]) -> None:
@@ -195,12 +195,12 @@ def correct(family: Sequence[dict[str, Any]]) -> None:
 
 
 def p_of(test: dict[str, Any]) -> float:
-    """The corrected p of a test, or its own where it stands alone."""
+    """The corrected p of a test, or its own where it is the only one."""
     return float(test.get("p_holm", test["p"]))
 
 
 def is_above(test: dict[str, Any] | None) -> bool:
-    """Whether a paired test of HR@1 speaks for the row, corrected p below .05."""
+    """Whether the row is better by a paired test of HR@1, corrected p below .05."""
     return test is not None and test["HR@1"]["difference"] > 0 and p_of(test["HR@1"]) < LEVEL
 
 
@@ -220,7 +220,7 @@ def cell(values: Sequence[Float[ndarray, "users"]]) -> list[float]:
 
 
 def llm_label(recipe: Recipe) -> str:
-    """Which language model was used, and in whose place."""
+    """The language model that was used, and the one that it replaces."""
     chosen, published = recipe.llm.chosen, recipe.llm.published
     tuned = ", tuned (LoRA)" if recipe.llm.tuning == "lora" else ""
     if chosen is None or chosen.name == published.name:
@@ -237,14 +237,14 @@ HEADER = (
 
 
 def cells(table: dict[str, Any]) -> Cells:
-    """The poster's table as text, a list a row, without its header; the last row is chance."""
+    """The table as text, a list a row, without its header; the last row is chance."""
     rows = [_cells(row) for row in table["rows"]]
     chance = [f"{table['chance'][metric]:.4f}" for metric in SHOWN]
     return [*rows, ["chance", "", "", "", *chance, *chance, "", ""]]
 
 
 def evidence_cells(table: dict[str, Any]) -> Cells:
-    """The scorers of every run beside each other: recipe, scorer, test users, then the metrics."""
+    """The scorers of every run: recipe, scorer, test users, then the metrics."""
     return [
         [row["name"], row["scorer"], f"{row['users'].get('test', 0):,}", *_metrics(row)] for row in table["evidence"]
     ]
@@ -254,7 +254,7 @@ EVIDENCE_HEADER = ("recipe", "scorer", "test users", *HEADER[4:-2])
 
 
 def notes(table: dict[str, Any]) -> list[str]:
-    """What a reader must know before quoting a number, in sentences."""
+    """Notes on the table: data set, users, intervals, tests, language models, warnings."""
     seeds = table["seeds"]
     kind = (
         f"Student's t over {len(seeds)} seeds ({', '.join(map(str, seeds))})"
@@ -328,7 +328,7 @@ def _llms(table: dict[str, Any]) -> list[str]:
     names = sorted({row["llm"] for row in table["rows"] if row["llm"]})
     said = [f"Language model: {'; '.join(names)}."] if names else []
     if any(IN_PLACE in name for name in names):
-        said.append("A model in place of a larger one says nothing of what that would reach.")
+        said.append("A model in place of a larger one does not show what that would reach.")
     return said
 
 

@@ -22,7 +22,7 @@ from torch.nn import functional
 from allrec import seeds
 from allrec.backbones.base import Backbone, freeze, represent_users
 from allrec.data.dataset import Dataset
-from allrec.data.negatives import Touched, draw_candidates
+from allrec.data.negatives import UserItems, draw_candidates
 from allrec.errors import Config
 from allrec.llm.likelihood import answer_loss
 from allrec.llm.prompt import FIRST_TITLE, Packed, PromptBuilder
@@ -312,13 +312,13 @@ def _drawn_anew(
     seed: int,
 ) -> Callable[[int], LazyBatches[tuple[ndarray, ndarray]]]:
     """The batches of an epoch: rows of examples, whole groups, and the candidates that each row's prompt lists."""
-    touched = _touched(dataset)
+    seen = _user_items(dataset)
     order = np.argsort(groups, kind="stable")
     rows_of = Packed(order, np.concatenate([[0], np.cumsum(np.bincount(groups))]))
 
     def batches(epoch: int) -> LazyBatches[tuple[ndarray, ndarray]]:
         rng = seeds.rng(seed, "soft tokens", "epoch", epoch)
-        candidates = draw_candidates(examples.users, examples.items, touched, config.num_candidates - 1, rng)
+        candidates = draw_candidates(examples.users, examples.items, seen, config.num_candidates - 1, rng)
         lengths = prompt_lengths(dataset, examples, candidates, groups, builder)
         chosen = [rows_of.take(batch).values for batch in length_batches(lengths, config.batch_tokens, rng)]
         return LazyBatches(chosen, lambda _, rows: (rows, candidates[rows]))
@@ -326,10 +326,10 @@ def _drawn_anew(
     return batches
 
 
-def _touched(dataset: Dataset) -> Touched:
+def _user_items(dataset: Dataset) -> UserItems:
     offsets, items = dataset.train_csr()
     users = np.repeat(np.arange(dataset.num_users), np.diff(offsets))
-    return Touched(users, items, dataset.num_users, dataset.num_items)
+    return UserItems(users, items, dataset.num_users, dataset.num_items)
 
 
 def prompt_lengths(

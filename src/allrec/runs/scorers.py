@@ -10,7 +10,7 @@ from torch import Tensor
 
 from allrec.data.dataset import Targets
 from allrec.data.protocols import EvaluationProtocol
-from allrec.evaluation.evaluate import Question, Ranked, Scorer
+from allrec.evaluation.evaluate import Ranked, RankingRequest, Scorer
 from allrec.evaluation.ranks import candidate_ranks, catalogue_ranks, dot_product_ranks, excluded_of
 from allrec.hybrid.features import histories_before, largest_similarity
 from allrec.hybrid.fusion import LENGTH, PRIOR, fold_of
@@ -24,82 +24,82 @@ READ_A_CHUNK = 2048
 """Users read by the read-out head between two writes."""
 
 
-def rank_by_dot_products(model: TrainedModel, question: Question, *, of_joint: bool) -> Ranked:
+def rank_by_dot_products(model: TrainedModel, request: RankingRequest, *, of_joint: bool) -> Ranked:
     """x_u · E_i, or x_u · what stage 1 decodes of e_i or q_i."""
     items = model.joint_embeddings if of_joint else model.item_embeddings
-    users = model.represent(_histories(question))
-    return Ranked(dot_product_ranks(users, items, question.dataset, question.targets, question.protocol))
+    users = model.represent(_histories(request))
+    return Ranked(dot_product_ranks(users, items, request.dataset, request.targets, request.protocol))
 
 
-def rank_by_text(model: TrainedModel, question: Question) -> Ranked:
+def rank_by_text(model: TrainedModel, request: RankingRequest) -> Ranked:
     """The largest cosine of the candidate's text with the texts of the latest items; nothing of it was trained."""
-    targets, space = question.targets, model.evidence.spaces[TEXT]
-    histories = histories_before(question.dataset, targets)
-    if question.protocol.is_catalogue and isinstance(space, DenseSpace):
-        excluded = excluded_of(question.dataset, targets, question.protocol)
+    targets, space = request.targets, model.evidence.spaces[TEXT]
+    histories = histories_before(request.dataset, targets)
+    if request.protocol.is_catalogue and isinstance(space, DenseSpace):
+        excluded = excluded_of(request.dataset, targets, request.protocol)
         return Ranked(
             catalogue_ranks(
                 lambda part: largest_similarity(histories.part(part), space), targets.items, len(space.unit), excluded
             )
         )
-    candidates = targets.candidates[question.protocol]
+    candidates = targets.candidates[request.protocol]
     scores = model.evidence.column(f"{TEXT}_largest", histories, candidates)
     return Ranked(candidate_ranks(scores, candidates, targets.items))
 
 
-def rank_by_fusion(model: TrainedModel, question: Question, *, with_llm: bool) -> Ranked:
+def rank_by_fusion(model: TrainedModel, request: RankingRequest, *, with_llm: bool) -> Ranked:
     """All evidence, with or without the language model's.
 
     On validation each user is ranked by the members that were fitted without them; on test by all members, which met
     the user's validation target and never the test target.
     """
-    ranker, targets = model.fused_ranker, question.targets
+    ranker, targets = model.fused_ranker, request.targets
     if ranker is None:
         raise ValueError("the model has no fusion")
     folds = None
-    if question.split == "valid":
-        num_rows = len(question.dataset.targets["valid"])
-        folds = fold_of(num_rows, len(ranker.fusions["lists"].members), model.recipe.seed)[question.rows]
-    histories = histories_before(question.dataset, targets)
-    if question.protocol.is_catalogue:
-        reader = stored_reader(model, question, f"{question.protocol}-best") if with_llm else None
-        ranked = ranker.rank_catalogue(histories, _excepted(question), reader, folds=folds)
+    if request.split == "valid":
+        num_rows = len(request.dataset.targets["valid"])
+        folds = fold_of(num_rows, len(ranker.fusions["lists"].members), model.recipe.seed)[request.rows]
+    histories = histories_before(request.dataset, targets)
+    if request.protocol.is_catalogue:
+        reader = stored_reader(model, request, f"{request.protocol}-best") if with_llm else None
+        ranked = ranker.rank_catalogue(histories, _excepted(request), reader, folds=folds)
         last = model.catalogue.num_items - 1
         parts = [scored.ranks(targets.items[scored.rows], last) for scored in ranked]
         return Ranked(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
-    reader = stored_reader(model, question, question.protocol) if with_llm else None
-    lists = ranker.rank_lists(histories, targets.candidates[question.protocol], reader, folds=folds)
+    reader = stored_reader(model, request, request.protocol) if with_llm else None
+    lists = ranker.rank_lists(histories, targets.candidates[request.protocol], reader, folds=folds)
     return Ranked(np.concatenate([scored.ranks(targets.items[scored.rows], -1).ranks for scored in lists]))
 
 
-def rank_by_llm(model: TrainedModel, question: Question, *, name: str = "llm") -> Ranked:
+def rank_by_llm(model: TrainedModel, request: RankingRequest, *, name: str = "llm") -> Ranked:
     """log P(title | prompt), or a control of it; over the catalogue of the backbone's best items, the rest as it is."""
-    targets, ranker = question.targets, model.backbone_ranker
-    histories = histories_before(question.dataset, targets)
-    if question.protocol.is_catalogue:
-        reader = stored_reader(model, question, f"{question.protocol}-best")
-        ranked = ranker.rank_catalogue(histories, _excepted(question), reader)
+    targets, ranker = request.targets, model.backbone_ranker
+    histories = histories_before(request.dataset, targets)
+    if request.protocol.is_catalogue:
+        reader = stored_reader(model, request, f"{request.protocol}-best")
+        ranked = ranker.rank_catalogue(histories, _excepted(request), reader)
         parts = [scored.ranks(targets.items[scored.rows], -1) for scored in ranked]
         ranks, is_retrieved = RetrievedRanks(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
-        return Ranked(np.where(is_retrieved, ranks, rank_by_dot_products(model, question, of_joint=False).ranks))
-    reader = stored_reader(model, question, question.protocol, name)
-    lists = ranker.rank_lists(histories, targets.candidates[question.protocol], reader)
+        return Ranked(np.where(is_retrieved, ranks, rank_by_dot_products(model, request, of_joint=False).ranks))
+    reader = stored_reader(model, request, request.protocol, name)
+    lists = ranker.rank_lists(histories, targets.candidates[request.protocol], reader)
     return Ranked(np.concatenate([scored.ranks(targets.items[scored.rows], -1).ranks for scored in lists]))
 
 
-def rank_by_readout(model: TrainedModel, question: Question) -> Ranked:
+def rank_by_readout(model: TrainedModel, request: RankingRequest) -> Ranked:
     """The read-out head's dot products; a user is read once for all protocols."""
-    users = stored_readings(model, question)[torch.from_numpy(np.searchsorted(question.read_rows, question.rows))]
-    targets, protocol = question.targets, question.protocol
-    return Ranked(dot_product_ranks(users, model.readout_items, question.dataset, targets, protocol))
+    users = stored_readings(model, request)[torch.from_numpy(np.searchsorted(request.read_rows, request.rows))]
+    targets, protocol = request.targets, request.protocol
+    return Ranked(dot_product_ranks(users, model.readout_items, request.dataset, targets, protocol))
 
 
-def stored_reader(model: TrainedModel, question: Question, lists: str, variant: str = "llm") -> LlmReader:
-    """The language model for the rows of a question, its scores read where one of the folders has them.
+def stored_reader(model: TrainedModel, request: RankingRequest, lists: str, variant: str = "llm") -> LlmReader:
+    """The language model for the rows of a request, its scores read where one of the folders has them.
 
     Args:
         model: scores.
-        question: whose rows and folders.
+        request: whose rows and folders.
         lists: name of the lists, in the names of files.
         variant: control in place of the scorer "llm".
     """
@@ -107,44 +107,44 @@ def stored_reader(model: TrainedModel, question: Question, lists: str, variant: 
     def score(places: Int[ndarray, "part"], candidates: ndarray, name: str) -> Float[ndarray, "part listed"]:
         if name in (PRIOR, LENGTH):
             return model.titles.of_titles(candidates, name)
-        scorer, rows = variant if name == "llm" else name, question.rows[places]
-        file = chunk_name(f"{question.split}-{lists}-{scorer}", int(places[0]), rows, candidates)
+        scorer, rows = variant if name == "llm" else name, request.rows[places]
+        file = chunk_name(f"{request.split}-{lists}-{scorer}", int(places[0]), rows, candidates)
 
         def compute() -> Tensor:
-            return torch.from_numpy(model.llm_scores(_histories(question, rows), candidates, scorer))
+            return torch.from_numpy(model.llm_scores(_histories(request, rows), candidates, scorer))
 
-        scores = stored(question.folders, file, SCORES, compute).numpy()
+        scores = stored(request.folders, file, SCORES, compute).numpy()
         done = float(places[-1] + 1)
-        question.on_progress(done / len(question.rows), {"users": done})
+        request.on_progress(done / len(request.rows), {"users": done})
         return scores
 
     return LlmReader(score, model.titles.fits_each)
 
 
-def stored_readings(model: TrainedModel, question: Question) -> Float[Tensor, "read readout_dim"]:
+def stored_readings(model: TrainedModel, request: RankingRequest) -> Float[Tensor, "read readout_dim"]:
     """The head's vector of each user, read where one of the folders has it, else computed and written to the first."""
     chunks = []
-    for start in range(0, len(question.read_rows), READ_A_CHUNK):
-        rows = question.read_rows[start : start + READ_A_CHUNK]
+    for start in range(0, len(request.read_rows), READ_A_CHUNK):
+        rows = request.read_rows[start : start + READ_A_CHUNK]
 
         def compute(rows: Int[ndarray, "rows"] = rows) -> Tensor:
-            return model.read(_histories(question, rows))
+            return model.read(_histories(request, rows))
 
-        file = chunk_name(f"{question.split}-readout", start, rows)
-        chunks.append(stored(question.folders, file, "vectors", compute))
-        question.on_progress((start + len(rows)) / len(question.read_rows), {"users": float(start + len(rows))})
+        file = chunk_name(f"{request.split}-readout", start, rows)
+        chunks.append(stored(request.folders, file, "vectors", compute))
+        request.on_progress((start + len(rows)) / len(request.read_rows), {"users": float(start + len(rows))})
     return torch.cat(chunks)
 
 
-def _histories(question: Question, rows: Int[ndarray, "rows"] | None = None) -> list[Int[ndarray, "length"]]:
+def _histories(request: RankingRequest, rows: Int[ndarray, "rows"] | None = None) -> list[Int[ndarray, "length"]]:
     """The history before each target, oldest first."""
-    targets = question.dataset.targets[question.split].take(question.rows if rows is None else rows)
-    known = histories_before(question.dataset, targets)
+    targets = request.dataset.targets[request.split].take(request.rows if rows is None else rows)
+    known = histories_before(request.dataset, targets)
     return [known.items[start:end] for start, end in zip(known.starts, known.ends, strict=True)]
 
 
-def _excepted(question: Question) -> Int[ndarray, "rows"] | None:
-    return question.targets.items if question.protocol.excludes_history else None
+def _excepted(request: RankingRequest) -> Int[ndarray, "rows"] | None:
+    return request.targets.items if request.protocol.excludes_history else None
 
 
 def _always(model: TrainedModel, targets: Targets, protocol: EvaluationProtocol) -> str | None:

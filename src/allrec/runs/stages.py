@@ -24,7 +24,7 @@ from allrec.config import Recipe
 from allrec.data.catalogue import Catalogue
 from allrec.data.dataset import Dataset
 from allrec.errors import InputError
-from allrec.evaluation.evaluate import Question
+from allrec.evaluation.evaluate import RankingRequest
 from allrec.files import save_tensors, write_json
 from allrec.hybrid.content import TrainingHistories, save_content_parts, save_training_histories, train_content_parts
 from allrec.hybrid.fitting import LISTED, fit_fusions
@@ -302,8 +302,8 @@ def _fit_fusion(training: Training, folder: Path) -> None:
     model, dataset, recipe = training.model, training.dataset, training.recipe
 
     def new_reader(split: str, lists: str, rows: Int[ndarray, "rows"]) -> LlmReader:
-        question = Question(dataset, split, LISTED, rows, rows, (folder,), training.progress("fusion"))
-        return stored_reader(model, question, lists)
+        request = RankingRequest(dataset, split, LISTED, rows, rows, (folder,), training.progress("fusion"))
+        return stored_reader(model, request, lists)
 
     fits = recipe.llm.enabled and model.titles.fits(dataset.targets["valid"].candidates[LISTED])
     fitted = fit_fusions(

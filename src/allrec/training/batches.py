@@ -1,4 +1,4 @@
-"""What goes into a batch: sequences of like length within a token budget, padded histories, negatives."""
+"""Batches: sequences of similar length within a token budget, and padded histories."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -77,10 +77,10 @@ def pad_histories(
     """The latest ``max_length`` of ``items[starts[row]:ends[row]]``, oldest first, padded with -1 on the right.
 
     Args:
-        items: item ids of all users one after the other, oldest first within a user.
+        items: item ids of all users concatenated, oldest first within a user.
         starts: where each row's history begins.
         ends: where it ends; before the target, for one.
-        max_length: items kept at most.
+        max_length: the maximal number of items kept.
 
     Returns:
         int64, as wide as the longest row after the cut.
@@ -110,6 +110,6 @@ def windows(
 
 
 def latest_first(histories: Int[Tensor, "rows length"]) -> Int[Tensor, "rows length"]:
-    """Histories turned round: the latest item first, padding still on the right."""
+    """Histories reversed: the latest item first, padding still on the right."""
     places = (histories >= 0).sum(dim=1, keepdim=True) - 1 - torch.arange(histories.shape[1])
     return histories.gather(1, places.clamp(min=0)).masked_fill(places < 0, -1)

@@ -1,4 +1,4 @@
-"""Next items to learn from, and how a stage's module begins: what stage 1 and stage 2 share."""
+"""Training targets with their users and positions, and seeded initialisation: what stages 1 and 2 share."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ Module = TypeVar("Module", bound=torch.nn.Module)
 
 @dataclass(frozen=True)
 class Examples:
-    """Next items to learn from: row r is what ``users[r]`` chose at place ``positions[r]`` of their history."""
+    """Training targets: row r is the item at ``positions[r]`` of the sequence of ``users[r]``."""
 
     users: Int[ndarray, "rows"]
     positions: Int[ndarray, "rows"]
@@ -47,14 +47,12 @@ def training_examples(dataset: Dataset, positions: Literal["last", "every"]) -> 
         users = np.repeat(np.arange(len(last)), numbers)
         places = np.arange(numbers.sum()) - np.repeat(np.cumsum(numbers) - numbers, numbers) + 1
     if len(users) == 0:
-        raise InputError(
-            f"{dataset.name} has no user with two training interactions, so there is nothing to learn from."
-        )
+        raise InputError(f"{dataset.name} has no user with two training interactions, so there is no training target.")
     return Examples(users, places, dataset.items[dataset.offsets[users] + places].astype(np.int64))
 
 
 def sampled(examples: Examples, sample: int | None, rng: np.random.Generator) -> Examples:
-    """A number of the examples, drawn at random, in their order; all of them where there are no more, or with None."""
+    """A random sample of the examples, in their order; all of them where ``sample`` is None or not smaller."""
     if sample is None or sample >= len(examples):
         return examples
     return examples.take(np.sort(rng.choice(len(examples), sample, replace=False)))
@@ -71,7 +69,7 @@ def sampled_groups(
 
 
 def initialized(make: Callable[[], Module], seed: int, stream: str) -> Module:
-    """Makes a module whose first weights depend on the seed and the stream alone."""
+    """Makes a module whose initial weights depend on the seed and the stream alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeds.derived(seed, stream, "weights"))
         return make()

@@ -1,6 +1,6 @@
-"""Tables of which a batch looks up few rows: their gradients cost what was looked up, not what they hold.
+"""Large embedding tables, whose sparse gradients cost what a batch looks up and not the size of the table.
 
-A dense gradient of a million items in new memory costs several times what the work of a batch does.
+A freshly allocated dense gradient of a million items costs several times the rest of a step.
 """
 
 from collections.abc import Mapping
@@ -17,24 +17,24 @@ LARGE = 1 << 20
 def look_up(ids: Int[Tensor, "*places"], table: Float[Tensor, "items dim"]) -> Float[Tensor, "*places dim"]:
     """Rows of a table; of a large one that is itself a parameter, the gradient is sparse.
 
-    Optimizers that know dense gradients alone need ``DenseGradients`` before each step, as ``training.loop`` has.
+    Optimizers without sparse gradients need ``DenseGradients`` before each step, as ``training.loop`` has.
     """
     return functional.embedding(ids, table, sparse=table.is_leaf and table.numel() >= LARGE)
 
 
 class DenseGradients:
-    """Sparse gradients as dense ones, which Adam steps by, in memory that stays from step to step."""
+    """Turns sparse gradients into dense ones, as Adam needs them, in memory that is reused from step to step."""
 
     def __init__(self) -> None:
         self.gradients: dict[str, Tensor] = {}
         self.touched: dict[str, Tensor] = {}
 
     def take_over(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Puts a dense gradient in place of every sparse one; it is good until the next is taken over."""
+        """Replaces every sparse gradient by a dense one, which is valid until the next call."""
         for name, value in parameters.items():
             if value.grad is None or not value.grad.is_sparse:
                 continue
-            # A processor adds rows one after the other. Elsewhere they are summed first, as no order is sure there.
+            # A CPU adds rows in order. Elsewhere the order is not fixed, so equal rows are summed first.
             sparse = value.grad if value.device.type == "cpu" else value.grad.coalesce()
             if name in self.gradients:
                 self.gradients[name].index_fill_(0, self.touched[name], 0)

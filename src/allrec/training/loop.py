@@ -1,4 +1,4 @@
-"""The one training loop: every stage that learns by gradient descent runs it, and it goes on where it was killed."""
+"""The one training loop of every stage that learns by gradient descent; it resumes from its checkpoint."""
 
 import json
 import math
@@ -52,7 +52,7 @@ class LoopConfig(Config):
 
 @dataclass
 class Progress:
-    """How far training has come; it travels inside the checkpoint.
+    """The position of training, stored in the checkpoint.
 
     ``epoch`` counts finished epochs, ``batch`` the finished batches of the current one, ``step`` all steps;
     ``best_step`` is the step after which the best validation was measured.
@@ -80,7 +80,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class FitReport:
-    """What a training run did.
+    """The outcome of a training run.
 
     Attributes:
         steps: optimizer steps taken.
@@ -153,7 +153,7 @@ def fit(
 
 
 class _State:
-    """All that a resumed run needs: trained parameters, the best ones so far, Adam's state and the progress."""
+    """What a checkpoint holds: trained parameters, the best ones so far, Adam's state and the progress."""
 
     def __init__(self, module: nn.Module, config: LoopConfig, identity: dict[str, Any]) -> None:
         self.module, self.identity, self.progress = module, identity, Progress()
@@ -228,16 +228,16 @@ def _header(path: Path) -> dict[str, Any]:
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
     if "allrec" not in metadata:
-        raise InputError(f"{path} is no checkpoint of allrec: it says nothing of progress. Remove it to train anew.")
+        raise InputError(f"{path} is no checkpoint of allrec: it has no record of progress. Remove it to train anew.")
     header: dict[str, Any] = json.loads(metadata["allrec"])
     return header
 
 
 @contextmanager
 def seeded_dropout(module: nn.Module, seed: int, stream: str, step: int) -> Iterator[None]:
-    """Inside, dropout draws from a seed of this step alone; outside, torch's generators are as they were.
+    """Within the block, dropout draws from a seed of this step alone; afterwards torch's generators are as before.
 
-    Torch's dropout takes no generator as an argument, hence the global one, lent for the length of a step.
+    Torch's dropout takes no generator as an argument, hence the global one, forked for a step.
     """
     devices = sorted({value.device.index for value in module.parameters() if value.device.type == "cuda"})
     with torch.random.fork_rng(devices=devices):
@@ -289,5 +289,5 @@ def _position(progress: Progress) -> dict[str, float]:
 
 def _nonempty(batches: Batches[Batch]) -> Batches[Batch]:
     if len(batches) == 0:
-        raise InputError("there is no training batch, expected at least one. Has every user too short a history?")
+        raise InputError("there is no training batch, expected at least one. Does every user have too short a history?")
     return batches

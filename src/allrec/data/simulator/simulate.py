@@ -1,4 +1,4 @@
-"""A simulated marketplace: tastes, sequences, repeats, popularity, cold items, and the truth behind them."""
+"""A simulated marketplace: tastes, sequences, repeats, popularity, cold items, and their texts."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,22 +8,33 @@ import numpy as np
 import polars as pl
 
 from allrec import seeds
-from allrec.data.dataset import Dataset
-from allrec.data.simulator.choice import NONE, Market, Users
-from allrec.data.simulator.config import SimulationConfig
-from allrec.data.simulator.items import item_ids, make_items, make_kinds, write_items
-from allrec.errors import InputError
-from allrec.files import read_json, staging, write_json
+from allrec.data.simulator.market import (
+    DEPARTMENTS,
+    NONE,
+    WORDS,
+    Kinds,
+    Market,
+    SimulatedItems,
+    SimulationConfig,
+    Users,
+    make_market,
+)
+from allrec.files import staging, write_json
 
 CONFIG_FILE = "simulation.json"
 CHUNK_USERS = 50_000
-CHUNK_ROWS = 4_096
+CHUNK_ITEMS = 100_000
 LENGTH_SPREAD = 0.6
 NUM_LAST = 2
 DAY = 86_400
 YEAR_START = 1_704_067_200  # 2024-01-01, UTC seconds
 LAST_WEEKS_FROM = YEAR_START + 350 * DAY
 YEAR_END = YEAR_START + 364 * DAY
+MAX_TRAITS = 3
+TRAIT_PROBABILITIES = (0.4, 0.4, 0.2)
+NUM_TRAITS = len(DEPARTMENTS[0].traits)
+SHOWN = {"series": 0.6, "model": 0.2, "use": 0.4, "size": 0.35}
+MAX_WORDS = 12
 
 
 def simulate(
@@ -32,13 +43,13 @@ def simulate(
     """Writes a marketplace as a source for ``prepare``: ``interactions.csv`` and ``items.jsonl``.
 
     Every user's last two interactions fall into the last two weeks, when the new items come on sale: these occur as
-    targets and never in training. Two hands make the same bytes of the same options: the truth is made again from
-    ``simulation.json`` (see ``true_probabilities``), so none has to be stored.
+    targets and never in training. Equal options give equal bytes; ``simulation.json`` keeps them, so that an oracle can
+    work out the true probabilities from it.
 
     Args:
         out: the source's folder; an older simulation there is replaced, anything else is left alone.
         config: size and behaviour.
-        progress: told in a few words what begins.
+        progress: called with the name of each step as it begins.
 
     Returns:
         The folder.
@@ -68,13 +79,6 @@ def is_simulation(path: Path) -> bool:
 def num_chunks(config: SimulationConfig) -> int:
     """How many chunks the users come in."""
     return -(-config.num_users // CHUNK_USERS)
-
-
-def make_market(config: SimulationConfig) -> Market:
-    """The marketplace's rules, which the configuration fixes."""
-    rng = seeds.rng(config.seed, "simulator", "items")
-    kinds = make_kinds(config, rng)
-    return Market(kinds, make_items(kinds, config, rng), config)
 
 
 def make_users(chunk: int, market: Market) -> Users:
@@ -162,57 +166,106 @@ def write_interactions(file: IO[bytes], chunk: int, market: Market) -> None:
     table.select(*ids, "timestamp").write_csv(file, include_header=chunk == 0)
 
 
-def true_probabilities(
-    source: Path | str, dataset: Dataset, split: str = "test", protocol: str = "paper"
-) -> np.ndarray:
-    """The oracle: the probability, under the rules of the marketplace, that each stored candidate comes next.
-
-    Args:
-        source: the folder that ``simulate`` wrote.
-        dataset: what ``prepare`` made of it, unfiltered.
-        split: "valid" or "test".
-        protocol: "paper" or "sampled-99".
-
-    Returns:
-        float [rows, candidates], probabilities within the whole catalogue; 0 for padding.
-
-    Raises:
-        InputError: the folder is no simulation, or the data set was made of something else.
-    """
-    market = make_market(SimulationConfig(**read_json(Path(source) / CONFIG_FILE)))
-    refuse_other_dataset(dataset, market.config)
-    targets = dataset.targets[split]
-    probabilities = np.zeros(targets.candidates[protocol].shape)
-    for chunk in range(num_chunks(market.config)):
-        users = make_users(chunk, market)
-        rows_of_chunk = np.flatnonzero(targets.users // CHUNK_USERS == chunk)
-        for start in range(0, len(rows_of_chunk), CHUNK_ROWS):
-            rows = rows_of_chunk[start : start + CHUNK_ROWS]
-            some = Users(*(table[targets.users[rows] % CHUNK_USERS] for table in users))
-            histories = pad_histories(dataset, targets.users[rows], targets.positions[rows])
-            is_late = np.ones(len(rows), bool)
-            probabilities[rows] = market.probabilities(some, histories, targets.candidates[protocol][rows], is_late)
-    return probabilities
+def brand_name(number: int) -> str:
+    """A brand's name, different for every number: Norwick, Velmora, ..., then Norwick Works, ..."""
+    heads, tails, ends = (WORDS[part] for part in ("brand_heads", "brand_tails", "brand_ends"))
+    end, number = divmod(number, len(heads) * len(tails))
+    turn, place = divmod(number, len(tails))
+    # 7 and 11 are prime to the lists' lengths: every pair comes once, and neighbours sound different.
+    name: str = heads[(turn + 11 * place) % len(heads)] + tails[7 * place % len(tails)]
+    if end == 0:
+        return name
+    series, ending = divmod(end - 1, len(ends))
+    return f"{name} {ends[ending]}" + (f" {series + 1}" if series else "")
 
 
-def refuse_other_dataset(dataset: Dataset, config: SimulationConfig) -> None:
-    """Refuses a data set whose users and items are not the simulation's, in its order.
-
-    Raises:
-        InputError: what differs.
-    """
-    is_same = dataset.num_users == config.num_users and dataset.item_ids == item_ids(0, config.num_items)
-    if not is_same:
-        raise InputError(
-            f"{dataset.path} has {dataset.num_users} users and {dataset.num_items} items, "
-            f"expected {config.num_users} and {config.num_items} of this simulation. "
-            f"Prepare it from the simulation's folder, without filters."
-        )
+def item_ids(start: int, stop: int) -> list[str]:
+    """The string ids of items ``start`` to ``stop``."""
+    return [f"i{number:07d}" for number in range(start, stop)]
 
 
-def pad_histories(dataset: Dataset, users: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Each user's first ``lengths`` items, int [rows, longest], -1 at the end."""
-    places = np.arange(lengths.max())
-    is_held = places < lengths[:, None]
-    wanted = np.where(is_held, dataset.offsets[users][:, None] + places, 0)
-    return np.where(is_held, dataset.items[wanted], NONE)
+def write_items(
+    path: Path, kinds: Kinds, items: SimulatedItems, config: SimulationConfig, rng: np.random.Generator
+) -> None:
+    """Writes the catalogue as JSON lines, a chunk at a time."""
+    num_brands = len(DEPARTMENTS) * config.brands_per_department
+    brands = [brand_name(number) for number in range(num_brands)]
+    with open(path, "wb") as file:
+        for start in range(0, config.num_items, CHUNK_ITEMS):
+            stop = min(start + CHUNK_ITEMS, config.num_items)
+            chunk = describe(kinds, items.kinds[start:stop], [brands[b] for b in items.brands[start:stop]], rng)
+            share = rng.random(stop - start)
+            described = chunk.with_columns(
+                pl.Series("item_id", item_ids(start, stop)),
+                pl.when(pl.Series(share >= config.undescribed_share)).then("description"),
+            )
+            described.select("item_id", "title", "description", "brand", "genres").write_ndjson(file)
+
+
+def describe(kinds: Kinds, of_kind: np.ndarray, brands: list[str], rng: np.random.Generator) -> pl.DataFrame:
+    """Titles of 3 to 12 words, descriptions of 1 to 4 sentences, brand and genres, for a chunk of items."""
+    departments = kinds.departments[of_kind]
+    columns = {
+        "brand": brands,
+        "kind": [kinds.names[kind] for kind in of_kind],
+        "follower": [kinds.names[kind] for kind in kinds.successors[of_kind, 0]],
+        "department": [DEPARTMENTS[number].name for number in departments],
+        "sentences": rng.integers(1, 5, len(of_kind)),
+        **draw_traits(departments, rng),
+        **draw_phrases(departments, rng),
+    }
+    table = pl.DataFrame(columns)
+    shown = [
+        pl.when(pl.Series(rng.random(len(of_kind)) < share)).then(name).alias(f"shown_{name}")
+        for name, share in SHOWN.items()
+    ]
+    return table.with_columns(shown).select(
+        title(), description(), "brand", genres=pl.concat_list("department", "kind")
+    )
+
+
+def draw_traits(departments: np.ndarray, rng: np.random.Generator) -> dict[str, list[str | None]]:
+    """One to three different traits of each item's department, as columns trait0, trait1, trait2."""
+    num_traits = rng.choice(MAX_TRAITS, len(departments), p=TRAIT_PROBABILITIES) + 1
+    chosen = np.argsort(rng.random((len(departments), NUM_TRAITS)), axis=1)[:, :MAX_TRAITS]
+    return {
+        f"trait{place}": [
+            DEPARTMENTS[department].traits[trait] if place < count else None
+            for department, trait, count in zip(departments, chosen[:, place], num_traits, strict=True)
+        ]
+        for place in range(MAX_TRAITS)
+    }
+
+
+def draw_phrases(departments: np.ndarray, rng: np.random.Generator) -> dict[str, list[str]]:
+    """A use, a size, a series and a model number for each item."""
+    use, size, series, model = rng.integers(2**31, size=(4, len(departments)))
+    uses, sizes = [department.uses for department in DEPARTMENTS], [department.sizes for department in DEPARTMENTS]
+    return {
+        "use": [uses[number][lot % len(uses[number])] for number, lot in zip(departments, use, strict=True)],
+        "size": [sizes[number][lot % len(sizes[number])] for number, lot in zip(departments, size, strict=True)],
+        "series": [WORDS["series"][lot % len(WORDS["series"])] for lot in series],
+        "model": [str(100 + 10 * (lot % 90)) for lot in model],
+    }
+
+
+def title() -> pl.Expr:
+    """Brand, series, model, traits, kind, use, size: those that an item shows, in this order, and fewer if too long."""
+    names = ("brand", "shown_series", "shown_model", "trait0", "trait1", "trait2", "kind", "shown_use", "shown_size")
+    whole = pl.concat_str(names, separator=" ", ignore_nulls=True)
+    short = pl.concat_str("brand", "shown_model", "trait0", "kind", "shown_size", separator=" ", ignore_nulls=True)
+    return pl.when(whole.str.count_matches(" ") < MAX_WORDS).then(whole).otherwise(short).alias("title")
+
+
+def description() -> pl.Expr:
+    """The first one to four of four sentences."""
+    traits = pl.concat_str("trait0", "trait1", "trait2", separator=", ", ignore_nulls=True).str.to_lowercase()
+    kind = pl.col("kind").str.to_lowercase()
+    sentences = [
+        pl.format("This {} by {} is {} and made {}.", kind, "brand", traits, "use"),
+        pl.format("It belongs to the {} series of our {} department.", "series", "department"),
+        pl.format("Customers who chose it often go on to a {}.", pl.col("follower").str.to_lowercase()),
+        pl.format("Size: {}.", "size"),
+    ]
+    shown = [pl.when(pl.col("sentences") > place).then(sentence) for place, sentence in enumerate(sentences)]
+    return pl.concat_str(shown, separator=" ", ignore_nulls=True).alias("description")

@@ -62,16 +62,16 @@ def find_reviews(path: Path) -> Path | None:
 
 
 def find_metadata(reviews: Path) -> Path | None:
-    """``meta_NAME.*`` beside ``NAME.*``, ``NAME_5.*`` (the 5-core of 2018) or the one ``meta_*`` there."""
+    """``meta_NAME.*`` for ``NAME.*``, ``NAME_5.*`` (the 5-core of 2018) or the one ``meta_*`` there."""
     stem = reviews.name.split(".")[0]
-    found = sorted(file for file in reviews.parent.glob("meta_*") if table_suffix(file) in JSON_SUFFIXES)
-    named = [file for file in found if file.name.split(".")[0] in (f"meta_{stem}", f"meta_{stem.removesuffix('_5')}")]
-    chosen = named or found
+    present = sorted(file for file in reviews.parent.glob("meta_*") if table_suffix(file) in JSON_SUFFIXES)
+    named = [file for file in present if file.name.split(".")[0] in (f"meta_{stem}", f"meta_{stem.removesuffix('_5')}")]
+    chosen = named or present
     return chosen[0] if len(chosen) == 1 else None
 
 
 def read(path: Path, options: SourceOptions, name: str) -> Source:
-    """Reads one category's reviews with its metadata, where that lies beside them.
+    """Reads one category's reviews with its metadata, where that is in the same folder.
 
     Raises:
         InputError: the folder does not hold exactly one file of reviews.

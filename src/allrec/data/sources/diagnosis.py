@@ -1,18 +1,28 @@
-"""Turns a reader's failure into one sentence that names the file and the line."""
+"""Names the file and the line of a row, and of the defect that made a reader fail."""
 
 import csv
 import json
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 
 import polars as pl
 
-from allrec.data.sources.files import JSON_SUFFIXES, SEPARATORS, find_separator, not_utf8, open_binary, table_suffix
+from allrec.data.sources.files import (
+    JSON_SUFFIXES,
+    SEPARATORS,
+    find_quoting,
+    find_separator,
+    not_utf8,
+    open_binary,
+    table_suffix,
+)
 from allrec.errors import InputError
 from allrec.files import lack_of_space
 
+HEADED_SUFFIXES = (*SEPARATORS, ".inter", ".item")
 TEXT_SUFFIXES = (*SEPARATORS, *JSON_SUFFIXES, ".inter", ".item", ".data")
 
 
@@ -116,3 +126,43 @@ def check_fields(path: Path, lines: Iterable[str], separator: str, is_quoted: bo
             line = reader.line_num + 1
     except csv.Error as error:
         raise InputError(f"{path}, line {line}: {error}, expected every opened quote to be closed. Mend it.") from None
+
+
+def place_of(path: Path, row: int, has_header: bool = True) -> str:
+    """The position of a row (from 1) for messages: "line 7" of a text file, "row 6" of another.
+
+    Args:
+        path: the table.
+        row: its number, as the readers count.
+        has_header: whether the first line of a delimited file names its columns.
+    """
+    suffix = table_suffix(path)
+    if suffix == ".parquet":
+        return f"row {row}"
+    with open_binary(path) as file:
+        lines = (line.decode("utf-8", errors="replace") for line in file)
+        if suffix in JSON_SUFFIXES:
+            written = (number for number, line in enumerate(lines, start=1) if line.strip())
+            return f"line {next(islice(written, row - 1, None), row)}"
+        if suffix in SEPARATORS:
+            is_quoted = find_quoting(path, find_separator(path, SEPARATORS[suffix]))[0] is not None
+            return f"line {first_line(lines, row + has_header, is_quoted)}"
+    return f"line {row + (has_header and suffix in HEADED_SUFFIXES)}"
+
+
+def first_line(lines: Iterable[str], record: int, is_quoted: bool) -> int:
+    """The line (from 1) in which a record (from 1) of a delimited text begins; leading blank lines do not count.
+
+    Args:
+        lines: the text.
+        record: its number.
+        is_quoted: whether fields may be quoted, and so hold line ends.
+    """
+    num_begun, num_quotes = 0, 0
+    for number, line in enumerate(lines, start=1):
+        if num_quotes % 2 == 0 and (num_begun or line.strip()):
+            num_begun += 1
+            if num_begun == record:
+                return number
+        num_quotes += line.count('"') if is_quoted else 0
+    return record

@@ -1,4 +1,4 @@
-"""Opens the tables that people have, as lazy frames with the row's number, and refuses what is no text."""
+"""Opens tables of the common file formats as lazy frames with row numbers, and refuses files that are not text."""
 
 import csv
 import gzip
@@ -25,7 +25,7 @@ BYTE_ORDER_MARKS = (b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")
 
 
 def table_suffix(path: Path) -> str:
-    """The suffix that tells the format, ``.gz`` aside: ``.csv`` of ``a.csv.gz``."""
+    """The suffix that names the format, ``.gz`` aside: ``.csv`` of ``a.csv.gz``."""
     return Path(path.name.removesuffix(".gz")).suffix.lower()
 
 
@@ -52,7 +52,7 @@ def read_sample(path: Path) -> bytes:
 
 
 def check_text(path: Path) -> str:
-    """Refuses a file that is empty, binary or not UTF-8, as far as its first 64 KiB tell, and returns those.
+    """Refuses a file that is empty, binary or not UTF-8, judged by its first 64 KiB, and returns those.
 
     Raises:
         InputError: one sentence with the path and the remedy.
@@ -131,7 +131,7 @@ def read_header(path: Path, separator: str, quote: str | None = None) -> list[st
     first = next(line for line in lines if line.strip()).removesuffix("\r")
     if "\r" in first:
         raise InputError(
-            f"{path}, line 1: a carriage return stands within it, expected lines that end in a line feed. "
+            f"{path}, line 1: it contains a carriage return, expected lines that end in a line feed. "
             f"Convert it (tr '\\r' '\\n') and prepare again."
         )
     if quote is None:
@@ -140,13 +140,13 @@ def read_header(path: Path, separator: str, quote: str | None = None) -> list[st
 
 
 def names_example(option: str, num_columns: int) -> str:
-    """An option that names so many columns, as an example."""
+    """An example of the option that names ``num_columns`` columns."""
     names = COMMON_NAMES[option][:num_columns]
     return f"{option} {','.join([*names, *(f'column_{place + 1}' for place in range(len(names), num_columns))])}"
 
 
 def refuse_duplicates(header: Sequence[str], path: Path) -> None:
-    """Refuses a header in which two columns have one name; nameless ones aside, which play no part.
+    """Refuses a header in which two columns have one name; unnamed columns are ignored.
 
     Raises:
         InputError: the name and the places.
@@ -233,7 +233,7 @@ def find_quoting(path: Path, separator: str) -> tuple[str | None, bool]:
     whole file is read strictly, so that no stray quote makes two rows one.
 
     Raises:
-        InputError: the line of a quote that is never closed, or that stands within a field.
+        InputError: the line of a quote that is never closed, or that lies within a field.
     """
     line = pl.col("line")
     is_opened = line.str.contains(f'(^\ufeff?|{re.escape(separator)})"')
@@ -248,7 +248,7 @@ def find_quoting(path: Path, separator: str) -> tuple[str | None, bool]:
 
 
 def check_quotes(path: Path, lines: Iterable[str], separator: str) -> None:
-    """Refuses the first record with a quote that is never closed or stands within a field.
+    """Refuses the first record with a quote that is never closed or lies within a field.
 
     Raises:
         InputError: the line and how to quote.
@@ -275,7 +275,7 @@ def check_quotes(path: Path, lines: Iterable[str], separator: str) -> None:
 def stray_quote(path: Path, line: int) -> InputError:
     """The error for a record from whose line on the quotes do not pair."""
     return InputError(
-        f"{path}, line {line}: a quote is never closed, or stands within a field. Put quotes around the whole field "
+        f"{path}, line {line}: a quote is never closed, or lies within a field. Put quotes around the whole field "
         f"and double those within it, or remove them."
     )
 

@@ -45,8 +45,8 @@ def read(path: Path, options: SourceOptions, name: str = "movielens") -> Source:
         raise InputError(
             f"{path} holds none of {', '.join(RATING_FILES)}. Give the folder that the archive unpacks to."
         )
-    beside = ratings.with_name(MOVIE_FILES[ratings.name])
-    movies = options.items_path or (beside if beside.is_file() else None)
+    sibling = ratings.with_name(MOVIE_FILES[ratings.name])
+    movies = options.items_path or (sibling if sibling.is_file() else None)
     interactions, columns = as_interactions(scan_ratings(ratings), ratings, options.columns)
     return Source(
         format=name,

@@ -21,8 +21,8 @@ def matches(path: Path) -> str | None:
 
 def find_interactions(path: Path) -> Path | None:
     """The ``.inter`` file: itself, or the only one in the folder."""
-    found = [path] if path.is_file() else sorted(path.glob("*.inter"))
-    return found[0] if len(found) == 1 and found[0].suffix == ".inter" else None
+    files = [path] if path.is_file() else sorted(path.glob("*.inter"))
+    return files[0] if len(files) == 1 and files[0].suffix == ".inter" else None
 
 
 def read(path: Path, options: SourceOptions, name: str = "recbole") -> Source:
@@ -34,8 +34,8 @@ def read(path: Path, options: SourceOptions, name: str = "recbole") -> Source:
     interactions_path = find_interactions(path)
     if interactions_path is None:
         raise InputError(f"{path} holds no single .inter file. Give the file itself.")
-    beside = interactions_path.with_suffix(".item")
-    items_path = options.items_path or (beside if beside.is_file() else None)
+    sibling = interactions_path.with_suffix(".item")
+    items_path = options.items_path or (sibling if sibling.is_file() else None)
     interactions, _ = scan_atomic(interactions_path)
     interactions, columns = as_interactions(interactions, interactions_path, options.columns)
     return Source(

@@ -1,4 +1,4 @@
-"""What every published format is turned into, and how columns are found by name."""
+"""The common form of every format, and how columns are recognised by name."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -58,7 +58,7 @@ class Source:
         items: source_row, item_id, title, description, further columns; None where the source has no items.
         files: what was read, for checksums and for error messages; the interactions first, the items last.
         wording: how a prompt speaks of such items.
-        columns: which column of the interactions plays which part, where they have names.
+        columns: part -> column of the interactions, where they have names.
     """
 
     format: str
@@ -71,15 +71,15 @@ class Source:
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """Where the items are, and which column is which where the names do not tell.
+    """Where the items are, and which column is which where their names are not recognised.
 
     Attributes:
-        items_path: the table of items; None where it lies beside the interactions, or there is none.
+        items_path: the table of items; None where it is in the folder of the interactions, or there is none.
         columns: part -> column of the interactions.
         item_columns: part -> column of the items.
         names: the columns of interactions without a header, from left to right.
         item_names: the same of items.
-        separator: of the fields of delimited tables; found where None.
+        separator: of the fields of delimited tables; detected where None.
     """
 
     items_path: Path | None = None
@@ -98,7 +98,7 @@ def plain_name(name: str) -> str:
 def find_columns(
     names: Sequence[str], known: Mapping[str, tuple[str, ...]], given: Mapping[str, str] | None, path: Path
 ) -> dict[str, str]:
-    """Which column plays which part: the mapping given by the user first, then the commonest synonym present.
+    """Part -> column: the mapping given by the user first, then the commonest synonym present.
 
     Args:
         names: the table's columns.
@@ -125,7 +125,7 @@ def find_columns(
 
 
 def require(part: str, found: Mapping[str, str], names: Sequence[str], path: Path, is_items: bool = False) -> None:
-    """Refuses a table in which nobody plays ``part``.
+    """Refuses a table without a column for ``part``.
 
     Raises:
         InputError: the columns there are, and how to map one.
@@ -150,7 +150,7 @@ def require(part: str, found: Mapping[str, str], names: Sequence[str], path: Pat
 def as_interactions(
     frame: pl.LazyFrame, path: Path, given: Mapping[str, str] | None = None
 ) -> tuple[pl.LazyFrame, dict[str, str]]:
-    """Names the columns of an interactions table by their parts, drops the others, and says which were taken."""
+    """Names the columns of an interactions table by their parts, drops the others, and returns the columns by part."""
     names = [name for name in frame.collect_schema().names() if name != ROW]
     found = find_columns(names, INTERACTION_COLUMNS, given, path)
     require("user_id", found, names, path)
