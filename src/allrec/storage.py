@@ -6,7 +6,9 @@ object store shows an object once it is whole.
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +17,7 @@ from typing import Any
 
 import fsspec
 
+from allrec import files
 from allrec.errors import InputError
 from allrec.files import atomic_path
 
@@ -78,6 +81,43 @@ def local_file(location: str) -> Iterator[Path]:
         system, source = _system(location)
         system.get_file(source, str(path))
         yield path
+
+
+def read_json(location: str) -> Any:
+    """Reads a JSON file; see ``files.read_json``."""
+    with local_file(location) as path:
+        return files.read_json(path)
+
+
+def write_json(location: str, value: Any) -> None:
+    """Writes a JSON file whole or not at all; NaN is refused."""
+    with whole_file(location) as path:
+        path.write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def is_used(folder: str) -> bool:
+    """Whether there is a file of that name, or anything in the folder."""
+    if not is_url(folder):
+        local = Path(folder)
+        return local.exists() and (not local.is_dir() or any(local.iterdir()))
+    system, path = _system(folder)
+    return bool(system.exists(path) and system.ls(path))
+
+
+def remove(folder: str) -> None:
+    """Removes a folder with all that is in it; none is no error."""
+    if not is_url(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    system, path = _system(folder)
+    if system.exists(path):
+        system.rm(path, recursive=True)
+
+
+def remove_leftovers(folder: str) -> None:
+    """Removes what killed writers left half-written in a folder that nobody writes to any more; a URL has none."""
+    for path in [] if is_url(folder) else Path(folder).glob(".*.part"):
+        path.unlink(missing_ok=True)
 
 
 def _system(location: str) -> tuple[Any, str]:

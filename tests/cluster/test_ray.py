@@ -8,7 +8,9 @@ import pytest
 
 from allrec.errors import InputError
 from allrec.parallel import AHEAD, Needs, Processes, ThisProcess
+from allrec.recommender import AllRec
 from cluster.shard_work import Upper, lines_of, pid_after, write_shards
+from worlds import make_world
 
 ray = pytest.importorskip("ray")
 
@@ -65,6 +67,15 @@ def test_what_work_raises_is_raised_as_it_was(tmp_path, engine):
     work = Upper(str(tmp_path / "out"), str(tmp_path / "log"), fail="0.txt")
     with pytest.raises(InputError, match=r"^0\.txt is bad$"):
         list(engine.map(work, write_shards(tmp_path / "in", 1)))
+
+
+def test_recommendations_for_every_user_are_the_same_bytes(tmp_path, engine):
+    dataset, _, recipe = make_world(tmp_path, ("llm.enabled=false",))
+    system = AllRec.train(dataset, run=tmp_path / "run", recipe=recipe, cache=tmp_path / "cache", is_evaluated=False)
+    for name, one in (("here", None), ("ray", engine)):
+        system.recommend_all(tmp_path / name, k=3, users_a_part=20, engine=one)
+    assert bytes_of(tmp_path / "here" / "parts") == bytes_of(tmp_path / "ray" / "parts")
+    assert len(bytes_of(tmp_path / "ray" / "parts")) == 4
 
 
 def test_few_parts_are_begun_before_they_are_asked_for(engine):
