@@ -65,6 +65,10 @@ Database = Annotated[
         envvar="ALLREC_DATABASE", help="sqlite:///PATH or postgresql://...; a file beside the run if left out."
     ),
 ]
+Engine = Annotated[
+    str, typer.Option(help="here, processes (of this machine), ray://local, ray://auto, or ray://HOST:PORT.")
+]
+Workers = Annotated[int, typer.Option(min=1, help="Workers at a time, each with a model in memory of its own.")]
 Run = Annotated[Path, typer.Argument(help="A run folder, written by train.", metavar="RUN")]
 
 
@@ -446,6 +450,30 @@ def recommend(
         show_recommendations(system, user, known, found)
     if not (no_llm or system.model.has_llm):
         sys.stderr.write("Note: this run has no language model, so that all else orders the items.\n")
+
+
+@app.command("recommend-all")
+def recommend_all(
+    run: Run,
+    out: Annotated[str, typer.Option(help="Folder or URL to write; of the same job where it was stopped.")],
+    k: Annotated[int, typer.Option("-k", "--k", min=1, help="How many items a user.")] = 10,
+    engine: Engine = "here",
+    workers: Workers = 1,
+    no_llm: Annotated[bool, typer.Option("--no-llm", help="Leave the language model out: faster.")] = False,
+    part: Annotated[int, typer.Option("--users-a-part", min=1, help="Users of one file.")] = 4096,
+    device: Device = None,
+) -> None:
+    """Recommend items to every user, into Parquet files; the same command goes on where it was stopped."""
+    from allrec.cli.engines import open_engine
+    from allrec.cli.progress import noting, observing, say
+    from allrec.recommender import AllRec
+
+    chosen = open_engine(engine, workers)
+    with noting(), observing() as observer:
+        system = AllRec.from_pretrained(run, device=device)
+        options: dict[str, Any] = {"engine": None if engine == "here" else chosen, "users_a_part": part}
+        done = system.recommend_all(out, k=k, use_llm=not no_llm, observer=observer, **options)
+    say(f"Written: {done['users']:,} users in {len(done['parts']):,} files of {out}/parts")
 
 
 @app.command("add-items")
