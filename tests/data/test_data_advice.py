@@ -17,8 +17,9 @@ from allrec.data.download import check_address, fetch
 from allrec.data.ids import ids_of, split_ids
 from allrec.data.items import clean_new_items, read_new_items
 from allrec.data.published import PublishedFile, PublishedSet
-from allrec.data.simulator.simulate import true_probabilities
+from allrec.errors import InputError
 from data.file_server import FileServer, serving
+from oracles.marketplace import true_probabilities
 
 Make = Callable[..., Path]
 
@@ -27,7 +28,7 @@ Make = Callable[..., Path]
 
 def test_a_source_with_times_is_prepared(tmp_path: Path, make_source: Make) -> None:
     untimed = prepare(make_source(rows=["a,x", "a,y"], header="user_id,item_id", name="orders"), tmp_path / "untimed")
-    with refused("has no timestamps, so no time can part it. Prepare a source that has them."):
+    with refused("has no timestamps, so it cannot be split by time. Prepare a source with times."):
         load_timestamps(untimed)
     assert len(load_timestamps(prepare(make_source(), tmp_path / "timed"))) == 8
 
@@ -73,7 +74,7 @@ def test_a_simulation_is_prepared_without_filters(tmp_path: Path) -> None:
     config = SimulationConfig(num_users=50, num_items=40, mean_interactions=6)
     simulate(tmp_path / "source", config)
     cut = prepare(tmp_path / "source", tmp_path / "cut", config=PrepareConfig(count_filter="k-core"))
-    with refused("of this simulation. Prepare it from the simulation's folder, without filters."):
+    with pytest.raises(InputError, match="Prepare it from the simulation's folder, without filters"):
         true_probabilities(tmp_path / "source", cut)
     whole = prepare(tmp_path / "source", tmp_path / "whole")
     assert true_probabilities(tmp_path / "source", whole).max() <= 1

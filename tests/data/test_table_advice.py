@@ -419,7 +419,7 @@ def test_the_id_itself_is_written(shop: Shop) -> None:
 def test_a_word_for_a_missing_id_is_said(shop: Shop) -> None:
     shop.write("user_id,item_id\nu,a\nnan,b\n" + "u,a\n" * 30)
     shop.prepare()
-    advises(shop.said, "Where it stands for a missing one, say so: --set 'missing_ids=[")
+    advises(shop.said, "Where it means a missing one, say so: --set 'missing_ids=[")
     shop.prepare(*option(shop.said, "--set"))
     assert load_dataset(shop.folder / "out").user_ids == ["u"]
 

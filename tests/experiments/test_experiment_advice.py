@@ -99,7 +99,7 @@ def test_a_scenario_that_the_data_set_has_room_for_is_tried():
     long = dataset_of([[0, 1, 2, 3, 4]] * 4000, 9)
     with refused("has no user with exactly {} interactions. Try cold-users-2000."):
         make_scenario(long, "cold-users", 0)
-    assert len(make_scenario(long, "cold-users-2000", 0).asked.targets["test"]) == 2000
+    assert len(make_scenario(long, "cold-users-2000", 0).evaluated.targets["test"]) == 2000
     with refused("Give another number, as in {}-{}.") as caught:
         make_scenario(drawn(), "few-shot-9999", 0)
     assert make_scenario(drawn(), re.search(r"as in (\S+)\.$", str(caught.value))[1], 0).train.num_interactions > 0
@@ -108,14 +108,14 @@ def test_a_scenario_that_the_data_set_has_room_for_is_tried():
 def test_a_larger_data_set_has_unseen_targets():
     tiny = dataset_of([[0, 1, 2]], 3)
     tiny = replace(tiny, titles=list("abc"), texts=list("abc"))
-    with refused("chose last. Take a larger data set."):
+    with refused("of a user with another item. Take a larger data set."):
         unseen(tiny, 0, share=0.0)
-    assert len(unseen(drawn(num_users=200), 0).asked.targets["test"])
+    assert len(unseen(drawn(num_users=200), 0).evaluated.targets["test"])
 
 
 def test_unseen_items_join_without_a_refit(world, tmp_path):
     refitted = load_recipe(str(world.path), ("refit=valid",))
-    with refused("has items that join after training, which no refit knows. Set refit=none."):
+    with refused("has items that are added after training, which no refit knows. Set refit=none."):
         train_scenario(world.dataset, "unseen", run=tmp_path / "run", recipe=refitted)
     given = ("scenario", world.dataset, "--scenario", "unseen", "--recipe", world.path, "--set", "refit=none")
     program(*given, "--out", tmp_path / "run")

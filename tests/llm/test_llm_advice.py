@@ -1,6 +1,7 @@
 """What messages about language models advise, done."""
 
 import re
+import sys
 import tomllib
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from transformers import BertConfig, BertForMaskedLM
 
 from allrec.config import load_recipe
 from allrec.llm import loading
+from allrec.llm.adapter import LoraConfig, check_lora
 from allrec.llm.language_model import LanguageModel
 from allrec.llm.loading import LanguageModelConfig, local_folder
 from allrec.llm.packaged import PACKAGED, converted
@@ -153,3 +155,23 @@ def test_what_installs_a_packaged_model_names_its_packages(name):
     for package in model.packages:
         assert re.search(rf"^{package}==\S+ .*?--hash=sha256:[0-9a-f]{{64}}", pinned, re.M | re.S)
     assert "--require-hashes" in model.remedy
+
+
+def test_peft_is_installed_with_its_extra(good, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setitem(sys.modules, "peft", None)
+        with refused("and peft is not installed: pip install 'allrec[lora]'"):
+            check_lora()
+    extras = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert any(requirement.startswith("peft") for requirement in extras["lora"])
+    assert load(good).adapted(LoraConfig(), seed=0).learning
+
+
+def test_an_adapter_of_another_rank_is_trained_anew(good):
+    llm = load(good)
+    other = llm.adapted(LoraConfig(rank=3), 0).adapter.state_dict()
+    with refused("the adapter does not fit the language model: {} Train stage 2 anew."):
+        llm.adapted(LoraConfig(rank=2), 0).adapter.read(other)
+    tuned = llm.adapted(LoraConfig(rank=3), 1)
+    tuned.adapter.read(other)
+    assert not tuned.learning

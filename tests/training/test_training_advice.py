@@ -40,7 +40,7 @@ def test_a_checkpoint_is_resumed_as_it_was_made_or_removed(tmp_path):
 
 def test_a_foreign_checkpoint_is_removed(tmp_path):
     save_file({"a": torch.zeros(1)}, tmp_path / "foreign")
-    with refused("it says nothing of progress. Remove it to train anew."):
+    with refused("it has no record of progress. Remove it to train anew."):
         train(make_module(), LoopConfig(epochs=1), checkpoint=tmp_path / "foreign")
     (tmp_path / "foreign").unlink()
     assert train(make_module(), LoopConfig(epochs=1), checkpoint=tmp_path / "foreign").epochs == 1
@@ -79,7 +79,7 @@ def test_users_get_histories_to_learn_from(tmp_path):
         dataset = prepare(tmp_path / "log.csv", tmp_path / "out")
         return train_backbone(dataset, load_recipe("a-llmrec", QUICK).backbone, seed=0)
 
-    with refused("expected at least one. Has every user too short a history?"):
+    with refused("expected at least one. Does every user have too short a history?"):
         learn([f"{user},{item}" for user in "uvw" for item in "abc"])
     learn([f"{user},{item}" for user in "uvw" for item in "abcdef"])
 
