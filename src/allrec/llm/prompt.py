@@ -32,6 +32,8 @@ BEGIN, MARKER, COMMA, END, OPENING, HISTORY_END, NEWCOMER, CANDIDATES, CLOSING, 
 FIRST_TITLE = 10
 BESIDE_TITLES = ("after", "before")
 """Places of soft tokens that belong to titles, listed candidates' included."""
+IN_HISTORY = (*BESIDE_TITLES, "instead")
+"""Places of soft tokens among what the user has had."""
 
 
 class PromptConfig(Config):
@@ -39,10 +41,10 @@ class PromptConfig(Config):
 
     max_history: int = Field(10, ge=0, description="The latest so many items of the history are told (the paper: 10).")
     max_title_tokens: int = Field(48, ge=4, description="A title is cut to so many tokens, quotes included.")
-    soft_token: Literal["after", "before", "last", "none"] = Field(
+    soft_token: Literal["after", "before", "instead", "last", "none"] = Field(
         "after",
         description="Where an item's soft token stands: after its title (the paper), before it, nowhere, or, of the "
-        "history alone, behind the whole text, right before the answer.",
+        "history alone, in place of its title, or behind the whole text, right before the answer.",
     )
     has_user: bool = Field(True, description="Whether the prompt has the user's soft token.")
     user_place: Literal["first", "history", "last"] = Field(
@@ -201,7 +203,7 @@ class PromptBuilder:
     def shares_beginnings(self) -> bool:
         """Whether the prompts of a user's targets begin alike: with nothing of their own before the last title."""
         begins_alike = not self.config.has_user or self.config.user_place != "first"
-        return begins_alike and self.config.soft_token not in BESIDE_TITLES and not self.lists_candidates
+        return begins_alike and self.config.soft_token not in IN_HISTORY and not self.lists_candidates
 
     @property
     def title_lengths(self) -> Int[ndarray, "items"]:
@@ -279,10 +281,11 @@ class PromptBuilder:
     def _soft(self, history: list[int], candidates: list[int]) -> list[int]:
         """Whose the soft tokens are, in the order of their places."""
         places, kind = self._user_places(bool(history)), self.config.soft_token
-        beside, listed = (history, candidates) if kind in BESIDE_TITLES else ([], [])
+        among = history if kind in IN_HISTORY else []
+        listed = candidates if kind in BESIDE_TITLES else []
         behind = history if kind == "last" else []
-        first, among, last = ([USER] * count for count in places)
-        return [*first, *beside, *among, *listed, *behind, *last]
+        first, one_more, last = ([USER] * count for count in places)
+        return [*first, *among, *one_more, *listed, *behind, *last]
 
     def _user_places(self, has_history: bool) -> tuple[int, int, int]:
         """How many soft tokens of the user begin the prompt, follow the history's titles, and end the prompt."""
@@ -295,12 +298,13 @@ class PromptBuilder:
         )
 
     def _pieces(self, history: list[int], candidates: list[int], closing: int = CLOSING) -> list[int]:
-        first, among, last = ([MARKER] * count for count in self._user_places(bool(history)))
+        first, one_more, last = ([MARKER] * count for count in self._user_places(bool(history)))
         behind = [MARKER] * len(history) if self.config.soft_token == "last" else []
-        one_more = [COMMA, *among] if among else []
-        told = [OPENING, *self._listing(history), *one_more, HISTORY_END] if history else [NEWCOMER]
+        one_more = [COMMA, *one_more] if one_more else []
+        titles = [MARKER - FIRST_TITLE] * len(history) if self.config.soft_token == "instead" else history
+        past = [OPENING, *self._listing(titles), *one_more, HISTORY_END] if history else [NEWCOMER]
         listed = [CANDIDATES, *self._listing(candidates)] if candidates else []
-        return [BEGIN, *first, *told, *listed, closing, *behind, *last]
+        return [BEGIN, *first, *past, *listed, closing, *behind, *last]
 
     def _listing(self, items: list[int]) -> list[int]:
         return [piece for item in items for piece in (*self._named(FIRST_TITLE + item), COMMA)][:-1]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from allrec.llm.language_model import LanguageModel
     from allrec.llm.prompt import Packed, Prompts
 
-USERS_A_CHUNK = 512
+USERS_A_CHUNK = 64
 """Users scored between two writes: at most so many are scored again after a kill."""
 SCORES = "scores"
 
