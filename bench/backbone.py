@@ -24,7 +24,7 @@ from allrec.config import load_recipe
 from allrec.data import Dataset
 from allrec.evaluation.metrics import hit_rate_at
 from allrec.evaluation.ranks import candidate_ranks
-from allrec.training.large_table import DenseGradients
+from allrec.training.layers import DenseGradients
 from measure import CLOCKS, compared, dataset_of, options, rates, show, start
 from public_sasrec import BATCH, PublicSASRec, sample_batches
 

@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
         return histories_before(dataset, targets, (np.arange(given.users) + repeat * given.users) % len(targets))
 
     def retrieve(repeat: int) -> float:
-        found["all"], found["users"] = evidence.find(part(repeat), given.depth)
+        found["all"], found["users"] = evidence.retrieve(part(repeat), given.depth)
         return given.users
 
     def look_up(repeat: int) -> float:

@@ -3,6 +3,7 @@
 import pytest
 
 from allrec.llm import loading
+from worlds import World, build_world
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -12,3 +13,9 @@ def whole_precision():
     patch.setattr(loading, "faster_dtype", lambda device: "float32")
     yield
     patch.undo()
+
+
+@pytest.fixture(scope="session")
+def small_world(tmp_path_factory) -> World:
+    """One small world for all tests that only read it."""
+    return build_world(tmp_path_factory.mktemp("small_world"))

@@ -8,11 +8,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SOURCE = ROOT / "src" / "allrec"
+SOURCE, DOCS = ROOT / "src" / "allrec", ROOT / "docs"
 NAMED = re.compile(r"`([\w/.-]+\.py)::([\w.]+)`")
 FILE = re.compile(r"`((?:src|tests|docs|scripts|bench)/[\w/.-]+)`")
+PATH = re.compile(r"`([\w/-]+\.(?:py|md|toml|yaml))`")
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 METHOD, FIDELITY = ("docs/method.md", "docs/fidelity.md")
+CURRENT = (
+    "README.md", "CONTRIBUTING.md", METHOD, FIDELITY, "docs/architecture.md", "docs/glossary.md", "docs/operations.md"
+)  # fmt: skip
+"""Documents of the code as it is; decisions and experiments also name files that are gone."""
 
 
 def place(path):
@@ -38,6 +43,12 @@ def missing(text):
     return absent + [path for path in FILE.findall(text) if not (ROOT / path).exists()]
 
 
+def lost(text):
+    """Files that a text names, from the root, from src/allrec, from docs or by name alone, and that do not exist."""
+    names = [path for path in PATH.findall(text) if not any((base / path).exists() for base in (ROOT, SOURCE, DOCS))]
+    return [path for path in names if "/" in path or not any(SOURCE.rglob(path))]
+
+
 def rows(text):
     """The cells of every row of a table, headers left out."""
     lines = [line for line in text.splitlines() if line.startswith("|")]
@@ -52,6 +63,11 @@ def rows(text):
 )
 def test_what_a_document_names_exists(document):
     assert missing((ROOT / document).read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize("document", CURRENT)
+def test_every_path_in_a_current_document_exists(document):
+    assert lost((ROOT / document).read_text(encoding="utf-8")) == []
 
 
 def test_every_equation_has_a_function_and_a_test():
@@ -75,6 +91,10 @@ def test_every_difference_has_its_reason():
 def test_a_name_that_nobody_wrote_is_found():
     text = "`alignment/losses.py::no_such_loss` `models/nowhere.py::x` `tests/test_docs.py::rows` `docs/none.md`"
     assert missing(text) == ["alignment/losses.py::no_such_loss", "models/nowhere.py::x", "docs/none.md"]
+    assert lost("`data/protocols.py` `stages.py` `docs/glossary.md` `data/losses.py` `lost.py`") == [
+        "data/losses.py",
+        "lost.py",
+    ]
     assert missing("`alignment/model.py::Alignment.losses` `alignment/model.py::Alignment.lost`") == [
         "alignment/model.py::Alignment.lost"
     ]

@@ -1,6 +1,7 @@
-"""A small world that several tests share: a simulated data set, a tiny language model, a tiny encoder, a recipe."""
+"""A small world for tests: a simulated data set, a tiny language model, a tiny encoder, a recipe."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 from allrec.config import Recipe, load_recipe
 from allrec.data import PrepareConfig, SimulationConfig, prepare, simulate
@@ -62,10 +63,31 @@ READ_OUT = (
 """Makes a recipe train a read-out head."""
 
 
-def make_world(folder: Path, further: tuple[str, ...] = ()) -> tuple[Path, Path, Recipe]:
-    """A data set folder of 80 users and 60 items, a language model's folder, and a recipe of a few seconds."""
+class World(NamedTuple):
+    """What a run needs: a data set folder, a language model's and a text encoder's folder, a folder for caches."""
+
+    dataset: Path
+    llm: Path
+    encoder: Path
+    cache: Path
+
+    def sets(self, *further: str) -> tuple[str, ...]:
+        """Settings of a recipe of a few seconds."""
+        return (*QUICK, *further, f'text.name="{self.encoder}"')
+
+    def recipe(self, *further: str) -> Recipe:
+        """A recipe of a few seconds."""
+        return load_recipe("a-llmrec", self.sets(*further))
+
+
+def build_world(folder: Path) -> World:
+    """A world of 80 users and 60 items."""
     simulate(folder / "source", SimulationConfig(num_users=80, num_items=60, mean_interactions=6))
     prepare(folder / "source", folder / "dataset", config=PrepareConfig(name="world"))
-    encoder = save_encoder(folder / "encoder")
-    llm = save_tiny(folder / "llm")
-    return folder / "dataset", llm, load_recipe("a-llmrec", (*QUICK, *further, f'text.name="{encoder}"'))
+    return World(folder / "dataset", save_tiny(folder / "llm"), save_encoder(folder / "encoder"), folder / "cache")
+
+
+def make_world(folder: Path, further: tuple[str, ...] = ()) -> tuple[Path, Path, Recipe]:
+    """A world's data set folder, its language model's folder, and a recipe of a few seconds."""
+    world = build_world(folder)
+    return world.dataset, world.llm, world.recipe(*further)

@@ -1,4 +1,4 @@
-"""A recipe: the parts' own configuration classes put together, read from TOML, changed on the command line."""
+"""A recipe: the configuration of all parts, read from TOML, changed by ``--set``; and which language model it takes."""
 
 import tomllib
 from importlib.resources import files
@@ -46,9 +46,9 @@ class LanguageModelChoice(Config):
 
 
 class Recipe(Config):
-    """All that decides what a run does, beside the data."""
+    """All settings of a run besides the data."""
 
-    name: str = Field("custom", min_length=1, description="How tables call it.")
+    name: str = Field("custom", min_length=1, description="Name in tables.")
     seed: int = Field(0, ge=0, description="Fixes every random choice.")
     cold_below: int = Field(1, ge=0, description="Items with fewer training interactions enter by their text.")
     backbone: BackboneConfig = BackboneConfig()
@@ -63,7 +63,7 @@ class Recipe(Config):
     refit: Literal["none", "valid", "all"] = Field(
         "none",
         description="Whether the parts are trained again at the end, on validation targets too (its test rows are "
-        "measured beside the others), or on all interactions (for service; never evaluated).",
+        "evaluated next to the others), or on all interactions (for service; never evaluated).",
     )
 
 
@@ -132,7 +132,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
 
 
 def read_value(text: str) -> Any:
-    """What stands behind ``key=``: a value as in TOML, ``none``, or a bare word, which is a string."""
+    """The value after ``key=``: as in TOML, ``none``, or a bare word, which is a string."""
     if text == "none":
         return None
     try:

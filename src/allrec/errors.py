@@ -1,4 +1,4 @@
-"""What every part may lean on: the configuration base class, the error a user can mend, a data set's wording."""
+"""What every module may import: the base class of configurations, the error a user can mend, a data set's wording."""
 
 import errno
 import warnings

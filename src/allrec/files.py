@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, and know when they were damaged. No pickle is read or written."""
+"""Atomic files and folders, with checksums. No pickle is read or written."""
 
 import hashlib
 import json
@@ -18,15 +18,13 @@ from torch import Tensor
 
 from allrec.errors import FULL, InputError
 
-CHUNK_BYTES = 1 << 20
-
 
 class FullError(InputError):
-    """Something could not be written for want of space; what was there before is as it was."""
+    """Something could not be written for lack of space; earlier content is unchanged."""
 
 
 def lack_of_space(error: BaseException) -> str | None:
-    """What the system said, where an error, of Python or of a library below it, comes of a full disk; else None."""
+    """The system's message where an error, of Python or of a library, comes from a full disk; else None."""
     if isinstance(error, OSError) and error.errno in FULL:
         return os.strerror(error.errno)
     return next((os.strerror(code) for code in FULL if os.strerror(code) in str(error)), None)
@@ -34,10 +32,10 @@ def lack_of_space(error: BaseException) -> str | None:
 
 @contextmanager
 def naming(path: Path | str) -> Iterator[None]:
-    """Inside, a lack of space is said with the path that was to be written.
+    """Within the block, a lack of space is reported with the path that was to be written.
 
     Raises:
-        FullError: the path, what the system said, and what to do.
+        FullError: the path, the system's message, and what to do.
     """
     try:
         yield
@@ -55,7 +53,7 @@ def naming(path: Path | str) -> Iterator[None]:
 
 @contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
-    """Yields a temporary path beside ``path``; when the block ends well it is flushed to disk and renamed to ``path``.
+    """Yields a temporary path next to ``path``; when the block ends well it is flushed to disk and renamed to ``path``.
 
     Raises:
         Whatever the block raises; the temporary file is then removed and ``path`` is as it was.
@@ -107,9 +105,9 @@ def read_json(path: Path | str) -> Any:
 
 
 def link_or_copy(source: Path, path: Path) -> None:
-    """Gives a file a second place: the same bytes on disk where the file system can, a copy elsewhere.
+    """Gives a file a second path: a hard link where the file system has them, else a copy.
 
-    Safe for files of this module: one that is written again takes its name from the old bytes and leaves them be.
+    Safe for files of this module: writing one again replaces the link and leaves the old bytes unchanged.
     """
     with atomic_path(path) as temporary:
         try:
@@ -154,12 +152,9 @@ def check_sha256(path: Path | str, expected: str) -> None:
 
 
 def sha256_file(path: Path | str) -> str:
-    """SHA-256 of a file's bytes, in hex, read in chunks."""
-    digest = hashlib.sha256()
+    """SHA-256 of a file's bytes, in hex."""
     with open(path, "rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sha256_text(text: str) -> str:
@@ -169,7 +164,7 @@ def sha256_text(text: str) -> str:
 
 @contextmanager
 def staging(out: Path, is_own: Callable[[Path], bool], what: str) -> Iterator[Path]:
-    """Yields a folder beside ``out`` that takes its place when the block ends well, and is removed when not.
+    """Yields a folder next to ``out`` that takes its place when the block ends well, and is removed when not.
 
     Args:
         out: the folder to make; an older one of the same sort is replaced.
@@ -199,17 +194,13 @@ def staging(out: Path, is_own: Callable[[Path], bool], what: str) -> Iterator[Pa
 
 
 def flush(folder: Path) -> None:
-    """Brings every file of a folder to the disk, so that its new name never stands for less than its content."""
+    """Flushes every file of a folder to the disk, so that a renamed folder is never incomplete."""
     for path in (*sorted(folder.rglob("*")), folder):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        _flush(path)
 
 
 def remove_orphans(out: Path) -> None:
-    """Removes what killed processes left half-written beside ``out``."""
+    """Removes what killed processes left half-written next to ``out``."""
     for path in out.parent.glob(f".{out.name}.*.part"):
         process = path.name.rsplit(".", 2)[1]
         if process.isdigit() and (int(process) == os.getpid() or not is_running(int(process))):
@@ -242,7 +233,7 @@ def is_hub_reachable() -> bool:
 
 @contextmanager
 def quiet_loading(is_quiet: bool) -> Iterator[None]:
-    """Inside, no bars are drawn over weights that are read from disk."""
+    """Within the block, no progress bars are drawn over weights that are read from disk."""
     from transformers.utils import logging
 
     bars: Any = logging

@@ -46,11 +46,11 @@ class Recommendation:
     Attributes:
         item_id: the data set's own id.
         title: None where the item has none.
-        score: what orders the items, larger is better: the fused score in logits, or without a fusion the language
+        score: orders the items, larger is better: the fused score in logits, or without a fusion the language
             model's log-likelihood, or x_u · E_i. Items that the language model read come before the others,
-            whatever these have.
+            whatever their scores.
         cf: x_u · E_i, the backbone's logit.
-        is_cold: whether the item entered by its text.
+        is_cold: whether the item is embedded by its text.
         llm_log_prob: log-likelihood of the title (sum or mean over its tokens, as the recipe says); None where the
             language model did not read the item.
         contributions: what each evidence adds to ``score``; None without a fusion, empty for items that were retrieved
@@ -70,13 +70,13 @@ class AllRec:
     """A trained recommender. Make one with ``train`` or ``from_pretrained``.
 
     Args:
-        model: what the stages of the run learned.
+        model: the trained stages of a run.
     """
 
     def __init__(self, model: TrainedModel) -> None:
         self.measured, self.run = model, model.run
         refitted = refitted_run(model.run)
-        # What is served was trained on more than what is measured on validation.
+        # The served model was trained on more data than the one that is evaluated on validation.
         self.model = model if refitted is None else TrainedModel.load(refitted, model.loaded_llm, model.device)
 
     @classmethod
@@ -97,15 +97,15 @@ class AllRec:
 
         Args:
             dataset: a data set or its folder.
-            run: folder to write; new, or with ``resume`` a run's that was stopped.
+            run: folder to write; new, or with ``resume`` that of a stopped run.
             recipe: a recipe, its name, or a TOML file.
             llm: any causal language model by name or path, or a packaged one; the recipe's choice where None.
-            resume: go on where the run stopped; it ends in the same bytes.
+            resume: continue where the run stopped; it ends in the same bytes.
             cache: folder of cached text embeddings.
             device: "cpu", "cuda", ...: where the language model answers and every stage before it is trained; None is
                 the accelerator where there is one.
-            observer: sees the progress.
-            is_evaluated: whether it ends with an evaluation.
+            observer: receives the progress.
+            is_evaluated: whether the run is evaluated at the end.
 
         Raises:
             InputError: what is wrong with the data, the recipe or the folder, and what to do.
@@ -153,7 +153,7 @@ class AllRec:
     def evaluate(
         self, dataset: Dataset | Path | str, *, plan: Plan | None = None, observer: Observer = ignore
     ) -> dict[str, Any]:
-        """Scores the system and writes ``metrics.json``; what an earlier evaluation found under other protocols stays.
+        """Evaluates the system and writes ``metrics.json``; earlier results of other protocols are kept.
 
         Args:
             dataset: the data set of the run.
@@ -161,7 +161,7 @@ class AllRec:
             observer: receives the progress.
 
         Returns:
-            What ``metrics.json`` holds.
+            The content of ``metrics.json``.
 
         Raises:
             InputError: another data set than the run's, or one with nobody to evaluate.
@@ -178,16 +178,16 @@ class AllRec:
         model, recipe = self.measured, self.measured.recipe
         with self.run.stage(EVALUATE) as folder:
             plan = plan or plan_of(recipe, folder, observer)
-            found = evaluate(model, dataset, plan, SCORERS)
+            evaluation = evaluate(model, dataset, plan, SCORERS)
             refitted = self._evaluate_refitted(dataset, plan) if recipe.refit == "valid" else []
-            rankings = with_earlier(folder, [*found.rankings, *refitted])
+            rankings = with_earlier(folder, [*evaluation.rankings, *refitted])
             save_ranks(folder, rankings, dataset)
         leads = [name for name, scorer in reversed(SCORERS.items()) if scorer.is_lead]
         seed = recipe.evaluation.bootstrap_seed
         earlier = self.run.metrics() if (self.run.path / METRICS_FILE).is_file() else {}
         head = head_of(self.run, dataset)
         metrics = metrics_of(head, dataset, rankings, leads=leads, seed=seed, earlier=earlier)
-        metrics["left_out"] = [{**task._asdict(), "reason": reason} for task, reason in found.left_out.items()]
+        metrics["left_out"] = [{**task._asdict(), "reason": reason} for task, reason in evaluation.left_out.items()]
         metrics["alignment"] = measure_alignment(
             model.alignment, model.item_embeddings, model.text_embeddings, model.catalogue.train_counts
         )
@@ -203,8 +203,8 @@ class AllRec:
             return []
         folder = None if plan.folder is None else plan.folder / REFIT
         own = replace(plan, splits=("test",), folder=folder, read_folders=())
-        found = evaluate(self.model, dataset, own, SCORERS)
-        return [replace(one, scorer=f"{one.scorer}-{REFIT}") for one in found.rankings]
+        rankings = evaluate(self.model, dataset, own, SCORERS).rankings
+        return [replace(one, scorer=f"{one.scorer}-{REFIT}") for one in rankings]
 
     def rank(
         self,
@@ -223,7 +223,7 @@ class AllRec:
             candidates: item ids, each once.
             user: a known user's id.
             history: item ids, oldest first, in place of a user.
-            use_llm: False ranks by everything else, in a fraction of the time.
+            use_llm: False ranks without the language model, in a fraction of the time.
 
         Raises:
             InputError: an unknown id, an item given twice, or candidates that outgrow the model's prompt.
@@ -260,10 +260,10 @@ class AllRec:
         Args:
             user: a known user's id.
             history: item ids, oldest first, in place of a user.
-            k: how many.
+            k: number of items.
             with_history: whether items of the history may be recommended again (protocol ``full-repeat``).
-            num_ranked: how many of the best the language model orders; as the recipe has it where None.
-            use_llm: False orders by everything else, in a fraction of the time.
+            num_ranked: the number of best candidates that the language model orders; the recipe's where None.
+            use_llm: False ranks without the language model, in a fraction of the time.
         """
         if k < 1:
             raise InputError(f"got k = {k}, expected at least 1.")
@@ -306,9 +306,9 @@ class AllRec:
         return recommend_all(self.model, out, k=k, use_llm=use_llm, **given)
 
     def add_items(self, items: Sequence[Mapping[str, Any]], *, cache: Path | None = None) -> list[str]:
-        """New items join the run and can be recommended at once; nothing is retrained, nothing stored changes.
+        """Adds new items to the run, which can be recommended at once; nothing is retrained, nothing stored changes.
 
-        An item enters by its text. What was counted in training stays: counts, word weights, who bought what.
+        An item is embedded by its text. Statistics of training stay: counts, word weights, co-occurrence.
 
         Args:
             items: ``item_id``, ``title``, ``description`` and ``genres`` of each; an id, and a title or a description,
@@ -316,7 +316,7 @@ class AllRec:
             cache: folder of cached text embeddings.
 
         Returns:
-            The ids that joined.
+            The added ids.
 
         Raises:
             InputError: an id is known, missing or given twice, or an item has no text.
@@ -338,12 +338,12 @@ class AllRec:
         candidates: Sequence[Id] | None = None,
         k: int = 1,
     ) -> list[WrittenTitle] | list[WrittenGenres]:
-        """What the language model writes for a known user or a bare history; nothing keeps it to the catalogue.
+        """Texts that the language model generates for a known user or a bare history, not restricted to the catalogue.
 
         Args:
             user: a known user's id.
             history: item ids, oldest first, in place of a user.
-            task: "title" asks for the next item, out of candidates; "genres" for the genres that the user likes.
+            task: "title" of the next item, out of candidates, or "genres" that the user likes.
             candidates: item ids that the prompt lists; the first of ``recommend``'s where None. Only for "title", and
                 only where the run's prompts list candidates at all.
             k: number of texts, likeliest first: 1 is greedy, more come of a beam as wide.
@@ -448,7 +448,7 @@ def begin_training(
 
 
 def plan_of(recipe: Recipe, folder: Path, observer: Observer = ignore) -> Plan:
-    """The evaluation that a recipe asks for; scores that fitting fusion has kept are used again."""
+    """The evaluation of a recipe; scores that the fitting of fusion stored are reused."""
     from allrec.evaluation.evaluate import Plan
     from allrec.runs.stages import EVALUATE
 
@@ -457,7 +457,7 @@ def plan_of(recipe: Recipe, folder: Path, observer: Observer = ignore) -> Plan:
 
 
 def head_of(run: RunFolder, dataset: Dataset) -> dict[str, Any]:
-    """What ``metrics.json`` says of the run itself."""
+    """The entries of ``metrics.json`` about the run itself."""
     from allrec.runs.stages import seconds_of
 
     return {

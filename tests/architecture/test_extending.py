@@ -82,9 +82,9 @@ def train_means(training, folder):
     save_tensors(folder / "means.safetensors", {"mean": training.model.item_embeddings.mean(dim=0)})
 
 
-def rank_last(model, question):
+def rank_last(model, request):
     """Everybody's target comes last of its list."""
-    return Ranked((question.targets.candidates[question.protocol] >= 0).sum(axis=1) - 1)
+    return Ranked((request.targets.candidates[request.protocol] >= 0).sum(axis=1) - 1)
 
 
 MEANS = Stage("means", train_means, lambda recipe: True, lambda recipe: {"backbone": recipe["backbone"]}, "means")

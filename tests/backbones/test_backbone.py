@@ -10,7 +10,7 @@ from allrec.backbones.sasrec import SASRecConfig
 from allrec.backbones.training import BackboneConfig, TrainingBatches, backbone_ranks, train_backbone, validation
 from allrec.errors import InputError, InputWarning
 from allrec.evaluation.metrics import ndcg_at
-from allrec.training import large_table
+from allrec.training import layers
 from allrec.training.loop import LoopConfig
 
 HISTORIES = [[0, 1, 2, 3, 4, 5], [6, 7], [8], [1, 1, 2, 6, 7], [3, 2, 1]]
@@ -142,7 +142,7 @@ def test_validation_takes_a_fixed_sample_and_reads_no_test_target():
 @pytest.mark.parametrize("loss", ["bce", "softmax", "sampled-softmax"])
 @pytest.mark.parametrize("large", [1, 1 << 20])
 def test_same_seed_same_bytes_killed_and_resumed_too(monkeypatch, tmp_path, kind, loss, large):
-    monkeypatch.setattr(large_table, "LARGE", large)
+    monkeypatch.setattr(layers, "LARGE", large)
     dataset = dataset_of(HISTORIES, 9)
     config = config_of(loss, {"kind": kind, "dim": 8, "max_length": 3, "dropout": 0.2})
 
@@ -177,7 +177,7 @@ def test_a_large_table_learns_what_a_small_one_does(monkeypatch, kind, loss):
         return embedding(*given, sparse=sparse, **named)
 
     small = train_backbone(dataset, config, seed=0)
-    monkeypatch.setattr(large_table, "LARGE", 1)
+    monkeypatch.setattr(layers, "LARGE", 1)
     monkeypatch.setattr(functional, "embedding", embedded)
     large = train_backbone(dataset, config, seed=0)
     assert any(was_sparse)

@@ -68,7 +68,7 @@ def test_a_loss_is_said_at_the_end_with_a_value_and_its_line(tmp_path: Path) -> 
 def test_how_times_were_read_is_said(tmp_path: Path) -> None:
     shown = prepare(tmp_path, f"{HEADER}\nu,a,1600000000000\nu,b,1600000001000\n")
     assert "Times: column timestamp, numbers in milliseconds since 1970; from 2020-09-13T12:26:40Z to" in shown
-    assert "Times: none, so that the order of the rows counts." in prepare(tmp_path, "user_id,item_id\nu,a\n")
+    assert "Times: none; interactions are in the order of the rows." in prepare(tmp_path, "user_id,item_id\nu,a\n")
 
 
 def test_a_separator_of_ones_own(tmp_path: Path) -> None:

@@ -12,35 +12,22 @@ import torch
 from typer.testing import CliRunner
 
 from allrec.cli.commands import app
-from allrec.config import dump_recipe
 from allrec.data import load_dataset
 from allrec.errors import InputError
 from allrec.recommender import AllRec
+from program import call
 from tiny import save_tiny
-from worlds import make_world
+from worlds import World
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
-    folder = tmp_path_factory.mktemp("world")
-    dataset, llm, recipe = make_world(folder)
-    (folder / "recipe.toml").write_text(dump_recipe(recipe))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ALLREC_CACHE", str(folder / "cache"))
-        result = call(
-            "train", dataset, "--run", folder / "run", "--recipe", folder / "recipe.toml", "--llm", llm,
-            "--set", "prompt.lists_candidates=true",
-        )  # fmt: skip
+def world(small_world: World, recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+    """The data set, a run on it whose prompts list candidates, and the recipe of that run."""
+    run = tmp_path_factory.mktemp("program") / "run"
+    options = ("--run", run, "--recipe", recipe_file, "--llm", small_world.llm)
+    result = call("train", small_world.dataset, *options, "--set", "prompt.lists_candidates=true")
     assert "protocol paper" in result
-    return dataset, folder / "run", llm
-
-
-def call(*arguments: object) -> str:
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    if isinstance(result.exception, InputError):
-        raise result.exception
-    assert result.exit_code == 0, result.output
-    return result.stdout
+    return small_world.dataset, run, recipe_file
 
 
 def test_train_writes_what_the_design_says(world: tuple[Path, Path, Path]) -> None:
@@ -249,8 +236,7 @@ def test_what_could_only_fail_later_is_refused_before_anything_is_written(
 def test_a_run_without_a_language_model_recommends_without_one_and_says_so(
     world: tuple[Path, Path, Path], tmp_path: Path
 ) -> None:
-    recipe = world[1].parent / "recipe.toml"
-    call("train", world[0], "--run", tmp_path / "run", "--recipe", recipe, "--set", "llm.enabled=false")
+    call("train", world[0], "--run", tmp_path / "run", "--recipe", world[2], "--set", "llm.enabled=false")
     user = load_dataset(world[0]).user_ids[0]
     result = CliRunner().invoke(app, ["recommend", str(tmp_path / "run"), "--user", user, "-k", "3", "--json"])
     assert len(json.loads(result.stdout)) == 3

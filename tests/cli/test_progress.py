@@ -30,10 +30,10 @@ class Clock:
 def test_the_rate_counts_from_where_a_stage_was_resumed() -> None:
     clock = Clock()
     pace = Pace(clock)
-    pace.tell({"step": 5000.0})
+    pace.update({"step": 5000.0})
     assert pace.rate() == ""
     clock.seconds += 4
-    pace.tell({"step": 5000.0 + 4 * 35})
+    pace.update({"step": 5000.0 + 4 * 35})
     assert pace.rate() == pace.mean_rate() == "35 steps/s"
     assert pace.done() == "5,140 steps"
 
@@ -44,10 +44,10 @@ def test_the_rate_looks_back_a_few_seconds_and_the_mean_rate_to_the_start() -> N
     count = 0.0
     for rate in (10, 1000):
         for _ in range(2 * int(WINDOW)):
-            pace.tell({"users": count})
+            pace.update({"users": count})
             clock.seconds += 1
             count += rate
-    pace.tell({"users": count})
+    pace.update({"users": count})
     assert pace.rate() == "1,000 users/s"
     assert pace.mean_rate() == f"{(10 + 1000) / 2:.0f} users/s"
 
@@ -64,9 +64,9 @@ def test_the_rate_looks_back_a_few_seconds_and_the_mean_rate_to_the_start() -> N
 def test_every_stage_has_its_own_unit(key: str, count: float, told: str) -> None:
     clock = Clock()
     pace = Pace(clock)
-    pace.tell({key: 0.0})
+    pace.update({key: 0.0})
     clock.seconds += 2
-    pace.tell({key: float(count), "total": 0.5})
+    pace.update({key: float(count), "total": 0.5})
     assert pace.rate() == told
 
 
@@ -74,7 +74,7 @@ def test_before_anything_is_done_there_is_no_rate() -> None:
     clock = Clock()
     pace = Pace(clock)
     for _ in range(3):
-        pace.tell({"rows": 0.0})
+        pace.update({"rows": 0.0})
         clock.seconds += 1
     assert pace.rate() == ""
 
@@ -82,13 +82,13 @@ def test_before_anything_is_done_there_is_no_rate() -> None:
 def test_a_stage_that_tells_one_count_alone_has_a_rate_from_its_beginning() -> None:
     clock = Clock()
     pace = Pace(clock, start=clock() - 2)
-    pace.tell({"texts": 300.0})
+    pace.update({"texts": 300.0})
     assert pace.rate() == pace.mean_rate() == "150 texts/s"
 
 
 def test_values_without_a_count_have_no_rate() -> None:
     pace = Pace(Clock())
-    pace.tell({"total": 0.5})
+    pace.update({"total": 0.5})
     assert (pace.rate(), pace.mean_rate(), pace.done()) == ("", "", "")
 
 

@@ -13,15 +13,14 @@ from pathlib import Path
 
 import pytest
 from tests.remedies import advises
-from typer.testing import CliRunner
 
-from allrec.cli.commands import app
 from allrec.data import download as fetching
 from allrec.data import prepare
 from allrec.data.download import Fetched, check_address, fetch, record_of
 from allrec.data.published import PublishedFile, PublishedSet
 from allrec.errors import InputError
 from data.file_server import FileServer, serving
+from program import call
 
 CONTENT = b"\x1f\x8b" + bytes(range(256)) * 40
 
@@ -355,14 +354,6 @@ def test_a_damaged_archive_is_told(server: FileServer, tmp_path: Path) -> None:
     server.files["ml.zip"] = zipped(a=b"1" * 100)[:-10]
     with pytest.raises(InputError, match=r"ml\.zip is a damaged archive"):
         fetch(published(server, "ml.zip", name="ml.zip"), tmp_path)
-
-
-def call(*arguments: object) -> str:
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    if isinstance(result.exception, InputError):
-        raise result.exception
-    assert result.exit_code == 0, result.output
-    return result.output
 
 
 def test_the_program_lists_fetches_and_prepares(

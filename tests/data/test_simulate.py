@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.oracles.marketplace import probabilities, true_probabilities
 
 from allrec.data import Dataset, SimulationConfig, prepare, simulate
 from allrec.data.simulator.market import NONE, Users, WeightedGroups, make_market
 from allrec.data.simulator.simulate import LAST_WEEKS_FROM, brand_name, make_users
 from allrec.errors import InputError
 from allrec.files import sha256_file
-from oracles.marketplace import probabilities, true_probabilities
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.worlds import QUICK, make_world
 
 from allrec.config import dump_recipe, load_recipe
 from allrec.data import load_dataset
@@ -22,22 +21,13 @@ SHORT = (
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def runs(small_world, tmp_path_factory):
     """Runs of the whole recipe and of every ablation, trained on one small world."""
-    folder = tmp_path_factory.mktemp("world")
-    dataset, llm, recipe = make_world(folder)
-
-    base = (*QUICK, *SHORT, f'text.name="{recipe.text.name}"')
-    names = {"whole": ()} | STAGE_TWO
+    folder, dataset = tmp_path_factory.mktemp("ablations"), load_dataset(small_world.dataset)
+    shared = {"llm": str(small_world.llm), "cache": small_world.cache}
     return {
-        name: AllRec.train(
-            load_dataset(dataset),
-            run=folder / name,
-            recipe=load_recipe("a-llmrec", (*base, *sets)),
-            llm=str(llm),
-            cache=folder / "cache",
-        )
-        for name, sets in names.items()
+        name: AllRec.train(dataset, run=folder / name, recipe=small_world.recipe(*SHORT, *sets), **shared)
+        for name, sets in ({"whole": ()} | STAGE_TWO).items()
     }
 
 

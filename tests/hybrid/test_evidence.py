@@ -205,7 +205,7 @@ def test_spaces_that_do_not_retrieve_are_still_evidence(evidence):
 
 def test_retrieval_is_the_union_without_repeats(evidence):
     histories = histories_of(SEQUENCES)
-    retrieved = evidence.find(histories, 4).candidates
+    retrieved = evidence.retrieve(histories, 4).candidates
     for row, sequence in enumerate(SEQUENCES):
         items = retrieved[row][retrieved[row] >= 0]
         assert len(items) == len(set(items.tolist()))
@@ -225,7 +225,7 @@ def test_what_stands_anywhere_in_a_history():
 
 def test_what_retrieval_knows_of_users_need_not_be_found_again(evidence, monkeypatch):
     histories = histories_of(SEQUENCES)
-    candidates, users = evidence.find(histories, 5)
+    candidates, users = evidence.retrieve(histories, 5)
     expected = evidence.features(histories, candidates)
     monkeypatch.setattr("allrec.hybrid.features.encode_histories", None)
     np.testing.assert_array_equal(evidence.features(histories, candidates, users), expected)

@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ from allrec.hybrid.features import histories_of
 from allrec.recommender import AllRec
 from allrec.runs.run_folder import MANIFEST
 from allrec.runs.stages import training_seed
-from worlds import FUSED, make_world
+from worlds import FUSED
 
 NEW = [
     {"item_id": "new-1", "title": "Rosehip Night Cream for Dry Skin", "description": "A cream."},
@@ -28,13 +30,11 @@ NEW = [
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("fused")
-    dataset, llm, recipe = make_world(
-        folder, (*FUSED, "fusion.evidence.ensemble=2", 'evaluation.protocols=["paper", "full"]')
-    )
-    system = AllRec.train(dataset, run=folder / "run", recipe=recipe, llm=str(llm), cache=folder / "cache")
-    return folder, load_dataset(dataset), system
+def world(small_world, tmp_path_factory):
+    folder, dataset = tmp_path_factory.mktemp("fused"), load_dataset(small_world.dataset)
+    recipe = small_world.recipe(*FUSED, "fusion.evidence.ensemble=2", 'evaluation.protocols=["paper", "full"]')
+    given = {"llm": str(small_world.llm), "cache": small_world.cache}
+    return folder, dataset, AllRec.train(dataset, run=folder / "run", recipe=recipe, **given)
 
 
 @pytest.fixture
@@ -42,6 +42,13 @@ def run(world, tmp_path):
     """A copy of the run, for tests that add to it."""
     world[2].save_pretrained(tmp_path / "run")
     return tmp_path / "run"
+
+
+def test_a_recommendation_without_the_language_model_runs_through_few_files(world):
+    script = Path(__file__).parents[2] / "scripts" / "count_files.py"
+    command = [sys.executable, str(script), str(world[2].run.path), "--user", world[1].user_ids[0]]
+    counted = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert 0 < int(re.search(r"run through: (\d+)", counted)[1]) <= 24
 
 
 def test_its_scorers_are_measured_and_its_seconds_counted(world):
@@ -224,7 +231,7 @@ def test_the_program_adds_items_of_a_file(world, run, tmp_path, monkeypatch):
     monkeypatch.setenv("ALLREC_CACHE", str(world[0] / "cache"))
     (tmp_path / "items.jsonl").write_text("\n".join(map(json.dumps, NEW)) + "\n")
     done = CliRunner().invoke(app, ["add-items", str(run), str(tmp_path / "items.jsonl")])
-    assert "2 items joined" in done.stdout
+    assert "2 items added" in done.stdout
     (tmp_path / "items.jsonl").write_text('{"item_id": "a"\n')
     done = CliRunner().invoke(app, ["add-items", str(run), str(tmp_path / "items.jsonl")])
     with pytest.raises(InputError, match=r"items\.jsonl, line 1 is no JSON"):

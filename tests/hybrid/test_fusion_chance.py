@@ -11,7 +11,7 @@ from allrec.backbones.base import freeze
 from allrec.backbones.sasrec import SASRec, SASRecConfig
 from allrec.data.negatives import shuffle
 from allrec.data.protocols import EvaluationProtocol
-from allrec.evaluation.evaluate import Plan, Question
+from allrec.evaluation.evaluate import Plan, RankingRequest
 from allrec.evaluation.metrics import hit_rate_at
 from allrec.hybrid.content import EvidenceConfig
 from allrec.hybrid.features import Evidence, Scorer
@@ -71,7 +71,9 @@ class System:
     def ranked(self, split, protocol, scorer, catalogue_users=0):
         plan = Plan(protocols=(protocol,), splits=(split,), catalogue_users=catalogue_users)
         rows = plan.rows(SCORERS[scorer], split, protocol, NUM_USERS)
-        return rows, SCORERS[scorer].rank(self, Question(self.dataset, split, EvaluationProtocol(protocol), rows, rows))
+        return rows, SCORERS[scorer].rank(
+            self, RankingRequest(self.dataset, split, EvaluationProtocol(protocol), rows, rows)
+        )
 
     def ranks(self, split, protocol, scorer):
         _, ranked = self.ranked(split, protocol, scorer)

@@ -26,7 +26,7 @@ from allrec.report.figures import (
     segment_bars,
     stage_times,
 )
-from allrec.report.view import Confidence, Joint, RunView, kept_scores
+from allrec.report.view import Confidence, Joint, RunView, stored_scores
 
 
 def result(segment, value):
@@ -174,7 +174,7 @@ def test_equal_figures_have_equal_bytes():
     assert len(uris) == 1
 
 
-def test_kept_scores_are_joined_in_the_order_of_their_rows(tmp_path, monkeypatch):
+def test_stored_scores_are_joined_in_the_order_of_their_rows(tmp_path, monkeypatch):
     import torch
 
     from allrec.files import save_tensors
@@ -183,6 +183,6 @@ def test_kept_scores_are_joined_in_the_order_of_their_rows(tmp_path, monkeypatch
     for place, rows, sha in ((2, 1, "a" * 12), (0, 2, "b" * 12), (0, 1, "c" * 12), (10, 2, "d" * 12)):
         path = tmp_path / f"test-paper-llm-{place}-{sha}.safetensors"
         save_tensors(path, {"scores": torch.full((rows, 4), float(place))})
-    assert kept_scores(tmp_path, "test-paper-llm", 3)[:, 0].tolist() == [0, 0, 2]
-    assert kept_scores(tmp_path, "test-paper-llm", 4) is None
-    assert kept_scores(tmp_path, "test-paper-llm-no-soft", 3) is None
+    assert stored_scores(tmp_path, "test-paper-llm", 3)[:, 0].tolist() == [0, 0, 2]
+    assert stored_scores(tmp_path, "test-paper-llm", 4) is None
+    assert stored_scores(tmp_path, "test-paper-llm-no-soft", 3) is None

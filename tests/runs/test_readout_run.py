@@ -11,7 +11,7 @@ from allrec.config import load_recipe
 from allrec.data import load_dataset
 from allrec.data.protocols import EvaluationProtocol
 from allrec.errors import InputError
-from allrec.evaluation.evaluate import Question
+from allrec.evaluation.evaluate import RankingRequest
 from allrec.files import read_json
 from allrec.recommender import AllRec, plan_of
 from allrec.runs import scorers
@@ -85,16 +85,16 @@ def test_users_are_read_once_for_all_protocols(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(scorers, "READ_A_CHUNK", 7)
     scoring, rows = trained.system.model, np.arange(20)
     told = []
-    question = Question(
+    request = RankingRequest(
         trained.dataset, "test", EvaluationProtocol.PAPER, rows, rows, (tmp_path,), lambda *done: told.append(done)
     )
-    first = stored_readings(scoring, question)
+    first = stored_readings(scoring, request)
     assert told == [(7 / 20, {"users": 7}), (14 / 20, {"users": 14}), (1, {"users": 20})]
     assert len(list(tmp_path.glob("test-readout-*.safetensors"))) == 3
     histories = histories_of(trained)
     torch.testing.assert_close(first, scoring.read(histories)[:20], atol=1e-5, rtol=1e-5)
     silent = SimpleNamespace(represent=None, read=None)
-    again = stored_readings(silent, question._replace(folders=(tmp_path / "none", tmp_path)))
+    again = stored_readings(silent, request._replace(folders=(tmp_path / "none", tmp_path)))
     assert torch.equal(again, first)
 
 
@@ -105,8 +105,8 @@ def test_ranks_are_those_of_its_scores(trained, catalogue_users):
     plan = replace(plan_of(trained.system.run.recipe(), folder), catalogue_users=catalogue_users)
     kept = sorted(folder.glob("test-readout-*"))
     rows, read = (plan.rows(SCORERS["readout"], "test", protocol, len(targets)) for protocol in ("full-repeat", None))
-    question = Question(trained.dataset, "test", EvaluationProtocol.FULL_REPEAT, rows, read, plan.folders)
-    ranked = SCORERS["readout"].rank(scoring, question)
+    request = RankingRequest(trained.dataset, "test", EvaluationProtocol.FULL_REPEAT, rows, read, plan.folders)
+    ranked = SCORERS["readout"].rank(scoring, request)
     histories = histories_of(trained)
     scores = (scoring.read(histories) @ scoring.readout_items.T)[torch.from_numpy(rows)]
     own = scores[torch.arange(len(rows)), torch.from_numpy(targets.items[rows]).long()]

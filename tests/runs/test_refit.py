@@ -10,7 +10,7 @@ from allrec.files import read_json, sha256_file
 from allrec.recommender import AllRec
 from allrec.runs.refit import refit_dataset
 from allrec.runs.run_folder import RunFolder, refitted_run
-from worlds import FUSED, make_world
+from worlds import FUSED
 
 SETTINGS = (
     *FUSED,
@@ -24,16 +24,15 @@ SETTINGS = (
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def world(small_world, tmp_path_factory):
     folder = tmp_path_factory.mktemp("refit")
-    dataset, _, recipe = make_world(folder, SETTINGS)
-    return folder, load_dataset(dataset), recipe
+    return folder, load_dataset(small_world.dataset), small_world.recipe(*SETTINGS), small_world.cache
 
 
 def train(world, name, refit, **settings):
-    folder, dataset, recipe = world
+    folder, dataset, recipe, cache = world
     recipe = recipe.model_copy(update={"refit": refit})
-    return AllRec.train(dataset, run=folder / name, recipe=recipe, cache=folder / "cache", **settings)
+    return AllRec.train(dataset, run=folder / name, recipe=recipe, cache=cache, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -132,9 +131,10 @@ def test_everything_is_served_and_never_evaluated(world, refitted):
     assert sha256_file(system.run.path / "refit" / weights) != sha256_file(refitted.run.path / "refit" / weights)
 
 
-def test_the_language_model_reads_refitted_parts_with_soft_tokens_of_their_own(tmp_path):
-    dataset, llm, recipe = make_world(tmp_path, (*FUSED, 'evaluation.protocols=["paper"]', 'refit="valid"'))
-    system = AllRec.train(dataset, run=tmp_path / "run", recipe=recipe, llm=str(llm), cache=tmp_path / "cache")
+def test_the_language_model_reads_refitted_parts_with_soft_tokens_of_their_own(small_world, tmp_path):
+    recipe = small_world.recipe(*FUSED, 'evaluation.protocols=["paper"]', 'refit="valid"')
+    given = {"llm": str(small_world.llm), "cache": small_world.cache}
+    system = AllRec.train(small_world.dataset, run=tmp_path / "run", recipe=recipe, **given)
     labelled = {row["scorer"] for row in rows(system) if row["scorer"].endswith("-refit")}
     assert {"llm-refit", "allround-refit"} <= labelled
     inner = refitted_run(system.run)

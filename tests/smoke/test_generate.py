@@ -6,30 +6,19 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from typer.testing import CliRunner
 
-from allrec.cli.commands import app
-from allrec.data import load_dataset
 from allrec.errors import InputError
 from allrec.files import read_json, sha256_file, write_json
 from allrec.recommender import AllRec
-from worlds import make_world
+from program import call
+from worlds import World
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("world")
-    dataset, llm, recipe = make_world(folder, ("prompt.lists_candidates=true",))
-    AllRec.train(load_dataset(dataset), run=folder / "run", recipe=recipe, llm=str(llm), cache=folder / "cache")
-    return folder / "run"
-
-
-def call(*arguments: object) -> str:
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    if isinstance(result.exception, InputError):
-        raise result.exception
-    assert result.exit_code == 0, result.output
-    return result.stdout
+def run(small_world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path, recipe = tmp_path_factory.mktemp("generate") / "run", small_world.recipe("prompt.lists_candidates=true")
+    AllRec.train(small_world.dataset, run=path, recipe=recipe, llm=str(small_world.llm), cache=small_world.cache)
+    return path
 
 
 def ids(run: Path) -> list[str]:
@@ -56,9 +45,9 @@ def test_candidates_are_the_ones_given(run: Path) -> None:
         call("generate", run, "--history", first, "--task", "title", "--candidates", f"{second},{second}")
 
 
-def test_prompts_that_list_nothing_take_no_candidates(tmp_path: Path) -> None:
-    dataset, llm, recipe = make_world(tmp_path, ("prompt.lists_candidates=false",))
-    system = AllRec.train(dataset, run=tmp_path / "run", recipe=recipe, llm=str(llm), cache=tmp_path / "cache")
+def test_prompts_that_list_nothing_take_no_candidates(small_world: World, tmp_path: Path) -> None:
+    recipe, llm = small_world.recipe("prompt.lists_candidates=false"), str(small_world.llm)
+    system = AllRec.train(small_world.dataset, run=tmp_path / "run", recipe=recipe, llm=llm, cache=small_world.cache)
     first, second = system.model.catalogue.item_ids[:2]
     assert not system.generate(history=[first])[0].is_candidate
     with pytest.raises(InputError, match="prompts list no candidates"):

@@ -5,44 +5,22 @@ import re
 
 import pytest
 from tests.remedies import advises, program
-from typer.testing import CliRunner
 
-from allrec.cli.commands import app
 from allrec.data import load_dataset
-from encoders import save_encoder
-from tiny import save_tiny
+from program import call
 
-SMALL = (
-    "backbone.loop.epochs=2",
-    "backbone.model.dim=16",
-    "text.max_tokens=16",
-    "alignment.loop.epochs=1",
-    "soft_tokens.loop.epochs=1",
-    "soft_tokens.warm_up.epochs=1",
-    "soft_tokens.sample=20",
-    "prompt.max_title_tokens=8",
-    "prompt.max_history=3",
-    "evaluation.llm_users=20",
-    "evaluation.llm_valid_users=10",
-    "evaluation.ablation_users=10",
-)
+SMALL = ("soft_tokens.warm_up.epochs=1", "evaluation.ablation_users=10")
 
 
 @pytest.fixture(scope="module")
-def quickstart(tmp_path_factory):
-    """Calls the command twice, and returns its folder with what it said each time."""
-    folder = tmp_path_factory.mktemp("quickstart")
-    sets = (*SMALL, f'text.name="{save_encoder(folder / "encoder")}"')
-    options = ["--out", folder / "demo", "--users", 50, "--seed", 3, "--llm", save_tiny(folder / "llm")]
-    options += [part for text in sets for part in ("--set", text)]
-    said = []
+def quickstart(small_world, tmp_path_factory):
+    """Calls the command twice, and returns its folder with what it printed each time."""
+    out = tmp_path_factory.mktemp("quickstart") / "demo"
+    options = ["--out", out, "--users", 50, "--seed", 3, "--llm", small_world.llm]
+    options += [part for text in small_world.sets(*SMALL) for part in ("--set", text)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ALLREC_CACHE", str(folder / "cache"))
-        for _ in range(2):
-            result = CliRunner().invoke(app, ["quickstart", *map(str, options)])
-            assert result.exit_code == 0, result.output
-            said.append(result.stdout)
-    return folder / "demo", said
+        patch.setenv("ALLREC_CACHE", str(small_world.cache))
+        return out, [call("quickstart", *options) for _ in range(2)]
 
 
 def test_it_simulates_prepares_trains_and_evaluates(quickstart):

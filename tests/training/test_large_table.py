@@ -2,8 +2,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from allrec.training import large_table
-from allrec.training.large_table import DenseGradients, look_up
+from allrec.training import layers
+from allrec.training.layers import DenseGradients, look_up
 
 
 def gradients_of(table, ids, gradients=None):
@@ -20,16 +20,16 @@ def test_a_large_table_has_the_dense_gradient_step_after_step(monkeypatch):
     steps = [[[1, 1, 4], [8, 1, 0]], [[2, 2, 2], [2, 2, 2]], [], [[5, 4, 3], [2, 1, 0]], [[8, 8, 7], [0, 0, 0]]]
     for step in steps:
         ids = torch.tensor(step, dtype=torch.int64)
-        monkeypatch.setattr(large_table, "LARGE", 1)
+        monkeypatch.setattr(layers, "LARGE", 1)
         sparse = gradients_of(table, ids, gradients).clone()
         # What clipping does to the gradient must not be there at the next step.
         table.grad.mul_(0.5)
-        monkeypatch.setattr(large_table, "LARGE", 1 << 20)
+        monkeypatch.setattr(layers, "LARGE", 1 << 20)
         assert torch.equal(sparse, gradients_of(table, ids))
 
 
 def test_only_a_large_parameter_has_a_sparse_gradient(monkeypatch):
-    monkeypatch.setattr(large_table, "LARGE", 27)
+    monkeypatch.setattr(layers, "LARGE", 27)
     ids = torch.tensor([1, 1, 0])
     assert gradients_of(nn.Parameter(torch.randn(9, 3)), ids).is_sparse
     assert not gradients_of(nn.Parameter(torch.randn(8, 3)), ids).is_sparse
@@ -39,7 +39,7 @@ def test_only_a_large_parameter_has_a_sparse_gradient(monkeypatch):
 
 
 def test_a_dense_gradient_and_none_are_left_as_they_are(monkeypatch):
-    monkeypatch.setattr(large_table, "LARGE", 1)
+    monkeypatch.setattr(layers, "LARGE", 1)
     table, other = nn.Parameter(torch.randn(5, 2)), nn.Parameter(torch.randn(2))
     gradients, ids = DenseGradients(), torch.tensor([1, 4])
     gradients_of(table, ids, gradients)

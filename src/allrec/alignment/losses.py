@@ -50,7 +50,7 @@ class Matching(NamedTuple):
     Attributes:
         loss: of (e, q) of the batch's positives and negatives; of one that contrasts, of (e, q, groups of equal text,
             one over a learned temperature) of distinct items.
-        is_contrastive: whether it tells the items of a batch apart.
+        is_contrastive: whether it contrasts the items of a batch.
     """
 
     loss: Callable[..., Float[Tensor, ""]]

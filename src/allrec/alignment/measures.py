@@ -1,4 +1,4 @@
-"""Does stage 1 do what is claimed? What its joint space has kept of the two spaces, and how well they meet in it.
+"""Measures of stage 1: how well e and q match in the joint space, and what it keeps of the spaces of E and Q.
 
 Similarity is the cosine throughout, of e around the mean of all e and of q around that of all q: a sigmoid puts them
 all into one corner of the space, where every cosine is nearly 1, and recipes with and without it could not be compared.
@@ -102,7 +102,7 @@ def mean_gap(first: Float[Tensor, "items joint"], second: Float[Tensor, "items j
 def retrieval_ranks(queries: Float[Tensor, "items joint"], keys: Float[Tensor, "items joint"]) -> Int[ndarray, "items"]:
     """0-based rank of each item's own key among all keys by cosine with its query; ties count against it.
 
-    A hit is the item itself: another item of equal text is no hit, and stands before it.
+    A hit is the item itself: another item of equal text is no hit, and ranks before it.
     """
     queries, keys = functional.normalize(queries, dim=-1), functional.normalize(keys, dim=-1)
     own = (queries * keys).sum(-1, keepdim=True)
@@ -155,13 +155,13 @@ def uniformity(space: Float[Tensor, "items joint"]) -> float:
 def neighbours(space: Float[Tensor, "items dim"], k: int) -> Int[Tensor, "items neighbours"]:
     """Each item's k nearest others by cosine, or all others where there are fewer."""
     unit = functional.normalize(space, dim=-1)
-    found = []
+    nearest = []
     for rows in _chunks(len(unit)):
         cosines = unit[rows] @ unit.T
         own = torch.arange(rows.start, rows.start + len(cosines))
         cosines[torch.arange(len(cosines)), own] = -torch.inf
-        found.append(cosines.topk(min(k, len(unit) - 1), dim=1).indices)
-    return torch.cat(found)
+        nearest.append(cosines.topk(min(k, len(unit) - 1), dim=1).indices)
+    return torch.cat(nearest)
 
 
 def overlap(first: Int[Tensor, "items neighbours"], second: Int[Tensor, "items neighbours"]) -> float:

@@ -1,4 +1,4 @@
-"""Stage 1: item embeddings and text embeddings meet in one joint space.
+"""Stage 1: the alignment network, which maps item and text embeddings into one joint space.
 
     e = enc_I(E), q = enc_T(Q), Ê = dec_I(e), Q̂ = dec_T(q)
     L = L_matching(e, q) + alpha · MSE(Ê, E) + beta · MSE(Q̂, Q) + L_rec(x · Ê)
@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from allrec.alignment.losses import MATCHING, Temperature, recommendation_loss
-from allrec.backbones.dropout import Dropout
 from allrec.errors import Config, InputError, nearest
+from allrec.training.layers import Dropout
 from allrec.training.loop import LoopConfig
 
 
@@ -86,7 +86,7 @@ class AlignmentStageConfig(Config):
         "every", description="Next items to learn from: a user's last, or every one."
     )
     batch_size: int = Field(512, ge=2, description="Next items a step.")
-    distinct_items: int = Field(512, ge=2, description="Distinct items a step that InfoNCE tells apart.")
+    distinct_items: int = Field(512, ge=2, description="Distinct items a step that InfoNCE contrasts.")
     tune_text: bool = Field(
         False,
         description="Whether the text encoder learns too, as in the paper: every step then reads its texts anew, "
@@ -202,7 +202,7 @@ class Alignment(nn.Module):
             negatives: item embeddings E of the sampled negatives.
             positive_texts: text embeddings Q of the next items.
             negative_texts: text embeddings Q of the negatives.
-            distinct: the items that InfoNCE tells apart; the other matching losses take positives and negatives.
+            distinct: the items that InfoNCE contrasts; the other matching losses take positives and negatives.
 
         Returns:
             Matching and reconstruction are means over positives and negatives together (the public code adds the two
@@ -284,5 +284,5 @@ class NoAlignment(nn.Module):
 
 
 def new_alignment(item_dim: int, text_dim: int, config: AlignmentConfig) -> Alignment | NoAlignment:
-    """The alignment that a recipe asks for, not trained yet."""
+    """The untrained alignment of a recipe."""
     return NoAlignment() if config.kind == "identity" else Alignment(item_dim, text_dim, config)

@@ -1,4 +1,4 @@
-"""Text embeddings on disk, by content: a text is encoded once for a model, whatever data set it stands in."""
+"""Text embeddings on disk, by content: a text is encoded once for a model, whatever its data set."""
 
 import os
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""Stage 1: the alignment network learns on embeddings that are looked up, unless the text encoder is tuned with it."""
+"""Training of stage 1, on precomputed text embeddings unless the text encoder is tuned too."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,7 +24,7 @@ from allrec.training.loop import FitReport, fit
 
 
 class Batch(NamedTuple):
-    """Rows of the examples, a negative for each, and the items that InfoNCE tells apart, where it does."""
+    """Rows of the examples, a negative for each, and the items that InfoNCE contrasts, if any."""
 
     rows: Int[ndarray, "batch"]
     negatives: Int[ndarray, "batch"]
@@ -53,7 +53,7 @@ def train_alignment(
         text_embeddings: Q of every item by the encoder as it came.
         config: of the stage.
         seed: of the run.
-        encoder: where ``config.tune_text`` asks for it, the text encoder, which is tuned in place.
+        encoder: with ``config.tune_text``, the text encoder, which is tuned in place.
         checkpoint: see ``fit``.
         on_progress: see ``fit``.
         device: where to train; what comes back is there too.
@@ -66,7 +66,7 @@ def train_alignment(
     alignment = _untrained(item_embeddings, texts, config, seed).to(device)
     examples = training_examples(dataset, config.positions)
     users = represent_users(backbone, dataset, examples.users, examples.positions).to(device)
-    groups = torch.from_numpy(text_groups(_told_apart(text_embeddings, config.network))).to(device)
+    groups = torch.from_numpy(text_groups(_contrasted(text_embeddings, config.network))).to(device)
     module = alignment if encoder is None else nn.ModuleList([alignment, encoder.tunable()])
 
     def texts_of(items: Tensor) -> Tensor:
@@ -123,7 +123,7 @@ def _batches(
     return batches
 
 
-def _told_apart(text_embeddings: Float[Tensor, "items text_dim"], network: AlignmentConfig) -> Tensor:
+def _contrasted(text_embeddings: Float[Tensor, "items text_dim"], network: AlignmentConfig) -> Tensor:
     """All of them for InfoNCE, none else: to find equal ones takes several times their memory."""
     return text_embeddings if MATCHING[network.matching].is_contrastive else text_embeddings[:0]
 
@@ -151,7 +151,7 @@ def distinct_batches(
     """
     if len(items) < 2:
         raise InputError(
-            f"{len(items)} items were seen in training and have a text, and InfoNCE needs two to tell apart. "
+            f"{len(items)} items were seen in training and have a text, and InfoNCE needs two to contrast. "
             "Set alignment.network.matching to mse."
         )
     per_shuffle = max(1, len(items) // size)

@@ -9,9 +9,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from allrec.backbones.base import StatesBackbone, draw_weights, undrawn
-from allrec.backbones.dropout import Dropout
 from allrec.errors import Config
-from allrec.training.large_table import look_up
+from allrec.training.layers import Dropout, look_up
 
 
 class GRU4RecConfig(Config):

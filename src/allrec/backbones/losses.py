@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from allrec.training.large_table import look_up
+from allrec.training.layers import look_up
 
 # Logits held at one time, 128 MiB of float32; beyond it they are computed in chunks, and again for the gradient.
 MAX_LOGITS = 1 << 25

@@ -1,4 +1,4 @@
-"""NCF: a product of embeddings beside a network, with the user made of the items of a history."""
+"""NCF: generalised matrix factorisation and a network, over a user pooled from the history."""
 
 from itertools import pairwise
 from typing import Literal
@@ -9,9 +9,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from allrec.backbones.base import StatesBackbone, draw_weights, undrawn
-from allrec.backbones.dropout import Dropout
 from allrec.errors import Config
-from allrec.training.large_table import look_up
+from allrec.training.layers import Dropout, look_up
 
 
 class NCFConfig(Config):

@@ -1,4 +1,4 @@
-"""NextItNet: convolutions over a history that reach back ever further."""
+"""NextItNet: dilated causal convolutions over a history."""
 
 import math
 from typing import Literal
@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from allrec.backbones.base import StatesBackbone, draw_weights, undrawn
-from allrec.backbones.dropout import Dropout
 from allrec.errors import Config
-from allrec.training.large_table import look_up
+from allrec.training.layers import Dropout, look_up
 
 
 class NextItNetConfig(Config):

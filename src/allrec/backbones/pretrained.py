@@ -65,10 +65,10 @@ class ExternalConfig(Config):
     items: str = Field(min_length=1, description="A .npy file, [items, dim]: item embeddings.")
     item_ids: str | None = Field(
         None,
-        description="Their ids, a text file with one a line or a .npy of strings; item_ids.* beside them if unset.",
+        description="Their ids, a text file with one a line or a .npy of strings; item_ids.* next to them if unset.",
     )
     users: str | None = Field(None, description="A .npy file, [users, dim]: user embeddings. Without it x_u is a mean.")
-    user_ids: str | None = Field(None, description="Their ids, likewise; user_ids.* beside them if unset.")
+    user_ids: str | None = Field(None, description="Their ids, likewise; user_ids.* next to them if unset.")
     max_length: int = Field(50, ge=1, description="Latest items of a history that count.")
     recency: float = Field(
         0.5, gt=0, le=1, description="An item weighs so much of the next one in the second mean of a history."
@@ -153,12 +153,12 @@ def read_vectors(path: str, ids_path: str | None, noun: Literal["item", "user"],
 
     Args:
         path: a .npy file, [vectors, dim].
-        ids_path: their ids; where None, ``item_ids.npy``, ``item_ids.txt`` or ``item_ids`` (``user_ids``) beside it.
+        ids_path: their ids; where None, ``item_ids.npy``, ``item_ids.txt`` or ``item_ids`` (``user_ids``) next to it.
         noun: what they are vectors of.
         known: the data set's ids.
 
     Raises:
-        InputError: a file is missing, damaged or of another shape, an id stands twice, or none is known.
+        InputError: a file is missing, damaged or of another shape, an id occurs twice, or none is known.
     """
     vectors = _read_array(Path(path))
     if vectors.ndim != 2 or vectors.dtype.kind not in "fiu" or 0 in vectors.shape:
@@ -309,10 +309,10 @@ def import_sasrec(
 
     Args:
         path: a file that ``torch.save`` wrote, holding a state dict.
-        heads: attention heads, which the tensors do not tell.
-        norm: where layer norms stood, which they do not tell either: ``query`` in the original and in A-LLMRec; in
+        heads: attention heads, which the tensors do not show.
+        norm: where layer norms were, which they do not show either: ``query`` in the original and in A-LLMRec; in
             later versions ``pre`` with ``norm_first`` and ``post`` without.
-        padding: what became of padding, see ``SASRecConfig``. By default the checkpoint tells: later versions keep a
+        padding: what became of padding, see ``SASRecConfig``. By default the checkpoint decides: later versions keep a
             position of zeros for padding, and carry it on.
 
     Raises:

@@ -22,7 +22,7 @@ from allrec.training.loop import LoopConfig
 BackboneModel = SerializeAsAny[
     SkipValidation[SASRecConfig | NCFConfig | NextItNetConfig | GRU4RecConfig | ExternalConfig]
 ]
-"""The configuration of a backbone; ``config_of`` checks it, so that it may also be of a kind that joined ``KINDS``."""
+"""The configuration of a backbone; ``config_of`` checks it, so it may be of a kind added to ``KINDS``."""
 
 
 class Kind(NamedTuple):

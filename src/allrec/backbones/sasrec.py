@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from allrec.backbones.base import StatesBackbone, draw_weights, undrawn
-from allrec.backbones.dropout import Dropout, attention_with_dropout
 from allrec.errors import Config
-from allrec.training.large_table import look_up
+from allrec.training.layers import Dropout, attention_with_dropout, look_up
 
 # As in the original code; nn.LayerNorm's own 1e-5 would change what an imported checkpoint gives.
 NORM_EPSILON = 1e-8
@@ -46,7 +45,7 @@ class SASRecConfig(Config):
 class SASRec(StatesBackbone):
     """Self-attentive sequential recommendation.
 
-    The latest item always stands at the last position, as if histories were padded on the left; tensors are padded on
+    The latest item is always at the last position, as if histories were padded on the left; tensors are padded on
     the right, so that causal attention alone keeps padding out. The public code does attend to its padding on the left:
     with ``padding`` it takes part as one place that counts as often as there are such places, which gives equal
     attention.
@@ -144,7 +143,7 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention; what asks may differ from what is looked at."""
+    """Multi-head attention; queries may come from another tensor than keys and values."""
 
     def __init__(self, config: SASRecConfig) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The program: its commands and their options. What is heavy is imported by the command that needs it."""
+"""The program: its commands and their options. Heavy modules are imported by the command that needs them."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ Names = Annotated[
     str | None, typer.Option(help="The columns of a file without a header, with commas: user_id,item_id,timestamp.")
 ]
 ItemNames = Annotated[str | None, typer.Option(help="The same for the table of items: item_id,title.")]
-Separator = Annotated[str | None, typer.Option(help="What separates fields; found if left out.")]
+Separator = Annotated[str | None, typer.Option(help="What separates fields; detected if left out.")]
 TimeFormat = Annotated[
     str | None,
-    typer.Option(help="How times are written: seconds, milliseconds, day-first, %d.%m.%Y, ...; found if left out."),
+    typer.Option(help="How times are written: seconds, milliseconds, day-first, %d.%m.%Y, ...; detected if left out."),
 ]
 MaxRejected = Annotated[
     float | None, typer.Option(help="The share of the rows that may be unreadable; 0.05 if left out.", metavar="SHARE")
@@ -62,7 +62,7 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; the accelerato
 Database = Annotated[
     str | None,
     typer.Option(
-        envvar="ALLREC_DATABASE", help="sqlite:///PATH or postgresql://...; a file beside the run if left out."
+        envvar="ALLREC_DATABASE", help="sqlite:///PATH or postgresql://...; a file next to the run if left out."
     ),
 ]
 Engine = Annotated[
@@ -70,6 +70,13 @@ Engine = Annotated[
 ]
 Workers = Annotated[int, typer.Option(min=1, help="Workers at a time, each with a model in memory of its own.")]
 Run = Annotated[Path, typer.Argument(help="A run folder, written by train.", metavar="RUN")]
+NewRun = Annotated[Path, typer.Option(help="The run folder to write.")]
+DatasetFolder = Annotated[Path, typer.Argument(help="A data set folder, written by prepare.")]
+RecipeName = Annotated[str | None, typer.Option(help="A recipe's name, or a TOML file; a-llmrec if left out.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue where the run stopped.")]
+User = Annotated[str | None, typer.Option(help="A known user's id.")]
+History = Annotated[str | None, typer.Option(help="Item ids, oldest first, with commas, quoted as in CSV.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def main() -> None:
@@ -109,13 +116,13 @@ def run_app() -> int | str | None:
 def say_stopped() -> None:
     """Says, after Ctrl-C, how to go on; within a command typer turns that into an exit code."""
     sys.stderr.write(
-        "allrec: stopped. Nothing that was finished is lost: train and compare go on with --resume, "
+        "allrec: stopped. Nothing that was finished is lost: train and compare continue with --resume, "
         "data fetch by itself.\n"
     )
 
 
 def open_streams() -> None:
-    """Makes standard output and error take any text: closed ones swallow it, others replace what they cannot encode."""
+    """Makes standard output and error accept any text: closed ones drop it, others replace what they cannot encode."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8"))
@@ -125,11 +132,11 @@ def open_streams() -> None:
 
 
 def flushed(code: int | str | None) -> int | str | None:
-    """Writes what is left of standard output, and returns the exit code: 2 where there is no room, as it was else."""
+    """Flushes standard output, and returns the exit code: 2 where that fails, else the given one."""
     try:
         sys.stdout.flush()
     except OSError as error:
-        # The interpreter would flush once more at its end, and complain.
+        # The interpreter would flush once more at its end and report an error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):
             return code
@@ -139,7 +146,7 @@ def flushed(code: int | str | None) -> int | str | None:
 
 
 def print_json(value: object) -> None:
-    """Prints a value as JSON, in letters that standard output can show; others are escaped, which loses nothing."""
+    """Prints a value as JSON; characters that standard output cannot show are escaped."""
     is_utf = (sys.stdout.encoding or "").lower().startswith("utf")
     sys.stdout.write(json.dumps(value, ensure_ascii=not is_utf) + "\n")
 
@@ -175,7 +182,7 @@ def quickstart(
     dataset = load_dataset(prepared)
     tables.show_users(system, dataset)
     tables.show_evidence(system, dataset.user_ids[dataset.targets["test"].users[0]])
-    say(f"\nMore: allrec recommend {run} --history ID,ID   (ids stand in {source / 'items.jsonl'})")
+    say(f"\nMore: allrec recommend {run} --history ID,ID   (ids are in {source / 'items.jsonl'})")
     if has_matplotlib():
         say(f"Figures and tables: {write_report(run, out=out / PAGE)}")
 
@@ -203,7 +210,7 @@ def fetch_published(
         Path | None, typer.Option("--to", help="Folder to write; downloads/NAME if left out.", metavar="DIR")
     ] = None,
 ) -> None:
-    """Fetch a published data set, checked by its checksum; run it again to go on with a broken fetch."""
+    """Fetch a published data set, checked by its checksum; run it again to continue a broken fetch."""
     from allrec.cli.progress import observing, say
     from allrec.cli.tables import show_fetched
     from allrec.data.download import fetch
@@ -227,7 +234,7 @@ def prepare(
     ],
     out: Annotated[Path, typer.Option(help="The data set folder to write.")],
     items: Annotated[
-        Path | None, typer.Option(help="The table of items, where it does not lie beside the interactions.")
+        Path | None, typer.Option(help="The table of items, where it is not in the folder of the interactions.")
     ] = None,
     format: Annotated[str | None, typer.Option(help="The source's format; guessed if left out.")] = None,
     sets: Annotated[
@@ -235,7 +242,8 @@ def prepare(
         typer.Option("--set", help="Any option of preparation, such as min_rating=3; may be repeated."),
     ] = None,
     column: Annotated[
-        list[str] | None, typer.Option(help="Where a column's name does not tell: user_id=customer; may be repeated.")
+        list[str] | None,
+        typer.Option(help="Where a column's name is unknown: user_id=customer; may be repeated."),
     ] = None,
     item_column: Annotated[list[str] | None, typer.Option(help="The same for the table of items: title=name.")] = None,
     names: Names = None,
@@ -261,12 +269,12 @@ def prepare(
 
 @app.command()
 def train(
-    dataset: Annotated[Path, typer.Argument(help="A data set folder, written by prepare.")],
-    run: Annotated[Path, typer.Option(help="The run folder to write.")],
-    recipe: Annotated[str | None, typer.Option(help="A recipe's name, or a TOML file; a-llmrec if left out.")] = None,
+    dataset: DatasetFolder,
+    run: NewRun,
+    recipe: RecipeName = None,
     llm: Llm = None,
     sets: Sets = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where the run stopped.")] = False,
+    resume: Resume = False,
     device: Device = None,
 ) -> None:
     """Train a recipe's stages and evaluate them on validation and test."""
@@ -310,16 +318,16 @@ def evaluate(
 
 @app.command()
 def scenario(
-    dataset: Annotated[Path, typer.Argument(help="A data set folder, written by prepare.")],
+    dataset: DatasetFolder,
     scenario: Annotated[
         str,
         typer.Option(help="cold-users, cold-users-N, few-shot-N, unseen or global-time; N is a number of users."),
     ],
-    out: Annotated[Path, typer.Option(help="The run folder to write.")],
-    recipe: Annotated[str | None, typer.Option(help="A recipe's name, or a TOML file; a-llmrec if left out.")] = None,
+    out: NewRun,
+    recipe: RecipeName = None,
     llm: Llm = None,
     sets: Sets = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where the run stopped.")] = False,
+    resume: Resume = False,
     device: Device = None,
 ) -> None:
     """Train a recipe without what a scenario holds out, and evaluate it on just that."""
@@ -358,7 +366,7 @@ def diagnose(
 
 @app.command()
 def compare(
-    dataset: Annotated[Path, typer.Argument(help="A data set folder, written by prepare.")],
+    dataset: DatasetFolder,
     out: Annotated[Path, typer.Option(help="The folder to write: runs, tables and report.html.")],
     recipes: Annotated[str, typer.Option(help="Names or TOML files, with commas; the first is tested against.")] = (
         "a-llmrec"
@@ -373,7 +381,7 @@ def compare(
     ] = None,
     llm: Llm = None,
     sets: Sets = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where the comparison stopped.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue where the comparison stopped.")] = False,
     device: Device = None,
 ) -> None:
     """Train and evaluate recipes over seeds, each shared stage once, and write one table of them all."""
@@ -392,10 +400,10 @@ def compare(
 
 @app.command()
 def baselines(
-    dataset: Annotated[Path, typer.Argument(help="A data set folder, written by prepare.")],
+    dataset: DatasetFolder,
     out: Annotated[Path, typer.Option(help="The folder to write.")],
     seeds: Annotated[str, typer.Option(help="Seeds of what is drawn, with commas.")] = "0",
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where the baselines stopped.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue where the baselines stopped.")] = False,
 ) -> None:
     """Choose every baseline on validation, rank the test targets with it, and write one table of them all."""
     from allrec.cli.progress import observing, say
@@ -424,13 +432,13 @@ def report(
 @app.command()
 def recommend(
     run: Run,
-    user: Annotated[str | None, typer.Option(help="A known user's id.")] = None,
-    history: Annotated[str | None, typer.Option(help="Item ids, oldest first, with commas, quoted as in CSV.")] = None,
+    user: User = None,
+    history: History = None,
     k: Annotated[int, typer.Option("-k", min=1, help="How many.")] = 10,
     candidates: Annotated[str | None, typer.Option(help="Rank these item ids alone, with commas.")] = None,
     with_history: Annotated[bool, typer.Option("--with-history", help="Items of the history may come again.")] = False,
     no_llm: Annotated[bool, typer.Option("--no-llm", help="Leave the language model out: faster.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
     device: Device = None,
 ) -> None:
     """Recommend items to a user, or rank given ones."""
@@ -441,15 +449,15 @@ def recommend(
     known, listed = (None if ids is None else split_ids(ids) for ids in (history, candidates))
     system = AllRec.from_pretrained(run, device=device)
     if listed is not None:
-        found = system.rank(listed, user=user, history=known, use_llm=not no_llm)[:k]
+        recommended = system.rank(listed, user=user, history=known, use_llm=not no_llm)[:k]
     else:
-        found = system.recommend(user=user, history=known, k=k, with_history=with_history, use_llm=not no_llm)
+        recommended = system.recommend(user=user, history=known, k=k, with_history=with_history, use_llm=not no_llm)
     if as_json:
-        print_json([vars(item) for item in found])
+        print_json([vars(item) for item in recommended])
     else:
-        show_recommendations(system, user, known, found)
+        show_recommendations(system, user, known, recommended)
     if not (no_llm or system.model.has_llm):
-        sys.stderr.write("Note: this run has no language model, so that all else orders the items.\n")
+        sys.stderr.write("Note: this run has no language model; the other evidence ranks the items.\n")
 
 
 @app.command("recommend-all")
@@ -493,20 +501,20 @@ def add_items(
     with noting():
         system = AllRec.from_pretrained(run, device=device)
         added = system.add_items(rows)
-    say(f"{len(added):,} items joined {run}, which has {system.model.catalogue.num_items:,} now.")
+    say(f"{len(added):,} items added to {run}, which has {system.model.catalogue.num_items:,} now.")
 
 
 @app.command()
 def generate(
     run: Run,
     task: Annotated[str, typer.Option(help="title or genres.")],
-    user: Annotated[str | None, typer.Option(help="A known user's id.")] = None,
-    history: Annotated[str | None, typer.Option(help="Item ids, oldest first, with commas, quoted as in CSV.")] = None,
+    user: User = None,
+    history: History = None,
     candidates: Annotated[
         str | None, typer.Option(help="The prompt lists these item ids, with commas, in place of retrieved ones.")
     ] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="How many texts; more than one come of a beam.")] = 1,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
     device: Device = None,
 ) -> None:
     """Let the language model write a title or genres for a user, marked as in the catalogue or not."""
@@ -515,7 +523,6 @@ def generate(
     from allrec.recommender import AllRec
 
     known, listed = (None if ids is None else split_ids(ids) for ids in (history, candidates))
-    # An unknown task is refused there.
     system = AllRec.from_pretrained(run, device=device)
     written = system.generate(user=user, history=known, task=task, candidates=listed, k=k)  # type: ignore[arg-type]
     if as_json:
@@ -555,7 +562,7 @@ def serve(
 @app.command()
 def refresh(
     run: Run,
-    out: Annotated[Path, typer.Option(help="The new run's folder, beside RUN.")],
+    out: Annotated[Path, typer.Option(help="The new run's folder, next to RUN.")],
     database: Database = None,
     tenant: Annotated[str, typer.Option(help="Whose run is made anew.")] = "default",
     margin: Annotated[
@@ -587,7 +594,7 @@ def _of_the_service() -> Iterator[None]:
 
 
 def _prepare_config(sets: list[str] | None, **given: Any) -> PrepareConfig:
-    """The options of preparation: those of ``--set``, and over them what an option of its own says."""
+    """The options of preparation: those of ``--set``, overridden by dedicated options."""
     from allrec.data.config import PrepareConfig
 
     values: dict[str, Any] = {key: _list_or_text(value) for key, value in _pairs(sets, "--set").items()}
@@ -621,7 +628,7 @@ def _train(dataset: Path, run: Path, recipe: Recipe, **given: Any) -> AllRec:
 
 
 def _recipe(run: Path, recipe: str | None, sets: list[str] | None, resume: bool) -> Recipe:
-    """The requested recipe; of a resumed run its own where none is named, else the default."""
+    """The requested recipe; where none is named, a resumed run's own, else the default."""
     from allrec.config import load_recipe
     from allrec.runs.run_folder import MANIFEST, RECIPE
 
@@ -632,7 +639,7 @@ def _recipe(run: Path, recipe: str | None, sets: list[str] | None, resume: bool)
 
 @contextmanager
 def _watching(sentence: str) -> Iterator[Observer]:
-    """Says which run of a comparison comes, and shows how far its stages have come."""
+    """Prints which run of a comparison begins, and shows the progress of its stages."""
     from allrec.cli.progress import err, observing
 
     err.print(sentence, markup=False, highlight=False, soft_wrap=True)

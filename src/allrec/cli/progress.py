@@ -1,4 +1,4 @@
-"""How far the program has come: a bar a stage on a terminal, plain lines in a log."""
+"""Progress: a bar a stage on a terminal, plain lines in a log; and the notes of the library."""
 
 import time
 import warnings
@@ -46,29 +46,29 @@ UNITS = {
     "rows": ("rows", 1.0),
     "bytes": ("MB", 1e6),
 }
-"""The named value that counts a stage's own unit, the unit's name, and how many of the value make one."""
+"""Progress value -> the unit's name, and the value of one unit."""
 COUNTED_FROM_ZERO = ("texts", "titles", "users", "rows")
-"""What a stage counts from its own beginning; the others may go on from an earlier process."""
+"""Values that a stage counts from its own beginning; the others may continue from an earlier process."""
 SHOWN = {"total": "loss", "validation": "valid NDCG@10"}
 WINDOW = 10.0
-"""Seconds that a bar's rate looks back."""
+"""Seconds over which a bar's rate is a mean."""
 LINE_EVERY = 60.0
 """Seconds between two lines of a stage in a log."""
 TICK = 0.2
-"""Seconds between two points that a rate is taken from."""
+"""Seconds between two points of a rate, at least."""
 
 
 class Reporter(Protocol):
-    """An observer of stages that takes a remark besides."""
+    """An observer of stages that takes a remark too."""
 
     def __call__(self, stage: str, share: float, values: dict[str, float], note: str = "") -> None: ...
 
 
 class Pace:
-    """How many of its own unit a stage has done, and how many a second.
+    """A stage's count of its own unit, and its rate.
 
     Args:
-        clock: seconds, never going back.
+        clock: monotonic seconds.
         start: when the stage began, by that clock; now if left out.
     """
 
@@ -79,8 +79,8 @@ class Pace:
         self.last = (0.0, 0.0)
         self.recent: deque[tuple[float, float]] = deque()
 
-    def tell(self, values: dict[str, float]) -> None:
-        """Takes the count among named values; values without one change nothing."""
+    def update(self, values: dict[str, float]) -> None:
+        """Takes the count from named values; values without one change nothing."""
         key = next((key for key in UNITS if key in values), None)
         if key is None:
             return
@@ -103,7 +103,7 @@ class Pace:
         return self._between(self.first)
 
     def done(self) -> str:
-        """What was done, such as "1,200 steps"; "" of a stage that counts nothing."""
+        """The count, such as "1,200 steps"; "" of a stage that counts nothing."""
         return f"{number(self.last[1])} {self.unit}" if self.unit else ""
 
     def _between(self, start: tuple[float, float] | None) -> str:
@@ -127,12 +127,12 @@ class Bars:
             self.tasks[stage] = self.progress.add_task(STAGE_NAMES.get(stage, stage), total=1.0, rate="", note="")
             self.paces[stage] = Pace(start=self.last_call)
         pace = self.paces[stage]
-        pace.tell(values)
+        pace.update(values)
         self.last_call = pace.clock()
         self.progress.update(self.tasks[stage], completed=share, rate=pace.rate(), note=note or remark(values))
 
     def close(self) -> None:
-        """Fills the bars of stages that are over; those that stopped early did not reach their end."""
+        """Fills the bars of finished stages; those that stopped early did not reach their end."""
         for stage, task in self.tasks.items():
             self.progress.update(task, completed=1.0, rate=self.paces[stage].mean_rate())
 
@@ -143,7 +143,7 @@ class Lines:
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         self.console, self.clock = console, clock
         self.stage: str | None = None
-        self.start = self.said = clock()
+        self.start = self.printed = clock()
         self.pace = Pace(clock)
         self.first = (self.start, 0.0)
         self.validation = ""
@@ -152,25 +152,25 @@ class Lines:
         if stage != self.stage:
             self.close()
             self.stage, self.pace = stage, Pace(self.clock, self.start)
-            self.first, self.said, self.validation = (self.clock(), share), self.clock(), ""
+            self.first, self.printed, self.validation = (self.clock(), share), self.clock(), ""
             self._say(f"{STAGE_NAMES.get(stage, stage)} ...")
-        self.pace.tell(values)
+        self.pace.update(values)
         if "validation" in values:
             self.validation = remark({"validation": values["validation"]})
-        if self.clock() - self.said >= LINE_EVERY:
-            self.said = self.clock()
+        if self.clock() - self.printed >= LINE_EVERY:
+            self.printed = self.clock()
             parts = (f"{share:.0%}", self.pace.done(), self.pace.rate(), self._left(share), self.validation, note)
             self._say(f"{STAGE_NAMES.get(stage, stage)}: {', '.join(part for part in parts if part)}")
 
     def _left(self, share: float) -> str:
-        """How long the stage still takes at its pace so far; "" before there is one."""
+        """The time left at the stage's pace so far; "" before there is one."""
         start, first = self.first
         if share <= first:
             return ""
-        return f"{duration((self.said - start) * (1 - share) / (share - first))} left"
+        return f"{duration((self.printed - start) * (1 - share) / (share - first))} left"
 
     def close(self) -> None:
-        """Says what the stage that is over did, and how fast."""
+        """Prints the count, rate and time of the stage that has finished."""
         now = self.clock()
         if self.stage is not None:
             parts = (self.pace.done(), self.pace.mean_rate(), f"{now - self.start:.1f} s")
@@ -206,15 +206,15 @@ def observing(console: Console = err) -> Iterator[Reporter]:
 
 @contextmanager
 def noting(console: Console = err) -> Iterator[None]:
-    """Keeps what the library says of the user's data, and prints it at the end, each sentence once."""
-    said: dict[str, None] = {}
+    """Collects the library's notes on the user's data, and prints each of them once at the end."""
+    notes: dict[str, None] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("always", InputWarning)
         usual = warnings.showwarning
 
         def keep(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
             if issubclass(category, InputWarning):
-                said[str(message)] = None
+                notes[str(message)] = None
             else:
                 usual(message, category, *place, **more)
 
@@ -223,7 +223,7 @@ def noting(console: Console = err) -> Iterator[None]:
             yield
         finally:
             warnings.showwarning = usual
-            for text in said:
+            for text in notes:
                 console.print(f"Note: {text}", markup=False, highlight=False, soft_wrap=True)
 
 
@@ -233,7 +233,7 @@ def is_live(console: Console) -> bool:
 
 
 def remark(values: dict[str, float]) -> str:
-    """The named values that are worth a look, such as "loss 0.69"."""
+    """The named values that are shown, such as "loss 0.69"."""
     return "  ".join(f"{name} {values[key]:.4g}" for key, name in SHOWN.items() if key in values)
 
 
@@ -253,7 +253,7 @@ class TwoLines:
         self.text = Text(text)
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
-        """The width of the whole text, as a table asks for it."""
+        """The width of the whole text, which a table requests."""
         return Measurement.get(console, options, self.text)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:

@@ -1,4 +1,4 @@
-"""What a terminal shows: tables, and a few users with what is recommended to them."""
+"""The tables that commands print, and users with their recommendations."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def show_table(
 
 
 def show_counts(dataset: Dataset) -> None:
-    """Prints what a data set holds."""
+    """Prints the counts of a data set."""
     counts = [(name, count) for name, count in dataset.counts.items() if isinstance(count, int)]
     rows = [[name.replace("_", " "), f"{count:,}"] for name, count in counts]
     show_table(f"{dataset.name}: {dataset.path}", ["what", "count"], rows)
@@ -64,7 +64,7 @@ def show_times(folder: Path) -> None:
 
     times = read_manifest(folder).get("times")
     if times is None:
-        say("Times: none, so that the order of the rows counts.")
+        say("Times: none; interactions are in the order of the rows.")
     else:
         say(f"Times: column {times['column']}, {times['form']}; from {times['first']} to {times['last']}.")
 
@@ -77,7 +77,7 @@ def show_fetched(published: PublishedSet, folder: Path, fetched: Sequence[Fetche
         reason = {
             "published": "its checksum is the published one",
             "recorded": f"its checksum is the one of the first fetch, in {record_of(one.path).name}",
-            "first use": f"no checksum was published, so what came is trusted; {record_of(one.path).name} holds its "
+            "first use": f"no checksum was published, so this fetch is trusted; {record_of(one.path).name} holds its "
             "sha256, and later fetches must agree",
         }[one.trust]
         say(f"{one.path}: {reason}.")
@@ -120,14 +120,14 @@ def _result(row: dict[str, Any]) -> list[str]:
 
 
 def show_users(system: AllRec, dataset: Dataset) -> None:
-    """Prints a few users with their latest history and what is recommended to them."""
+    """Prints a few users with their latest history and their recommendations."""
     for user in dataset.targets["test"].users[:3]:
         user_id = dataset.user_ids[user]
         show_recommendations(system, user_id, None, system.recommend(user=user_id, k=5))
 
 
 def show_recommendations(
-    system: AllRec, user: str | None, history: Sequence[str] | None, found: Sequence[Recommendation]
+    system: AllRec, user: str | None, history: Sequence[str] | None, recommended: Sequence[Recommendation]
 ) -> None:
     """Prints a history and the recommendations for it, warm and cold items marked."""
     catalogue = system.model.catalogue
@@ -135,60 +135,62 @@ def show_recommendations(
     out.print(f"\n[bold]{escape(user) if user else 'history'}[/bold], {len(known)} interactions, the latest:")
     for item in known[-5:]:
         out.print(Padding(TwoLines(catalogue.titles[item] or catalogue.item_ids[item]), (0, 0, 0, 4)))
-    if not found:
-        say("Nothing is left to recommend: the history holds every item. With --with-history they may come again.")
+    if not recommended:
+        say("Nothing is left to recommend: every item is in the history. --with-history recommends them again.")
         return
-    why = ["why"] if any(item.contributions for item in found) else []
+    why = ["why"] if any(item.contributions for item in recommended) else []
     header = ["#", "item", "title", "", "score", "log P", "cf", *why]
-    rows = [_recommendation(rank, item, found)[: len(header)] for rank, item in enumerate(found, 1)]
+    rows = [_recommendation(rank, item, recommended)[: len(header)] for rank, item in enumerate(recommended, 1)]
     show_table(None, header, rows, left=("item", "title", "", "why"))
 
 
-def _recommendation(rank: int, item: Recommendation, found: Sequence[Recommendation]) -> list[str | Text | TwoLines]:
+def _recommendation(
+    rank: int, item: Recommendation, recommended: Sequence[Recommendation]
+) -> list[str | Text | TwoLines]:
     log_prob = "" if item.llm_log_prob is None else f"{item.llm_log_prob:.2f}"
     mark = Text("cold", style="cyan") if item.is_cold else "warm"
-    title, why = TwoLines(item.title or "(no title)"), "" if item.contributions is None else reason(item, found)
+    title, why = TwoLines(item.title or "(no title)"), "" if item.contributions is None else reason(item, recommended)
     return [str(rank), item.item_id, title, mark, f"{item.score:.2f}", log_prob, f"{item.cf:.2f}", why]
 
 
-def show_evidence(system: AllRec, user: str, k: int = 5) -> None:
-    """Prints what each family of evidence adds to a user's recommendations, and how the language model sees them."""
+def show_evidence(system: AllRec, user: str) -> None:
+    """Prints the contributions of evidence to a user's recommendations, and the language model's scores."""
     import numpy as np
 
     from allrec.hybrid.features import families
 
-    found, model = system.recommend(user=user, k=k), system.model
-    items = np.array([[model.catalogue.item(item.item_id) for item in found]])
+    recommended, model = system.recommend(user=user, k=5), system.model
+    items = np.array([[model.catalogue.item(item.item_id) for item in recommended]])
     scores = model.llm_scores([system.history_of(user, None)], items)[0]
-    shares = [families(item.contributions or {}) for item in found]
-    say(f"\n{user}: what speaks for")
-    for number, item in enumerate(found, 1):
+    shares = [families(item.contributions or {}) for item in recommended]
+    say(f"\n{user}: the evidence for")
+    for number, item in enumerate(recommended, 1):
         say(f"    {number}  {item.title or item.item_id}")
-    numbers = [str(number) for number in range(1, len(found) + 1)]
+    numbers = [str(number) for number in range(1, len(recommended) + 1)]
     lines = [(name, [share[name] for share in shares]) for name in shares[0]]
-    lines += [("score", [item.score for item in found]), ("language model", scores.tolist())]
+    lines += [("score", [item.score for item in recommended]), ("language model", scores.tolist())]
     rows = [[name, *(f"{value:+.2f}" for value in values)] for name, values in lines]
     show_table(None, ["evidence", *numbers], rows)
-    has_say = any(item.llm_log_prob is not None for item in found)
+    is_read = any(item.llm_log_prob is not None for item in recommended)
     say(
         "The language model's column is log P of the title less that without a history, in nats; "
-        + ("fusion reads it." if has_say else "fusion leaves it out, for on validation targets it did not help.")
+        + ("fusion reads it." if is_read else "fusion leaves it out, since it did not help on validation targets.")
     )
 
 
-def reason(item: Recommendation, found: Sequence[Recommendation]) -> str:
-    """Which evidence speaks for an item more than for the others that are shown, such as "text +1.2, cf +0.4"."""
+def reason(item: Recommendation, recommended: Sequence[Recommendation]) -> str:
+    """The evidence that contributes more to an item than to the mean item shown, such as "text +1.2, cf +0.4"."""
     from allrec.hybrid.features import families
 
     own = families(item.contributions or {})
-    others = [families(other.contributions or {}) for other in found]
+    others = [families(other.contributions or {}) for other in recommended]
     above = {name: value - sum(other.get(name, 0.0) for other in others) / len(others) for name, value in own.items()}
     best = sorted(above.items(), key=lambda entry: -entry[1])[:2]
     return ", ".join(f"{name} {value:+.1f}" for name, value in best)
 
 
 def show_written(written: Sequence[WrittenTitle] | Sequence[WrittenGenres]) -> None:
-    """Prints what the language model wrote, a line a text, and what of it the catalogue knows."""
+    """Prints the generated texts, and which of them are in the catalogue."""
     from allrec.llm.generation import WrittenTitle
 
     for text in written:
@@ -203,7 +205,7 @@ def show_written(written: Sequence[WrittenTitle] | Sequence[WrittenGenres]) -> N
 
 
 def show_foreign(rows: Sequence[dict[str, Any]], run: RunFolder) -> None:
-    """Prints what a run does on another data set."""
+    """Prints the scores of a run on another data set."""
     chances = run.metrics()["other_datasets"][rows[0]["dataset"]]["chance"]
     for protocol, chance in chances.items():
         own = [row for row in rows if (row["protocol"], row["segment"]) == (protocol, "all")]
@@ -214,7 +216,7 @@ def show_foreign(rows: Sequence[dict[str, Any]], run: RunFolder) -> None:
 
 
 def show_diagnostics(result: dict[str, Any]) -> None:
-    """Prints what the order of the history and of the candidates does, and what was written."""
+    """Prints the effect of the order of the history and of the candidates, and the generated answers."""
     from allrec.experiments.summary import p_text
 
     name = f"{result['dataset']}, test, protocol {result['protocol']}"
@@ -245,7 +247,7 @@ def show_diagnostics(result: dict[str, Any]) -> None:
 
 
 def show_baselines(result: dict[str, Any]) -> None:
-    """Prints metrics with intervals, what lists are like, and paired tests against the best."""
+    """Prints metrics with intervals, measures beyond accuracy, and paired tests against the best."""
     from allrec.experiments.baselines import K
 
     name, rows = result["dataset"]["name"], result["table"]
@@ -255,15 +257,8 @@ def show_baselines(result: dict[str, Any]) -> None:
         chance = result["chance"][protocol]
         cells.append(["chance", *(f"{chance[metric]:.4f}" for metric in metrics)])
         show_table(f"{name}, test, protocol {protocol}", ["baseline", *metrics], cells)
-    header = [
-        "baseline",
-        "setting",
-        "HR@1 less the best's",
-        "coverage",
-        "novelty, bits",
-        "diversity",
-        "popularity lift",
-    ]
+    beyond = ["coverage", "novelty, bits", "diversity", "popularity lift"]
+    header = ["baseline", "setting", "HR@1 less the best's", *beyond]
     tests = {row["against"]: row for row in result["comparisons"] if _is_first(row)}
     show_table(f"Tests, and the {K} best of the catalogue", header, [_aside(row, tests) for row in rows])
     say(
@@ -280,9 +275,9 @@ def _aside(row: dict[str, Any], tests: dict[str, dict[str, Any]]) -> list[str]:
     beyond = row["chosen"][0][f"beyond@{K}"]
     setting = ", ".join(f"{key} {value:g}" for key, value in row["chosen"][0]["setting"].items())
     test = tests.get(row["name"])
-    said = "" if test is None else f"{-test['difference']:+.4f}, {p_text(test['p_holm'])}"
+    difference = "" if test is None else f"{-test['difference']:+.4f}, {p_text(test['p_holm'])}"
     measures = [f"{beyond[name]:.3f}" for name in ("coverage", "novelty", "diversity", "popularity_lift")]
-    return [row["name"], setting, said, *measures]
+    return [row["name"], setting, difference, *measures]
 
 
 def _maybe(value: float | None) -> str:
@@ -302,7 +297,7 @@ NAMES = ("recipe", "scorer")
 
 
 def show_comparison(result: dict[str, Any]) -> None:
-    """Prints the poster's table, the scorers of each recipe, the notes, and what comparing cost."""
+    """Prints the table of a comparison, the scorers of each recipe, the notes, and the time."""
     from allrec.experiments.summary import EVIDENCE_HEADER, HEADER, cells, evidence_cells, notes
 
     table = result["table"]
@@ -327,7 +322,7 @@ def show_comparison(result: dict[str, Any]) -> None:
 
 
 def _chosen(rows: Sequence[Sequence[str]], places: Sequence[int]) -> list[list[str]]:
-    """Some columns; an interval goes below its mean and a p below its difference, so that they fit a terminal."""
+    """Some columns; an interval goes below its mean and a p below its difference, so that they fit into a terminal."""
     return [
         [row[place].replace(" [", "\n[").replace(", p ", "\np ").replace(", NOT", "\nNOT") for place in places]
         for row in rows

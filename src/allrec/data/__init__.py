@@ -1,4 +1,4 @@
-"""What happened: interactions and items, from a source to a data set. Modules are imported when first used."""
+"""Interactions and items, from a source to a prepared data set. Modules are imported at first use."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

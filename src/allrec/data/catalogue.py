@@ -21,7 +21,7 @@ class Catalogue:
     """Items with ids, titles, texts and training counts; users with ids and whole histories, oldest first.
 
     ``genres`` is None where the data set has none, or the catalogue was written before genres were kept. The last
-    ``num_added`` items joined after training: nobody was trained on them, and they enter by their text.
+    ``num_added`` items were added after training: nothing was trained on them, and their texts embed them.
     """
 
     item_ids: list[str]

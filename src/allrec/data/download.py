@@ -1,4 +1,4 @@
-"""Fetches published files: over https, resumed where they broke off, checked, and unpacked with care."""
+"""Downloads published files over https, resuming broken downloads, with checksums; and unpacks zip files safely."""
 
 import fcntl
 import os
@@ -18,10 +18,11 @@ from zipfile import BadZipFile, ZipFile, ZipInfo
 
 from allrec.data.published import PublishedFile, PublishedSet
 from allrec.errors import InputError
-from allrec.files import CHUNK_BYTES, FullError, atomic_path, lack_of_space, sha256_file, write_text
+from allrec.files import FullError, atomic_path, lack_of_space, sha256_file, write_text
 
 TIMEOUT = 60.0
 """Seconds without a byte before a server is given up."""
+CHUNK_BYTES = 1 << 20
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 MAGIC = {".gz": b"\x1f\x8b", ".zip": b"PK"}
 RANGE_NOT_SATISFIABLE = 416
@@ -33,10 +34,10 @@ OnBytes = Callable[[str, int, int | None], None]
 
 @dataclass(frozen=True)
 class Fetched:
-    """A file that is there whole.
+    """A complete downloaded file.
 
     Attributes:
-        path: where it lies.
+        path: of the file.
         trust: "published" where its checksum was known before, "first use" where this fetch recorded it, "recorded"
             where it agrees with an earlier fetch's record.
     """
@@ -46,20 +47,20 @@ class Fetched:
 
 
 class _Refused(Exception):
-    """An address did not give the file; the next one may."""
+    """An address did not serve the file; the next one may."""
 
 
 class _Broken(Exception):
-    """The connection broke; what came is kept."""
+    """The connection broke; the bytes so far are kept."""
 
 
 def fetch(published: PublishedSet, folder: Path, on_bytes: OnBytes = lambda name, done, total: None) -> list[Fetched]:
-    """Brings a published data set into a folder that ``prepare`` takes; what is there already is only checked.
+    """Downloads a published data set into a folder that ``prepare`` reads; existing files are only checked.
 
     Args:
         published: what to fetch.
-        folder: where its files go; half-fetched files lie there as ``NAME.part``, and the next call goes on with them.
-        on_bytes: told of progress.
+        folder: for its files; incomplete ones are kept as ``NAME.part``, and the next call resumes them.
+        on_bytes: called with the progress.
 
     Raises:
         InputError: no address gives the file, the connection broke, a checksum differs, or an archive is hostile.
@@ -103,7 +104,7 @@ def fetch_file(file: PublishedFile, folder: Path, on_bytes: OnBytes) -> Fetched:
 
 
 def record_of(path: Path) -> Path:
-    """Where the checksum of a file is recorded that was published without one."""
+    """The file that records the checksum of a file that was published without one."""
     return path.with_name(f"{path.name}.sha256")
 
 
@@ -177,7 +178,7 @@ def _receive(
 ) -> None:
     begun, validator = _read_origin(part)
     validator = validator if begun == address else ""
-    # Without a checksum to find it out, two versions of a file must not be joined.
+    # Without a checksum to detect it, two versions of a file must not be mixed.
     offset = _size(out) if validator or is_checked else 0
     with _opened(address, offset, validator) as response:
         if response.status == RANGE_NOT_SATISFIABLE:
@@ -187,7 +188,7 @@ def _receive(
             raise _Broken("it has less than the part on disk, which is given up")
         if response.status == PARTIAL_CONTENT:
             if not response.headers.get("Content-Range", "").startswith(f"bytes {offset}-"):
-                raise _Refused("it sent another part of the file than was asked for")
+                raise _Refused("it sent another part of the file than was requested")
         else:
             offset = 0
             out.truncate(0)
@@ -262,7 +263,7 @@ def check_address(address: str) -> None:
 
 def _validator(response: HTTPResponse) -> str:
     tag = response.headers.get("ETag", "")
-    # A weak tag says alike, not equal.
+    # A weak tag means similar, not equal.
     return tag if tag and not tag.startswith("W/") else response.headers.get("Last-Modified", "")
 
 

@@ -1,4 +1,4 @@
-"""The written forms of a time that are read, each as an expression in nanoseconds since 1970, UTC."""
+"""The written forms of times, each an expression that reads it as nanoseconds since 1970, UTC."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from numpy import ndarray
 from pydantic import Field
 
 from allrec.data.dataset import Dataset, Targets
 from allrec.data.protocols import EvaluationProtocol
 from allrec.errors import Config, InputError
+from allrec.evaluation.ranks import Ranked as Ranked
 from allrec.evaluation.results import Ranking
 from allrec.evaluation.segments import sample_rows
 from allrec.parallel import OnProgress, no_progress
@@ -46,18 +47,6 @@ class RankingRequest(NamedTuple):
     def targets(self) -> Targets:
         """The targets of the rows."""
         return self.dataset.targets[self.split].take(self.rows)
-
-
-class Ranked(NamedTuple):
-    """The ranks of a request's targets.
-
-    Attributes:
-        ranks: 0-based, ties against the target.
-        is_retrieved: whether the target is among the retrieved candidates; None where every candidate was scored.
-    """
-
-    ranks: Int[ndarray, "rows"]
-    is_retrieved: Bool[ndarray, "rows"] | None = None
 
 
 @dataclass(frozen=True)
@@ -168,7 +157,7 @@ def evaluate(model: Model, dataset: Dataset, plan: Plan, scorers: Mapping[str, S
         scorers: by name.
 
     Raises:
-        InputError: there is nobody to evaluate.
+        InputError: no user can be evaluated.
     """
     tasks, left_out = _tasks(model, dataset, plan, scorers)
     rankings: list[Ranking] = []

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Int64
+from jaxtyping import Bool, Float, Int, Int64
 from numpy import ndarray
 from torch import Tensor
 from torch.nn import functional
@@ -22,6 +22,18 @@ MAX_SCORES = 1 << 22
 ROWS = 16
 
 ScoreRows = Callable[[slice], Tensor]
+
+
+class Ranked(NamedTuple):
+    """The ranks of some targets.
+
+    Attributes:
+        ranks: 0-based, ties against the target.
+        is_retrieved: whether the target is among the retrieved candidates; None where every candidate was scored.
+    """
+
+    ranks: Int[ndarray, "rows"]
+    is_retrieved: Bool[ndarray, "rows"] | None = None
 
 
 class Excluded(NamedTuple):

@@ -213,7 +213,7 @@ def metrics_of(
     Args:
         head: format, data set, recipe, seed, language model and seconds of the run.
         dataset: the run's.
-        rankings: of this evaluation and of earlier ones, as ``with_earlier`` joins them.
+        rankings: of this evaluation and of earlier ones, see ``with_earlier``.
         leads: scorers that the others are tested against; each lead is tested against the later ones only.
         seed: of intervals and tests.
         earlier: the content so far; its rows of other data sets are kept.

@@ -1,1 +1,1 @@
-"""What we claim: recipes side by side, ablations, and the tables that come of them."""
+"""Experiments: comparisons and ablations of recipes, baselines, scenarios and diagnostics, with their tables."""

@@ -499,7 +499,7 @@ def _of_fusion(model: TrainedModel, dataset: Dataset) -> Outcome:
     plan = Plan(protocols=protocols, splits=("valid", "test"), scorers=(FUSION,))
     ranks = {(one.split, one.protocol): one.ranks for one in evaluate(model, dataset, plan, SCORERS).rankings}
     ranker, targets = model.ranker, dataset.targets["test"]
-    # No item of the history is exempt here: a recommendation list knows no target.
+    # No item of the history is exempt here: a recommendation list has no target.
     nothing = np.full(len(targets), -1)
     ranked = ranker.rank_catalogue(histories_before(dataset, targets), nothing)
     lists = np.concatenate([np.take_along_axis(scored.items, scored.best(K), axis=1) for scored in ranked])

@@ -1,4 +1,4 @@
-"""Scenarios: which interactions are trained on and which targets evaluated, as pure functions of a data set; runs.
+"""Scenarios: which interactions are trained on and which targets are evaluated; and the runs of a scenario.
 
 What a scenario holds out is held out of everything: backbone, stage 1, stage 2, tuned texts, counts and fusion.
 """
@@ -94,7 +94,7 @@ def cold_users(dataset: Dataset) -> Dataset:
     Source: arXiv:2404.11343, section 5.2.2.
 
     Raises:
-        InputError: nobody has exactly three.
+        InputError: no user has exactly three.
     """
     users = np.flatnonzero(np.diff(dataset.offsets) == COLD_LENGTH)
     if len(users) == 0:
@@ -107,7 +107,7 @@ def cold_users(dataset: Dataset) -> Dataset:
 def drawn_cold_users(dataset: Dataset, num_users: int, seed: int) -> Dataset:
     """Randomly drawn users are held out of training and validation and cut to their first three interactions.
 
-    The third is their only test target, and nobody else has one. Its negatives are items that the user never interacted
+    The third is their test target, and other users have none. Its negatives are items that the user never interacted
     with, the interactions that were cut off included.
 
     Raises:
@@ -163,9 +163,9 @@ def unseen(dataset: Dataset, seed: int, share: float = UNSEEN_SHARE) -> Scenario
             f"{dataset.name} has no test target among {dataset.num_items - num_known} held-out items of a user with "
             "another item. Take a larger data set."
         )
-    nobody = evaluated.targets["valid"].take(np.zeros(len(evaluated.targets["valid"]), bool))
+    no_targets = evaluated.targets["valid"].take(np.zeros(len(evaluated.targets["valid"]), bool))
     train = redraw_candidates(first_items(known, num_known), seed)
-    return Scenario(train, with_targets(evaluated, valid=nobody, test=wanted))
+    return Scenario(train, with_targets(evaluated, valid=no_targets, test=wanted))
 
 
 def global_time(dataset: Dataset, times: Int[ndarray, "interactions"], seed: int) -> Dataset:
@@ -177,7 +177,7 @@ def global_time(dataset: Dataset, times: Int[ndarray, "interactions"], seed: int
         seed: draws the negatives.
 
     Raises:
-        InputError: nobody has interactions on both sides of a time.
+        InputError: no user has interactions on both sides of a time.
     """
     valid_from, test_from = (float(np.quantile(times, share)) for share in TIMES)
     owners, _ = places_of(dataset)
@@ -343,7 +343,7 @@ def train_scenario(
     """
     made = _made(dataset, name, recipe.seed)
     if recipe.refit != "none" and made.evaluated.num_items > made.train.num_items:
-        raise InputError(f"{name} has items that are added after training, which no refit knows. Set refit=none.")
+        raise InputError(f"{name} has items that are added after training, and a refit has none. Set refit=none.")
     if name.startswith(FEW_SHOT):
         recipe = few_shot_recipe(recipe, int(made.train.train_lengths.sum()))
     system = AllRec.train(

@@ -18,7 +18,6 @@ from torch.nn.utils import parametrize
 
 from allrec import seeds
 from allrec.backbones.base import Module, freeze
-from allrec.backbones.dropout import Dropout, dropout
 from allrec.backbones.registry import BackboneConfig
 from allrec.backbones.sasrec import SASRec, SASRecConfig
 from allrec.backbones.training import Batch, TrainingBatches, validation
@@ -28,6 +27,7 @@ from allrec.files import load_tensors, read_json, save_tensors, write_json
 from allrec.hybrid.retrieval import SearchConfig
 from allrec.parallel import OnProgress
 from allrec.training.batches import LazyBatches, latest_first, pad_histories
+from allrec.training.layers import Dropout, dropout
 from allrec.training.loop import FitReport, LoopConfig, fit
 
 TABLE = "model.item_table"
@@ -41,19 +41,22 @@ NEVER = -1e9
 
 
 class ContentConfig(Config):
-    """Shape of what reads an item's content."""
+    """Shape of the content encoder."""
 
     dim: int = Field(128, ge=1, description="Width of a content embedding.")
     text_dropout: float = Field(0.2, ge=0, lt=1, description="Share of the text embedding dropped while training.")
     id_dropout: float = Field(
-        0.5, ge=0, lt=1, description="How often an item goes by its content alone in a training step of the backbone."
+        0.5,
+        ge=0,
+        lt=1,
+        description="Share of items that a training step represents by their content alone.",
     )
 
 
 class TowerConfig(Config):
     """The content tower and how it is trained."""
 
-    content: ContentConfig = Field(ContentConfig(), description="What reads an item's content.")
+    content: ContentConfig = Field(ContentConfig(), description="The content encoder.")
     dropout: float = Field(0.2, ge=0, lt=1, description="Share of a content embedding dropped while training.")
     max_history: int = Field(10, ge=1, description="Latest items of a history that count.")
     batch_size: int = Field(512, ge=1, description="Histories of a batch.")
@@ -63,9 +66,9 @@ class TowerConfig(Config):
 
 
 class ContentBackboneConfig(Config):
-    """A SASRec whose items are content first, and how it is trained: softmax over the items seen in training."""
+    """A SASRec whose item embeddings are content plus a residual, trained by a softmax over the seen items."""
 
-    content: ContentConfig = Field(ContentConfig(), description="What reads an item's content.")
+    content: ContentConfig = Field(ContentConfig(), description="The content encoder.")
     backbone: BackboneConfig = Field(
         BackboneConfig(
             model=SASRecConfig(dim=128),
@@ -76,26 +79,37 @@ class ContentBackboneConfig(Config):
         description="Shape and training of the SASRec.",
     )
 
+    @property
+    def shape(self) -> SASRecConfig:
+        """The shape of the SASRec.
+
+        Raises:
+            InputError: the backbone is another one.
+        """
+        shape = self.backbone.model
+        if not isinstance(shape, SASRecConfig):
+            kind = type(shape).__name__
+            raise InputError(f"content.backbone.model is {kind}, expected SASRecConfig: leave kind out.")
+        return shape
+
 
 class EvidenceConfig(Config):
-    """What gives evidence, and how it is trained."""
+    """The content parts and the retrieval that evidence comes from."""
 
     tower: TowerConfig = Field(TowerConfig(), description="Content embeddings tuned on what is bought together.")
-    content: ContentBackboneConfig = Field(
-        ContentBackboneConfig(), description="The second backbone, whose items are content first."
-    )
+    content: ContentBackboneConfig = Field(ContentBackboneConfig(), description="The second backbone, on item content.")
     ensemble: int = Field(
         1,
         ge=1,
         description="Trainings whose evidence is averaged: the run's own, and the rest with other seeds.",
     )
-    search: SearchConfig = Field(SearchConfig(), description="How the nearest items are found.")
-    depth: int = Field(100, ge=1, description="Items that each scorer and each retrieving space finds.")
+    search: SearchConfig = Field(SearchConfig(), description="Search of the nearest items.")
+    depth: int = Field(100, ge=1, description="Items that each scorer and each retrieving space retrieves.")
     fitted_candidates: int = Field(40, ge=2, description="Retrieved candidates of a row that fusion is fitted on.")
 
 
 class Words(NamedTuple):
-    """Words of items, weighed, one item after the other.
+    """Weighted words of items, concatenated.
 
     Attributes:
         ids: positions in the vocabulary.
@@ -175,9 +189,9 @@ class ItemContent(nn.Module):
 
 
 class ContentTable(nn.Module):
-    """A backbone's item table while it trains: content plus an embedding of the item itself where it was ever seen.
+    """A backbone's item table while it trains: content plus an embedding of the item itself where it was seen.
 
-    The latter is left out of random items in every step, so that content alone learns to represent them.
+    The latter is dropped for random items in every step, so that content alone learns to represent them.
 
     Source: the dropout of ids is DropoutNet's (Volkovs et al., NeurIPS 2017), on the input of SASRec.
     """
@@ -190,13 +204,13 @@ class ContentTable(nn.Module):
         self.id_dropout = id_dropout
 
     def forward(self, item_table: Float[Tensor, "items dim"]) -> Float[Tensor, "items dim"]:
-        """The table that scores, from the items' own embeddings."""
+        """The whole table, from the items' own embeddings."""
         is_kept = dropout(self.is_seen, self.id_dropout) if self.training else self.is_seen
         return self.content.embed(self.texts, self.words) + item_table * is_kept[:, None]
 
 
 class ContentTower(nn.Module):
-    """Content embeddings on the unit sphere, in which an item lies near what is bought along with it.
+    """Content embeddings on the unit sphere, in which an item is near those that are bought with it.
 
     A history is the mean of its items, the latest weighing most: exp(-decay · steps back).
     """
@@ -222,7 +236,7 @@ class ContentTower(nn.Module):
 
 
 class CatalogueContent(NamedTuple):
-    """What is known of the items beside who bought them, frozen with a run.
+    """The content of the items, frozen with a run.
 
     Attributes:
         texts: text embeddings.
@@ -236,7 +250,7 @@ class CatalogueContent(NamedTuple):
 
 
 class ContentBackbone(NamedTuple):
-    """A frozen SASRec with a plain item table, and the content part that gives a new item its row in it."""
+    """A frozen SASRec with a plain item table, and the content encoder that gives a new item its row in it."""
 
     model: SASRec
     content: ItemContent
@@ -258,7 +272,7 @@ def train_content_backbone(
     checkpoint: Path | None = None,
     on_progress: OnProgress | None = None,
 ) -> ContentBackbone:
-    """Trains a SASRec on item content; an item never seen in training is no negative either.
+    """Trains a SASRec on item content; items never seen in training are no negatives.
 
     Args:
         dataset: training interactions and validation targets are read.
@@ -271,9 +285,7 @@ def train_content_backbone(
     Raises:
         InputError: the backbone is no SASRec.
     """
-    shape = config.backbone.model
-    if not isinstance(shape, SASRecConfig):
-        raise InputError(f"content.backbone.model is {type(shape).__name__}, expected SASRecConfig: leave kind out.")
+    shape = config.shape
     generator = seeds.torch_generator(seed, BACKBONE_STREAM, "weights")
     content_config = config.content.model_copy(update={"dim": shape.dim})
     content = ItemContent(catalogue.texts.shape[1], len(catalogue.vocabulary), content_config, generator)
@@ -309,10 +321,10 @@ def train_tower(
     checkpoint: Path | None = None,
     on_progress: OnProgress | None = None,
 ) -> ContentTower:
-    """Draws items together that follow each other, by a softmax over all items seen in training.
+    """Trains the tower to predict next items by their content, with a softmax over all items seen in training.
 
-    The logarithm of an item's count is added to its logit, so that popularity need not be read from its content. Items
-    of the history are no negatives, and what the user had before teaches nothing. ``checkpoint`` and ``on_progress``:
+    The logarithm of an item's count is added to its logit, so that content need not encode popularity. Items of the
+    history are no negatives, and repeats are no targets. ``checkpoint`` and ``on_progress``:
     see ``fit``.
 
     Raises:
@@ -346,7 +358,7 @@ def train_tower(
 
 
 class NextItems:
-    """Training histories with the item that came next, where the user had not had it; the latest item first."""
+    """Training histories, the latest item first, with the next item where that is new to the user."""
 
     def __init__(self, dataset: Dataset, config: TowerConfig, seed: int) -> None:
         self.config, self.seed = config, seed
@@ -371,7 +383,7 @@ class NextItems:
 
 
 class TrainingHistories(NamedTuple):
-    """What was trained on, frozen with a run: items that come later have no part in it.
+    """The training histories, frozen with a run: added items change nothing of it.
 
     Attributes:
         offsets: where every user's training items begin.
@@ -390,7 +402,7 @@ class TrainingHistories(NamedTuple):
 
 
 class ContentParts(NamedTuple):
-    """What was trained on content, frozen.
+    """The models of item content, frozen.
 
     Attributes:
         catalogue: texts and words of the items.
@@ -478,7 +490,7 @@ def load_content_parts(
     name: str = "content",
     catalogue: CatalogueContent | None = None,
 ) -> ContentParts:
-    """Reads what ``save_content_parts`` wrote; items beyond those that were trained enter by their content.
+    """Reads what ``save_content_parts`` wrote; added items get their rows from their content.
 
     Args:
         folder: the folder.
@@ -486,7 +498,7 @@ def load_content_parts(
         text_embeddings: of the same items.
         config: what the parts were trained with.
         name: of the files.
-        catalogue: of the same items where it is known, so that their titles are not weighed again.
+        catalogue: of the same items, so that it is not built again; None builds it.
 
     Raises:
         InputError: a file is missing or damaged, or the catalogue has fewer items.
@@ -500,9 +512,7 @@ def load_content_parts(
     if catalogue is None:
         vocabulary = Vocabulary(read_json(folder / f"{name}.json")["words"], tensors["rarity"])
         catalogue = CatalogueContent(text_embeddings, vocabulary, vocabulary.weigh(titles))
-    shape = config.content.backbone.model
-    if not isinstance(shape, SASRecConfig):
-        raise InputError(f"content.backbone.model is {type(shape).__name__}, expected SASRecConfig: leave kind out.")
+    shape = config.content.shape
     generator, sizes = torch.Generator(), (text_embeddings.shape[1], len(catalogue.vocabulary))
     content_config = config.content.content.model_copy(update={"dim": shape.dim})
     content = _filled(ItemContent(*sizes, content_config, generator), tensors, "content")

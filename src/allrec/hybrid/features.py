@@ -1,4 +1,4 @@
-"""Evidence for candidates: named features of a user and an item, independent of the list that holds the item."""
+"""Evidence for candidates: named features of a user and an item, independent of the other candidates."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -12,17 +12,14 @@ from torch.nn import functional
 
 from allrec.backbones.base import Backbone, encode_histories, together
 from allrec.data.dataset import Dataset, Targets
-from allrec.hybrid.content import (
-    ContentParts,
-    TrainingHistories,
-)
+from allrec.hybrid.content import ContentParts, TrainingHistories
 from allrec.hybrid.retrieval import Search, SearchConfig, reciprocal_rank_fusion
 from allrec.hybrid.similarity import DenseSpace, Neighbours, Space, WordSpace
 from allrec.parallel import ordered_map
 from allrec.training.batches import latest_first, pad_histories
 
 RETRIEVING = ("text", "tuned_text")
-"""Spaces that retrieve beside the scorers; what those of the backbones' items would add is hardly ever ranked first."""
+"""Spaces that retrieve besides the scorers; those of the backbones' items hardly add items that rank first."""
 
 Rows = slice | Int[ndarray, "part"]
 
@@ -57,7 +54,7 @@ def histories_of(sequences: Sequence[Int[ndarray, "length"]]) -> Histories:
 
 
 def histories_before(dataset: Dataset, targets: Targets, rows: Rows = slice(None)) -> Histories:
-    """What stands before each target in its user's sequence."""
+    """The history before each target."""
     starts = dataset.offsets[targets.users[rows]]
     return Histories(dataset.items, starts, starts + targets.positions[rows])
 
@@ -69,16 +66,16 @@ STEP_BACK = 0.7
 RECALLED = 50
 """Latest items of a history in which a candidate is looked up."""
 ROWS = 1024
-"""Rows whose evidence is held at one time where one column of it is wanted."""
+"""Rows whose evidence is held at one time where only one column of it is needed."""
 CELLS = 1 << 13
-"""Candidates whose evidence is computed at one time: with fewer, threads hand over more often than that saves."""
+"""Candidates whose evidence is computed at one time; with fewer, the overhead of threads outweighs the gain."""
 
 POOLS = ("largest", "latest", "mean")
 HISTORY = ("in_history", "times_in_history", "recency_in_history", "log_count", "history_length")
 FREE = ("log_count", "history_length", "title_prior", "title_length")
-"""Evidence of which more need not speak for a candidate; all other evidence speaks for it, the more the better."""
+"""Evidence that may raise or lower a score; the score never falls in any other evidence."""
 CONTEXT = ("log_count", "history_length", "in_history")
-"""Evidence that decides how much the rest counts."""
+"""Evidence that the gates read: it weighs the other evidence."""
 
 
 class Scorer(NamedTuple):
@@ -89,7 +86,7 @@ class Scorer(NamedTuple):
 
 
 class Users(NamedTuple):
-    """What scorers know of users.
+    """Users as the scorers represent them.
 
     Attributes:
         vectors: x_u, one tensor a scorer.
@@ -104,13 +101,13 @@ class Users(NamedTuple):
         return Users([one[rows] for one in self.vectors], [one[rows] for one in self.normalisers])
 
 
-class Found(NamedTuple):
-    """What retrieval finds.
+class Retrieved(NamedTuple):
+    """Retrieved candidates.
 
     Attributes:
         candidates: item positions, each once a row: the latest items first, then by reciprocal rank fusion of the
             lists; -1 at the end of rows that have fewer.
-        users: what scorers know of the rows.
+        users: of the rows.
     """
 
     candidates: Int[ndarray, "rows retrieved"]
@@ -118,18 +115,18 @@ class Found(NamedTuple):
 
 
 class Evidence:
-    """What training froze of a catalogue, and the evidence that it gives.
+    """The frozen models and spaces of a catalogue, and the evidence that they give.
 
     Args:
         train_counts: how often every item occurs in training.
         scorers: name -> scorer; its evidence is the log probability of a softmax over the catalogue, in nats.
         num_trained: items of the catalogue that was trained on, all where None; that softmax is over them alone, so
-            that items that come later change no evidence of the others.
+            that added items change no evidence of the others.
         spaces: name -> space; its evidence is the similarity to the latest ten items of the history: the largest, the
             very latest item's, and a mean in which older items weigh less.
-        search: how the nearest items are found; by an index, normalisers of the softmax are estimates.
-        retrieving: names of the dense spaces that retrieve beside the scorers, all where None; the others are only
-            looked up for what was retrieved.
+        search: of the nearest items; by an index, normalisers of the softmax are estimates.
+        retrieving: names of the dense spaces that retrieve besides the scorers, all where None; the others give
+            evidence only.
 
     Raises:
         InputError: the search needs FAISS, which is not installed.
@@ -168,11 +165,11 @@ class Evidence:
         Args:
             histories: one a row, before the target.
             candidates: item positions; -1 pads, and has zeros.
-            users: of the same rows, as ``find`` gives them; None computes them.
+            users: of the same rows, as ``retrieve`` gives them; None computes them.
         """
         features = np.zeros((*candidates.shape, len(self.names)), np.float32)
         known = self.represent(histories) if users is None else users
-        # Sorted by length, so that hardly any padding is compared.
+        # Sorted by length, so that there is hardly any padding.
         order = np.argsort(histories.ends - histories.starts, kind="stable")
         step = max(1, CELLS // max(1, candidates.shape[1]))
 
@@ -199,34 +196,34 @@ class Evidence:
 
     @torch.no_grad()
     def represent(self, histories: Histories) -> "Users":
-        """What scorers know of users; every one of them passes over the catalogue once."""
-        return self._find(histories, 0, None)[1]
+        """Users as the scorers represent them; each scorer passes over the catalogue once."""
+        return self._nearest(histories, 0, None)[1]
 
     @torch.no_grad()
-    def find(
+    def retrieve(
         self,
         histories: Histories,
         depth: int,
         num_queries: int | None = None,
         allowed: Bool[ndarray, "rows items"] | None = None,
-    ) -> "Found":
-        """The union of what scorers and retrieving spaces find nearest, and of the latest items themselves.
+    ) -> "Retrieved":
+        """The union of the items nearest by each scorer and retrieving space, and of the latest items themselves.
 
         Args:
             histories: one a row.
-            depth: how many items each of them gives.
+            depth: items that each of them retrieves.
             num_queries: rows of the whole task, of which these are a part; None is these alone.
-            allowed: which items each row may be given, all where None.
+            allowed: the items that may be retrieved for each row, all where None.
         """
         depth = min(depth, self.num_items)
-        lists, users = self._find(histories, depth, num_queries, allowed)
+        lists, users = self._nearest(histories, depth, num_queries, allowed)
         latest = histories.latest_first(LATEST)
         for name, space in self.retrieving.items():
             queries = mean_embeddings(latest, space)
             lists.append(self.searches[name].nearest(queries, depth, 0, num_queries, allowed)[0])
-        return Found(reciprocal_rank_fusion(lists, only_allowed(latest.numpy(), allowed)), users)
+        return Retrieved(reciprocal_rank_fusion(lists, only_allowed(latest.numpy(), allowed)), users)
 
-    def _find(
+    def _nearest(
         self,
         histories: Histories,
         depth: int,
@@ -234,16 +231,16 @@ class Evidence:
         allowed: Bool[ndarray, "rows items"] | None = None,
     ) -> tuple[list[Int[ndarray, "rows depth"]], "Users"]:
         encoded: dict[int, Tensor] = {}
-        found = []
+        nearest = []
         for name, scorer in self.scorers.items():
             if id(scorer.backbone) not in encoded:
                 encoded[id(scorer.backbone)] = encode_histories(
                     scorer.backbone, histories.items, histories.starts, histories.ends
                 )
             users = encoded[id(scorer.backbone)]
-            found.append(self.searches[name].nearest(users, depth, self.num_trained, num_queries, allowed))
+            nearest.append(self.searches[name].nearest(users, depth, self.num_trained, num_queries, allowed))
         vectors = [encoded[id(scorer.backbone)] for scorer in self.scorers.values()]
-        return [items for items, _ in found], Users(vectors, [normaliser for _, normaliser in found])
+        return [items for items, _ in nearest], Users(vectors, [normaliser for _, normaliser in nearest])
 
     def _score(self, users: "Users", candidates: Tensor) -> Iterator[Float[Tensor, "rows candidates"]]:
         wanted = candidates.clamp(min=0)
@@ -275,7 +272,7 @@ class Evidence:
 def only_allowed(
     items: Int[ndarray, "rows places"], allowed: Bool[ndarray, "rows items"] | None
 ) -> Int[ndarray, "rows places"]:
-    """The same items, -1 in place of those that a row may not be given; all where ``allowed`` is None."""
+    """The same items, -1 in place of those that are not allowed; all where ``allowed`` is None."""
     if allowed is None:
         return items
     return np.where((items >= 0) & np.take_along_axis(allowed, items.clip(min=0), axis=1), items, -1)
@@ -304,12 +301,12 @@ def mean_embeddings(latest: Int[Tensor, "rows length"], space: DenseSpace) -> Fl
 
 
 class Learned(NamedTuple):
-    """What one training learned that gives evidence, frozen.
+    """The frozen models of one training that give evidence.
 
     Attributes:
         backbone: the collaborative one.
         content: of ``train_content_parts``.
-        joint_embeddings: what x_u meets in the joint score; None leaves that evidence out.
+        joint_embeddings: scored by x_u; None leaves that evidence out.
     """
 
     backbone: Backbone
@@ -320,13 +317,13 @@ class Learned(NamedTuple):
 def collect(train: TrainingHistories, ensemble: Sequence[Learned], search: SearchConfig | None = None) -> Evidence:
     """All evidence but the language model's.
 
-    Of several trainings a score is the mean of theirs, and so is a similarity of embeddings that were trained. What is
-    not trained (texts, words, neighbours, counts) is the first one's.
+    Scores and similarities of trained embeddings are means over the ensemble. What is not trained (texts, words,
+    neighbours, counts) is that of the first.
 
     Args:
-        train: what was trained on.
+        train: the training histories.
         ensemble: of the same data, one a seed; one at least.
-        search: how the nearest items are found.
+        search: of the nearest items.
     """
     content, parts = ensemble[0].content, [learned.content for learned in ensemble]
     catalogue, num_items = content.catalogue, len(content.catalogue.texts)
@@ -350,7 +347,7 @@ def collect(train: TrainingHistories, ensemble: Sequence[Learned], search: Searc
 
 
 def families(contributions: dict[str, float]) -> dict[str, float]:
-    """Contributions summed by where they come from, for a reader in a hurry."""
+    """Contributions summed by family of evidence, for short tables."""
     sums: dict[str, float] = {}
     for name, value in contributions.items():
         family = next((family for start, family in FAMILIES.items() if name.startswith(start)), name)
@@ -363,4 +360,4 @@ FAMILIES = {
     "neighbours": "neighbours", "in_history": "history", "times_in": "history", "recency": "history",
     "log_count": "popularity", "history_length": "history", "llm": "llm",
 }  # fmt: skip
-"""Where evidence comes from, by how its name begins."""
+"""The family of evidence by the beginning of its name."""

@@ -37,9 +37,9 @@ from allrec.training.batches import LazyBatches
 from allrec.training.loop import FitReport, LoopConfig, fit
 
 COUNT = "log_count"
-"""The evidence that tells how often an item was seen: log(1 + training interactions)."""
+"""The evidence of an item's training count: log(1 + training interactions)."""
 SCALED = 1 << 19
-"""Candidates at most that the scale of the evidence is read from."""
+"""Candidates at most that the scale of the evidence is computed from."""
 NewReader = Callable[[str, str, Int[ndarray, "rows"]], LlmReader]
 """The language model for lists of some rows: (split, name of the lists, rows of the targets of the split)."""
 LISTED = EvaluationProtocol.PAPER
@@ -50,7 +50,7 @@ class FusionTrainingConfig(Config):
     """The fusion model and how it is fitted."""
 
     model: FusionConfig = Field(FusionConfig(members=4), description="Shape of the fusion model; a member a fold.")
-    held_out: float = Field(0.25, gt=0, lt=1, description="Share of the users that only say when to stop.")
+    held_out: float = Field(0.25, gt=0, lt=1, description="Share of the users that are held out for early stopping.")
     batch_size: int = Field(256, ge=1, description="Users of a batch.")
     unseen_weight: float = Field(
         2.0, gt=0, description="Weight in the loss of users whose target was never seen in training."
@@ -65,7 +65,7 @@ class FusionTrainingConfig(Config):
 
 
 class FusionStageConfig(Config):
-    """Evidence, fusion, and what the language model reads for it."""
+    """Evidence, fusion, and the language model's part in it."""
 
     enabled: bool = Field(False, description="Whether a run trains its content parts and fits fusion.")
     evidence: EvidenceConfig = EvidenceConfig()
@@ -77,7 +77,7 @@ class FusionStageConfig(Config):
         ),
         description="What the language model's evidence adds, fitted by itself; it has as many members as the other.",
     )
-    num_fused: int = Field(64, ge=1, description="Retrieved candidates that are fused, those in front in many lists.")
+    num_fused: int = Field(64, ge=1, description="Retrieved candidates that are fused, the first by rank fusion.")
     num_ranked: int = Field(20, ge=2, description="Best candidates that the language model reads.")
     least_gain: float = Field(
         3.0,
@@ -95,7 +95,7 @@ class Lists(NamedTuple):
         features: evidence.
         candidates: item positions, -1 pads.
         targets: the item of each row that counts.
-        offsets: scores that are known already, to which fusion adds; None is zeros.
+        offsets: scores that the model adds to; None is zeros.
     """
 
     features: Float[ndarray, "rows candidates evidence"]
@@ -110,12 +110,12 @@ class Lists(NamedTuple):
 
 
 class Roles(NamedTuple):
-    """The names of the evidence, and what some of it may do.
+    """The names of the evidence, and which of it is free or context.
 
     Attributes:
         names: of the evidence, in the order of the features.
-        free: evidence that may count either way.
-        context: evidence that decides how much the rest counts.
+        free: evidence that is not monotone.
+        context: evidence that the gates read.
     """
 
     names: Sequence[str]
@@ -124,16 +124,16 @@ class Roles(NamedTuple):
 
 
 class FittedFusion(NamedTuple):
-    """A frozen fusion and how its fitting went; a report's validations are negative cross-entropies."""
+    """A frozen fusion and the reports of its fitting, whose validations are negative cross-entropies."""
 
     model: Fusion
     reports: list[FitReport]
 
 
 class FittedFusions(NamedTuple):
-    """What the stage fitted, by scope.
+    """The fitted models by scope.
 
-    ``additions`` lacks a scope of which the language model read nothing, and has None where what it read adds nothing.
+    ``additions`` lacks a scope in which the language model read no list, and has None where its evidence adds nothing.
     """
 
     fusions: dict[Scope, FittedFusion]
@@ -156,13 +156,13 @@ def fit_fusions(
     sample_seed: int,
     llm_evidence: Sequence[str] = LLM_EVIDENCE,
 ) -> FittedFusions:
-    """Fits fusion without the language model, then what that adds; a scope where that is nothing goes without it.
+    """Fits fusion without the language model, then an addition of its evidence, dropped where it gains nothing.
 
     Args:
-        dataset: its validation targets and what precedes them are read, its test targets are not.
+        dataset: validation targets and their histories are read, test targets are not.
         evidence: all but the language model's.
         config: of the stage.
-        new_reader: the language model for some lists; None leaves it out.
+        new_reader: makes the language model's reader of some lists; None leaves it out.
         seed: of folds, draws and first weights.
         sample_seed: of the users whose lists the language model reads.
         llm_evidence: names of its evidence.
@@ -196,13 +196,13 @@ def fit_fusions(
 def lists_of(
     scope: Scope, dataset: Dataset, evidence: Evidence, config: FusionStageConfig, seed: int
 ) -> tuple[Lists, Int[ndarray, "kept"]]:
-    """Validation users' lists to fit on, with their evidence, and which rows of the targets they are.
+    """Validation users' lists to fit on, with their evidence, and the rows of the targets.
 
-    Over the catalogue items of the history stay among the candidates, whatever the protocol: without them the target
-    would be the only item of the history that is left, and to be in the history would give it away.
+    Over the catalogue, items of the history stay candidates whatever the protocol: without them a repeated target would
+    be the only candidate in the history, which would identify it.
 
     Raises:
-        InputError: retrieval finds hardly any target.
+        InputError: hardly any target is retrieved.
     """
     targets = dataset.targets["valid"]
     histories = histories_before(dataset, targets)
@@ -213,7 +213,7 @@ def lists_of(
         candidates, kept = sampled_lists(retrieved, targets.items, config.evidence.fitted_candidates, rng)
     if len(kept) < 2 * config.training.model.members:
         raise InputError(
-            f"retrieval finds the targets of {len(kept)} validation users of {dataset.name}, too few to fit fusion on. "
+            f"the targets of {len(kept)} validation users of {dataset.name} are retrieved, too few to fit fusion on. "
             "Set fusion.evidence.depth higher."
         )
     return Lists(evidence.features(histories.part(kept), candidates), candidates, targets.items[kept]), kept
@@ -231,7 +231,7 @@ def read_lists(
     """Lists that the language model read, of the validation rows whose target is in its list.
 
     Returns:
-        The lists, with the fused score of a model that never met the user as what is known already; and their rows.
+        The lists, with scores of the fusion members that were fitted without the user as offsets; and their rows.
     """
     targets = dataset.targets["valid"]
     histories, wanted = histories_before(dataset, targets, rows), targets.items[rows]
@@ -243,7 +243,7 @@ def read_lists(
         ranked = ranker.rank_catalogue(histories, None, folds=folds[rows])
     parts, kept = [], []
     for scored in ranked:
-        listed = ranker.read_best(scored, histories, reader, scope, names)
+        listed = ranker.read_best(scored, histories, reader, scope, names, ranker.num_ranked)
         listed = listed.take((listed.items == wanted[scored.rows][listed.rows][:, None]).any(axis=1))
         parts.append(_lists_of_read(ranker, scored, listed, wanted, names))
         kept.append(rows[scored.rows][listed.rows])
@@ -262,14 +262,14 @@ def cross_fit(
 ) -> FittedFusion:
     """A fusion whose member k was fitted without the users of fold k; as a whole it is the members' mean.
 
-    So a user who was fitted on can still be tested: by the one member that never met them.
+    So a user who was fitted on can still be tested: by the member that was fitted without them.
 
     Args:
         lists: of validation targets, never of test targets.
         roles: of the evidence.
         config: shape and optimizer; ``model.members`` is the number of folds.
         folds: of every row, see ``fold_of``.
-        seed: fixes who is held out, initial weights and batches.
+        seed: fixes the held-out users, initial weights and batches.
 
     Raises:
         InputError: see ``fit_fusion``; or there are fewer than two folds.
@@ -277,7 +277,7 @@ def cross_fit(
     if config.model.members < 2:
         raise InputError(f"got {config.model.members} members of fusion, expected at least 2: a fold is left out each.")
     check(lists, roles.names)
-    alone = config.model_copy(update={"model": config.model.model_copy(update={"members": 1})})
+    alone = _with_members(config, 1)
     scale = scale_of(lists, config.model.knots)
     fitted = []
     for fold in range(config.model.members):
@@ -298,7 +298,7 @@ def fit_fusion(
         lists: of validation targets, never of test targets.
         roles: of the evidence.
         config: shape and optimizer.
-        seed: fixes who is held out, initial weights and batches.
+        seed: fixes the held-out users, initial weights and batches.
         scale: of the evidence; that of the lists where None.
 
     Raises:
@@ -339,16 +339,16 @@ def _with_members(config: FusionTrainingConfig, members: int) -> FusionTrainingC
 
 
 def _is_enough(folds: Int[ndarray, "rows"]) -> bool:
-    """Whether each fold leaves a user to fit on, and one to say when to stop."""
+    """Whether each fold leaves one user to fit on and one for early stopping."""
     return len(folds) - int(np.bincount(folds).max(initial=0)) >= 2
 
 
 def is_gain(lists: Lists, model: Fusion, folds: Int[ndarray, "rows"], least: float) -> bool:
-    """Whether what a fusion adds lowers the cross-entropy of what was known, as a mean over the rows.
+    """Whether adding a fusion to the offsets lowers the cross-entropy, as a mean over the rows.
 
     Args:
-        lists: with what was known as their offsets.
-        model: of as many members as there are folds; each row is scored by the one that never met it.
+        lists: with the scores so far as their offsets.
+        model: of as many members as there are folds; each row is scored by the one that was fitted without it.
         folds: of the rows.
         least: number of its standard errors by which that mean must exceed 0.
     """
@@ -364,7 +364,7 @@ def _cross_entropy(lists: Lists, scores: Float[ndarray, "rows candidates"]) -> F
 
 
 def scale_of(lists: Lists, num_knots: int) -> EvidenceScale:
-    """How the evidence of lists spreads; who the target is takes no part."""
+    """The scale of the lists' evidence, targets and other candidates alike."""
     values = torch.from_numpy(lists.features[lists.candidates >= 0])
     return evidence_scale(values[:: 1 + len(values) // SCALED], num_knots)
 
@@ -372,7 +372,7 @@ def scale_of(lists: Lists, num_knots: int) -> EvidenceScale:
 def target_weights(
     targets: Float[Tensor, "rows evidence"], names: Sequence[str], config: FusionTrainingConfig
 ) -> Float[Tensor, "rows"]:
-    """Weights of users, by how often their target was seen in training; 1 where no evidence tells."""
+    """Weights of users, by how often their target was seen in training; 1 without evidence of counts."""
     if COUNT not in names:
         return torch.ones(len(targets))
     counts = targets[:, list(names).index(COUNT)]
@@ -384,7 +384,7 @@ def check(lists: Lists, names: Sequence[str]) -> None:
     """Refuses lists that fusion cannot be fitted on.
 
     Raises:
-        InputError: says what is wrong.
+        InputError: what is wrong with them.
     """
     if len(lists.targets) < 2:
         raise InputError(f"got {len(lists.targets)} validation users, expected at least 2. Give longer histories.")
@@ -404,9 +404,9 @@ def sampled_lists(
     num_candidates: int,
     rng: np.random.Generator,
 ) -> tuple[Int[ndarray, "kept listed"], Int[ndarray, "kept"]]:
-    """The target and a sample of what else was retrieved, shuffled.
+    """The target and a sample of the other retrieved candidates, shuffled.
 
-    Rows whose target was not retrieved are left out: no ranking will ever see such a target.
+    Rows whose target was not retrieved are left out: a ranking never scores such a target.
 
     Args:
         retrieved: candidates, -1 pads.
@@ -415,7 +415,7 @@ def sampled_lists(
         rng: draws the sample and the order.
 
     Returns:
-        The lists, and which rows they are of.
+        The lists and their rows.
     """
     is_target = retrieved == targets[:, None]
     kept = np.flatnonzero(is_target.any(axis=1))

@@ -1,9 +1,9 @@
-"""Fusion: one small listwise model over named evidence, whose score is a sum of what each evidence contributed.
+"""Fusion: a small listwise model over named evidence, whose score is the sum of each evidence's contribution.
 
     score(u, i) = sum over evidence f of gate_f(context) · shape_f(evidence_f) + interplay
 
-A shape is piecewise linear and, where more must not count less, never falls; a gate is positive and reads the context
-alone (how often the item was seen, how long the history is, whether the item stands in it). The interplay is a small
+A shape is piecewise linear and, for monotone evidence, never falls; a gate is positive and reads the context alone
+(training count of the item, length of the history, whether the item is in it). The interplay is a small
 network that never falls in the same evidence.
 
 Source: neural additive models, Agarwal et al., arXiv:2004.13912; positive weights for monotone networks, Sill 1998.
@@ -28,20 +28,20 @@ from allrec.errors import Config
 from allrec.files import load_tensors, read_json, save_tensors, write_json
 
 Scope = Literal["lists", "catalogue"]
-"""Which candidates a fusion was fitted on: given lists of the target among random items, or what was retrieved."""
+"""The candidates that a fusion is fitted on: stored lists of the target among random items, or retrieved ones."""
 SCOPES: tuple[Scope, ...] = ("lists", "catalogue")
 
 PRIOR, LENGTH = "title_prior", "title_length"
 LLM_EVIDENCE = ("llm", PRIOR, LENGTH)
 """Evidence of the language model: its score, log P(title | no history) and the number of the title's tokens.
 
-``readout`` joins where the head is trained.
+``readout`` is added where the head is trained.
 """
 
 STREAM = "fusion"
 
 SCORED = 1 << 12
-"""Candidates scored at one time: so few that what is computed of them stays in a core's cache."""
+"""Candidates scored at one time, so few that intermediate results stay in a core's cache."""
 
 
 INTERPLAY = "interplay"
@@ -49,7 +49,7 @@ BLOCK = 64
 """Candidates of a block."""
 # softplus of it is 1, so that gates begin open.
 ONE = math.log(math.e - 1)
-# softplus of it is 0.13: a slope that is neither nothing nor all.
+# softplus of it is 0.13, a small slope.
 SMALL = -2.0
 
 
@@ -57,13 +57,13 @@ class FusionConfig(Config):
     """Shape of the fusion model."""
 
     knots: int = Field(8, ge=2, description="Ends of the pieces of a shape, at quantiles of the evidence.")
-    gate_width: int = Field(16, ge=1, description="Hidden width of what computes the gates.")
+    gate_width: int = Field(16, ge=1, description="Hidden width of the gates' network.")
     interplay_width: int = Field(16, ge=0, description="Hidden width of the interplay; 0 leaves it out.")
     members: int = Field(1, ge=1, description="Models whose scores are averaged; fitting leaves out a fold for each.")
 
 
 class EvidenceScale(NamedTuple):
-    """How evidence spreads where fusion is fitted: frozen, so that a list cannot change what a value means."""
+    """Mean, spread and quantiles of the evidence that fusion is fitted on; frozen, so independent of the list."""
 
     mean: Float[Tensor, "evidence"]
     spread: Float[Tensor, "evidence"]
@@ -71,7 +71,7 @@ class EvidenceScale(NamedTuple):
 
 
 def evidence_scale(features: Float[Tensor, "values evidence"], num_knots: int) -> EvidenceScale:
-    """Mean, standard deviation (1 for a constant) and standardised quantiles, strictly ascending."""
+    """Mean, standard deviation (1 for a constant) and standardised quantiles, made strictly ascending."""
     mean, spread = features.mean(dim=0), features.std(dim=0, correction=0)
     spread = torch.where(spread > 1e-6, spread, torch.ones_like(spread))
     values = ((features - mean) / spread).sort(dim=0).values
@@ -86,7 +86,7 @@ class Fusion(nn.Module):
 
     Args:
         names: of the evidence, in the order of the features.
-        free: names of evidence that may count either way.
+        free: names of evidence that is not monotone.
         context: names of evidence that the gates read.
         config: widths.
         scale: of the evidence where fusion is fitted.
@@ -118,11 +118,11 @@ class Fusion(nn.Module):
     def contributions(
         self, features: Float[Tensor, "rows candidates evidence"], member: int | None = None
     ) -> Float[Tensor, "rows candidates evidence_and_interplay"]:
-        """What each evidence, and last the interplay, adds to the score; they sum to it.
+        """Contributions of each evidence, and last of the interplay, to the score; they sum to it.
 
         Args:
             features: evidence.
-            member: ask this one alone; None is the mean over all.
+            member: of this one alone; None is the mean over all.
         """
         added = self._added(features, member).transpose(1, 2).flatten(0, 1)
         return added[: features.shape[0] * features.shape[1]].view(*features.shape[:2], -1)
@@ -139,8 +139,8 @@ class Fusion(nn.Module):
     ) -> Float[Tensor, "blocks evidence_and_interplay values"]:
         """Contributions by all members at once, with candidates in the last dimension, where memory is contiguous.
 
-        Candidates go in blocks of one size: where products of matrices end raggedly, processors round otherwise, and
-        equal evidence must tie.
+        Candidates go in blocks of one size: matrix products of a ragged size round differently, and equal evidence
+        must tie.
         """
         members = [cast(Member, one) for one in (self.members if member is None else [self.members[member]])]
         values = ((features - self.mean) / self.spread).flatten(0, 1)
@@ -153,7 +153,7 @@ class Fusion(nn.Module):
         hidden = _products([one.rising(one.interplay_input) for one in members], values)
         hidden = torch.tanh(hidden + _columns("interplay_bias", members))
         interplay = (functional.softplus(_columns("interplay_output", members)) * hidden).sum(dim=2).mean(dim=1)
-        shaped = (gates * shapes_together(members, values)).mean(dim=1)
+        shaped = (gates * _shapes(members, values)).mean(dim=1)
         return torch.cat([shaped, interplay[:, None]], dim=1)
 
     def loss(
@@ -170,23 +170,19 @@ class Fusion(nn.Module):
             features: evidence.
             is_candidate: False for padding.
             targets: each row's target, as its place among the candidates.
-            offsets: added to the scores: what is known already, and what this model adds to.
+            offsets: added to the scores, such as those of the fusion that this model adds to.
             weights: of the rows in the mean; None is all the same.
         """
-        standard = (features - self.mean) / self.spread
         known = 0.0 if offsets is None else offsets
         weights = torch.ones(len(targets)) if weights is None else weights
-        losses = [
-            functional.cross_entropy(
-                (member(standard).sum(dim=2) + known).masked_fill(~is_candidate, -torch.inf), targets, reduction="none"
-            )
-            for member in self.members
-        ]
+        scores = [self.score(features, member) + known for member in range(len(self.members))]
+        logits = [one.masked_fill(~is_candidate, -torch.inf) for one in scores]
+        losses = [functional.cross_entropy(one, targets, reduction="none") for one in logits]
         return (torch.stack(losses) @ weights).mean() / weights.sum()
 
 
 class Member(nn.Module):
-    """One model of the fusion, over standardised evidence."""
+    """The weights of one model of the fusion; ``Fusion`` computes with those of several at once."""
 
     is_monotone: Tensor
     context: Tensor
@@ -216,41 +212,16 @@ class Member(nn.Module):
         self.interplay_bias = nn.Parameter(torch.randn(config.interplay_width, generator=generator))
         self.interplay_output = nn.Parameter(torch.full((config.interplay_width,), SMALL))
 
-    def forward(
-        self, evidence: Float[Tensor, "rows candidates evidence"]
-    ) -> Float[Tensor, "rows candidates evidence_and_interplay"]:
-        """Contributions of standardised evidence."""
-        context = evidence[:, :, self.context]
-        hidden = torch.tanh(context @ self.gate_input + self.gate_bias)
-        gates = functional.softplus(hidden @ self.gate_output + self.gate_offset)
-        return torch.cat([gates * self.shapes(evidence), self.interplay(evidence, context)[:, :, None]], dim=2)
-
-    def shapes(self, evidence: Float[Tensor, "rows candidates evidence"]) -> Float[Tensor, "rows candidates evidence"]:
-        """Piecewise linear functions, one an evidence; linear beyond the outer knots."""
-        lower, lengths = self.knots[:, :-1], self.knots.diff(dim=1)
-        covered = ((evidence[..., None] - lower) / lengths).clamp(0, 1)
-        rises, slopes = self.rising(self.rises), self.rising(self.slopes)
-        return torch.einsum("rcek,ek->rce", covered, rises) + slopes * evidence
-
-    def interplay(
-        self,
-        evidence: Float[Tensor, "rows candidates evidence"],
-        context: Float[Tensor, "rows candidates context"],
-    ) -> Float[Tensor, "rows candidates"]:
-        """A network of one hidden layer."""
-        hidden = torch.tanh(evidence @ self.rising(self.interplay_input) + self.interplay_bias)
-        return hidden @ functional.softplus(self.interplay_output)
-
     def rising(self, parameter: Float[Tensor, "evidence *more"]) -> Float[Tensor, "evidence *more"]:
-        """The parameter itself where evidence may count either way, else made positive."""
+        """The parameter itself for free evidence, made positive for monotone evidence."""
         is_monotone = self.is_monotone.view(-1, *[1] * (parameter.dim() - 1))
         return torch.where(is_monotone, functional.softplus(parameter), parameter)
 
 
-def shapes_together(
+def _shapes(
     members: Sequence[Member], values: Float[Tensor, "blocks evidence values"]
 ) -> Float[Tensor, "blocks members evidence values"]:
-    """What ``Member.shapes`` gives of each member: pieces that are steep where their ends are near."""
+    """Piecewise linear functions, one an evidence and member; linear beyond the outer knots."""
     lower, upper = members[0].knots[:, :-1, None], members[0].knots[:, 1:, None]
     covered = torch.minimum(torch.maximum(values[:, :, None], lower), upper) - lower
     rises = torch.stack([one.rising(one.rises) for one in members], dim=1)
@@ -282,7 +253,7 @@ def save_fusion(folder: Path, fusion: Fusion, name: str = "fusion") -> dict[str,
 
 
 def save_addition(folder: Path, fusion: Fusion | None, name: str) -> None:
-    """Writes what is added to a fusion, or that nothing is: ``NAME.json`` is then null."""
+    """Writes the model that is added to a fusion; ``NAME.json`` is null where there is none."""
     if fusion is None:
         write_json(folder / f"{name}.json", None)
     else:
@@ -326,7 +297,7 @@ def fused_scores(
     features: Float[ndarray, "rows candidates evidence"],
     folds: Int[ndarray, "rows"] | None = None,
 ) -> Float[ndarray, "rows candidates"]:
-    """Scores of candidates, in chunks of rows; with ``folds`` each row by the member that was fitted without it."""
+    """Scores of candidates, in chunks of rows; with ``folds`` each row by the member fitted without its fold."""
     scores = np.zeros(features.shape[:2], np.float32)
     step = max(1, SCORED // max(1, features.shape[1]))
     everyone = np.arange(len(features))
@@ -344,7 +315,7 @@ def llm_features(
     features: Float[ndarray, "rows candidates evidence"],
     read: Mapping[str, Float[ndarray, "rows candidates"]],
 ) -> Float[ndarray, "rows candidates wanted"]:
-    """The language model's evidence and the context it is read in.
+    """The language model's evidence and the context evidence.
 
     Its scores depend on the list in the prompt, so each is taken as a log probability within that list, in nats;
     padding, which scores minus infinity, has zeros.

@@ -1,7 +1,7 @@
 """The one ranking: retrieve candidates, score them by all evidence, fuse, and let the language model order the best.
 
 ``recommend``, ``rank``, evaluation, the fitting of fusion and the baselines all call it for a batch of users, each with
-its own numbers and the same steps, so that what is served is what was measured. The language model is an argument.
+its own depths and the same steps, so that what is served is what was measured. The language model is an argument.
 """
 
 from abc import ABC, abstractmethod
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from allrec import seeds
 from allrec.backbones.base import Backbone, encode_histories
-from allrec.data.dataset import flat
+from allrec.evaluation.ranks import Ranked
 from allrec.hybrid.features import CONTEXT, Evidence, Histories, Users
 from allrec.hybrid.fusion import INTERPLAY, Fusion, Scope, fused_scores, llm_features
 from allrec.hybrid.retrieval import scan
@@ -32,11 +32,11 @@ LLM = "llm"
 
 
 class LlmReader(NamedTuple):
-    """What ranking needs of a language model.
+    """A language model as ranking uses it.
 
     Attributes:
         score: (rows of the task, candidates, -1 pads, evidence name) -> score of each candidate, larger is better.
-        fits: (candidates) -> whether the prompt of each row has room for its candidates.
+        fits: (candidates) -> whether each row's candidates fit into its prompt.
     """
 
     score: Callable[[Int[ndarray, "rows"], Int[ndarray, "rows listed"], str], Float[ndarray, "rows listed"]]
@@ -46,14 +46,14 @@ class LlmReader(NamedTuple):
 class Scored(NamedTuple):
     """Candidates of some rows and the scores that order them.
 
-    Items that the language model read come before all others, whatever the scores of these.
+    Items that the language model read come before all others, whatever their scores.
 
     Attributes:
         rows: these rows, of all rows of the task.
         items: candidates as item positions, -1 pads.
         scores: larger is better; of padding without meaning.
         features: evidence of the first candidates, those that were fused; None where nothing is fused.
-        llm: what the language model made of each candidate, nan where it did not read it; None where it read nothing.
+        llm: the language model's score of each candidate, nan where it did not read it; None where it read none.
     """
 
     rows: slice
@@ -68,7 +68,7 @@ class Scored(NamedTuple):
         return np.zeros(self.items.shape, bool) if self.llm is None else ~np.isnan(self.llm)
 
     def best(self, k: int | None = None) -> Int[ndarray, "rows best"]:
-        """Places of the k best candidates, best first; equal ones as they are listed, places of padding last."""
+        """Places of the k best candidates, best first; ties in list order, padding last."""
         keys = (-self.scores, ~self.is_read, self.items < 0)
         return np.lexsort(keys, axis=1)[:, :k]
 
@@ -78,8 +78,8 @@ class Scored(NamedTuple):
         features, llm = (None if one is None else one[part] for one in (self.features, self.llm))
         return Scored(slice(start, start + 1), self.items[part], self.scores[part], features, llm)
 
-    def ranks(self, targets: Int[ndarray, "rows"], last: int) -> "RetrievedRanks":
-        """0-based ranks of the targets, ties against them; ``last`` where one is no candidate."""
+    def ranks(self, targets: Int[ndarray, "rows"], last: int) -> Ranked:
+        """0-based ranks of the targets, ties against them; ``last`` where a target is no candidate."""
         is_target = self.items == targets[:, None]
         is_read = self.is_read
         target_scores = np.where(is_target, self.scores, -np.inf).max(axis=1, initial=-np.inf)[:, None]
@@ -87,19 +87,7 @@ class Scored(NamedTuple):
         is_before = (is_read > target_read) | ((is_read == target_read) & (self.scores >= target_scores))
         is_before &= (self.items >= 0) & ~is_target
         is_retrieved = is_target.any(axis=1)
-        return RetrievedRanks(np.where(is_retrieved, is_before.sum(axis=1), last), is_retrieved)
-
-
-class RetrievedRanks(NamedTuple):
-    """Ranks over the catalogue, and where retrieval found the target.
-
-    Attributes:
-        ranks: 0-based; a target that was not retrieved is last.
-        is_retrieved: its mean is the recall of retrieval.
-    """
-
-    ranks: Int[ndarray, "rows"]
-    is_retrieved: Bool[ndarray, "rows"]
+        return Ranked(np.where(is_retrieved, is_before.sum(axis=1), last), is_retrieved)
 
 
 class Listed(NamedTuple):
@@ -109,7 +97,7 @@ class Listed(NamedTuple):
         rows: which rows of ``Scored``: those with two candidates at least, as one needs no order.
         places: of the candidates among the scored ones, in the order of the prompt; -1 pads.
         items: the same as item positions.
-        values: what the language model made of them, by evidence name.
+        values: the language model's scores of them, by evidence name.
     """
 
     rows: Int[ndarray, "read"]
@@ -124,10 +112,10 @@ class Listed(NamedTuple):
 
 
 class Ranker(ABC):
-    """The steps that every ranking shares; what scores candidates before the language model is a subclass's.
+    """The steps that every ranking shares; a subclass scores candidates before the language model.
 
     Args:
-        train_counts: training interactions of every item: what users without a history are recommended by.
+        train_counts: training interactions of every item, which rank for users without a history.
         num_ranked: the number of best candidates that the language model orders.
         seed: of the order in which a prompt lists them.
     """
@@ -150,14 +138,14 @@ class Ranker(ABC):
 
         Args:
             histories: of users.
-            excepted: items of a row's history are no candidates but for this one, -1 for none (protocol ``full``); None
-                keeps all (``full-repeat``).
+            excepted: the one item of a row's history that stays a candidate, -1 for none (protocol ``full``); None
+                keeps the whole history (``full-repeat``).
             reader: the language model; None leaves it out.
-            folds: each row is scored by what was fitted without its fold; None scores by all that was fitted.
-            depth: number of candidates wanted at least, where a retrieval of its own does not decide.
+            folds: each row is scored by the members fitted without its fold; None scores by all members.
+            depth: minimal number of candidates, where the recipe's retrieval does not decide it.
             num_ranked: in place of the ranker's own.
-            allowed: which items are candidates of each row, all where None. Retrieval passes over the others, so that
-                a strict mask leaves as many candidates; no evidence of an item depends on it.
+            allowed: which items are candidates of each row, all where None. Retrieval skips the others, so that a
+                strict mask leaves as many candidates; no evidence of an item depends on it.
         """
         num_read = self.num_ranked if num_ranked is None else num_ranked
 
@@ -203,10 +191,10 @@ class Ranker(ABC):
 
     @abstractmethod
     def llm_names(self, scope: Scope) -> list[str]:
-        """Names of the language model's evidence; none where it adds nothing."""
+        """Names of the language model's evidence; empty where it adds nothing."""
 
     def num_read_of(self, width: int) -> int:
-        """How many of a given list's candidates the language model reads."""
+        """The number of a given list's candidates that the language model reads."""
         return min(width, self.num_ranked)
 
     def read_best(
@@ -216,27 +204,26 @@ class Ranker(ABC):
         reader: LlmReader,
         scope: Scope,
         names: Sequence[str],
-        num_ranked: int | None = None,
+        num_ranked: int,
     ) -> Listed:
-        """What the language model makes of the best candidates, as many of them as its prompt has room for.
+        """The language model's scores of the best candidates, as many of them as fit into its prompt.
 
         A given list that is read whole is read in its own order. The best of more are shuffled by the user's history,
-        so that the prompt tells nothing of how they were ranked. Users without a history have nothing to be read.
+        so that the prompt does not reveal their ranks. For users without a history nothing is read.
 
         Args:
             scored: of ``rank_catalogue`` or ``rank_lists``.
             histories: of all rows.
             reader: the language model.
             scope: of the candidates.
-            names: evidence to ask for.
-            num_ranked: in place of the ranker's own.
+            names: of the evidence to compute.
+            num_ranked: candidates that are read, at most.
         """
-        num_read, own = self.num_ranked if num_ranked is None else num_ranked, histories.part(scored.rows)
-        is_whole = scope == "lists" and scored.items.shape[1] <= num_read
-        places = (
-            np.broadcast_to(np.arange(scored.items.shape[1]), scored.items.shape) if is_whole else scored.best(num_read)
-        )
-        places = cut_to_fit(np.where(_taken(scored.items, places) < 0, -1, places), scored.items, reader.fits)
+        own = histories.part(scored.rows)
+        num_rows, width = scored.items.shape
+        is_whole = scope == "lists" and width <= num_ranked
+        places = np.tile(np.arange(width), (num_rows, 1)) if is_whole else scored.best(num_ranked)
+        places = cut_to_fit(places, scored.items, reader.fits)
         if not is_whole:
             places = shuffled(places, scored.items, own, self.seed)
         rows = np.flatnonzero(((places >= 0).sum(axis=1) > 1) & (own.ends > own.starts))
@@ -253,7 +240,7 @@ class Ranker(ABC):
         folds: Int[ndarray, "rows"] | None = None,
         num_ranked: int | None = None,
     ) -> Scored:
-        """The same candidates, the best of them as the language model orders them; see ``rank_catalogue``."""
+        """The same candidates, the best of them reordered by the language model; see ``rank_catalogue``."""
         num_ranked = self.num_ranked if num_ranked is None else num_ranked
         names = self.llm_names(scope)
         if reader is None or not names or num_ranked < 2:
@@ -273,7 +260,7 @@ class Task(NamedTuple):
 
     Attributes:
         histories: of these rows.
-        rows: where they are among all rows.
+        rows: their positions among all rows.
         num_rows: of all rows; a large task may pay for an index.
         folds: of these rows, see ``Ranker.rank_catalogue``.
         allowed: of these rows, see ``Ranker.rank_catalogue``.
@@ -287,7 +274,7 @@ class Task(NamedTuple):
 
 
 class BackboneRanker(Ranker):
-    """Ranks by x_u · E_i, and what the language model reads by its score in place of that; reads whole lists.
+    """Ranks by x_u · E_i, and by the language model's score instead where it reads; given lists are read whole.
 
     Args:
         backbone: frozen.
@@ -332,7 +319,7 @@ class BackboneRanker(Ranker):
         excepted: Int[ndarray, "rows"] | None,
         allowed: Bool[ndarray, "rows items"] | None = None,
     ) -> Scored:
-        """The same candidates and behind them the rest of the catalogue, in the backbone's order."""
+        """The same candidates followed by the rest of the catalogue, in the backbone's order."""
         mask = None if allowed is None else allowed[scored.rows]
         task = Task(histories.part(scored.rows), scored.rows, histories.num_rows, allowed=mask)
         spared = None if excepted is None else excepted[scored.rows]
@@ -355,17 +342,17 @@ class BackboneRanker(Ranker):
 
 
 class FusedRanker(Ranker):
-    """Ranks by a fusion of all evidence; what the language model reads adds to its score.
+    """Ranks by a fusion of all evidence, to whose score the language model's evidence is added.
 
-    The language model's evidence joins last: what it adds to the fusion of all else is fitted by itself, so that the
-    ranking without it and the one with it differ by that alone.
+    The addition is fitted separately on top of the fusion, so that rankings with and without the language model differ
+    by it alone.
 
     Args:
         evidence: all but the language model's.
         fusions: of that evidence, by scope.
-        additions: what the language model's evidence adds, by scope; None where validation found that it adds nothing.
+        additions: fusions of the language model's evidence, by scope; None where it gained nothing on validation.
         depth: number of items that each scorer and each retrieving space retrieves.
-        num_fused: number of retrieved candidates that are fused, those in front in many lists; the rest follow.
+        num_fused: number of retrieved candidates that are fused, those ranked high in many lists; the rest follow.
         num_ranked: see ``Ranker``.
         seed: see ``Ranker``.
     """
@@ -394,14 +381,14 @@ class FusedRanker(Ranker):
         config: "FusionStageConfig",
         seed: int,
     ) -> "FusedRanker":
-        """With the numbers of a recipe."""
+        """With the depths of a recipe."""
         return cls(
             evidence, fusions, additions,
             depth=config.evidence.depth, num_fused=config.num_fused, num_ranked=config.num_ranked, seed=seed,
         )  # fmt: skip
 
     def score_catalogue(self, task: Task, excepted: Int[ndarray, "rows"] | None, depth: int) -> Scored:
-        """The union of what scorers and spaces retrieve; its first candidates are fused."""
+        """The union of what scorers and spaces retrieve, of which the first candidates are fused."""
         items, users = retrieve(self.evidence, task.histories, self.depth, excepted, task.num_rows, task.allowed)
         features = self.evidence.features(task.histories, items[:, : self.num_fused], users)
         fused = fused_scores(self.fusions["catalogue"], features, task.folds)
@@ -425,7 +412,7 @@ class FusedRanker(Ranker):
     def added_by_llm(
         self, scored: Scored, listed: Listed, scope: Scope, folds: Int[ndarray, "rows"] | None = None
     ) -> Float[ndarray, "read listed"]:
-        """What the language model's evidence adds to the fused score of what it read; zeros where that is nothing."""
+        """The language model's addition to the fused scores of the candidates that it read; zeros without one."""
         model = self.additions.get(scope)
         if model is None:
             return np.zeros(listed.places.shape, np.float32)
@@ -435,9 +422,9 @@ class FusedRanker(Ranker):
     def contributions(
         self, scored: Scored, row: int, places: Int[ndarray, "places"], scope: Scope
     ) -> list[dict[str, float]]:
-        """What each evidence adds to the score of some candidates of a row; they sum to it.
+        """Contributions of each evidence to the scores of some candidates of a row; they sum to it.
 
-        A candidate that was not fused has none: it stands where retrieval has it.
+        A candidate that was not fused has none: retrieval alone ranks it.
         """
         table = self.contribution_table(scored.row(row), places[None], scope)[0]
         names = self.contribution_names
@@ -478,17 +465,17 @@ def retrieve(
     num_queries: int | None = None,
     allowed: Bool[ndarray, "rows items"] | None = None,
 ) -> tuple[Int[ndarray, "rows candidates"], Users]:
-    """Candidates of the whole catalogue, -1 pads, and what scorers know of the rows.
+    """Candidates from the whole catalogue, -1 pads, and the users as the scorers represent them.
 
     Args:
-        evidence: retrieves.
+        evidence: its scorers and spaces retrieve.
         histories: of users; one without any is given the most popular items.
         depth: number of items that each scorer and each space retrieves.
         excepted: see ``Ranker.rank_catalogue``.
         num_queries: rows of the whole task, of which these are a part; None is these alone.
         allowed: see ``Ranker.rank_catalogue``.
     """
-    items, users = evidence.find(histories, depth, num_queries, allowed)
+    items, users = evidence.retrieve(histories, depth, num_queries, allowed)
     items = with_popular(items, histories, evidence.train_counts, depth, allowed)
     return without_history(items, histories, excepted, evidence.num_items), users
 
@@ -500,10 +487,7 @@ def with_popular(
     depth: int,
     allowed: Bool[ndarray, "rows items"] | None = None,
 ) -> Int[ndarray, "rows at_least"]:
-    """The same candidates, and for users without a history the ``depth`` most popular items that they may be given.
-
-    Equally popular items go by position.
-    """
+    """The same candidates, and for users without a history the ``depth`` most popular ones, ties by position."""
     is_empty = histories.ends == histories.starts
     if not is_empty.any():
         return items
@@ -517,7 +501,7 @@ def with_popular(
 
 
 def popular_last(scores: Float[ndarray, "rows candidates"], histories: Histories) -> Float[ndarray, "rows candidates"]:
-    """The same scores, and for users without a history falling ones, so that popularity decides."""
+    """The same scores, and for users without a history descending ones, so that popularity decides."""
     is_empty = (histories.ends == histories.starts)[:, None]
     return np.where(is_empty, -np.arange(scores.shape[1], dtype=np.float32), scores)
 
@@ -525,7 +509,7 @@ def popular_last(scores: Float[ndarray, "rows candidates"], histories: Histories
 def without_history(
     items: Int[ndarray, "rows candidates"], histories: Histories, excepted: Int[ndarray, "rows"] | None, num_items: int
 ) -> Int[ndarray, "rows fewer"]:
-    """Candidates that are not in their row's history but for the excepted one, padding at the end; all with None."""
+    """Candidates without those of their row's history, the excepted one kept; all with None. Padding at the end."""
     if excepted is None:
         return items
     is_owned = is_in_history(histories, items, num_items) & (items != excepted[:, None])
@@ -533,7 +517,7 @@ def without_history(
 
 
 def compact(items: Int[ndarray, "rows candidates"]) -> Int[ndarray, "rows fewer"]:
-    """The same candidates in the same order, padding at the end and cut where all rows have it."""
+    """The same candidates in the same order, padding at the end, and cut to the widest row."""
     order = np.argsort(items < 0, axis=1, kind="stable")
     widest = max(1, int((items >= 0).sum(axis=1).max(initial=0)))
     return np.take_along_axis(items, order[:, :widest], axis=1)
@@ -543,8 +527,9 @@ def is_in_history(
     histories: Histories, items: Int[ndarray, "rows candidates"], num_items: int
 ) -> Bool[ndarray, "rows candidates"]:
     """Whether each candidate is anywhere in its row's history."""
-    rows, places = flat(histories.starts, histories.ends)
-    owned = rows * num_items + histories.items[places]
+    items_of = [histories.items[start:end] for start, end in zip(histories.starts, histories.ends, strict=True)]
+    rows = np.repeat(np.arange(histories.num_rows), histories.ends - histories.starts)
+    owned = rows * num_items + np.concatenate([histories.items[:0], *items_of])
     wanted = np.arange(histories.num_rows)[:, None] * num_items + items
     return np.isin(wanted, owned) & (items >= 0)
 
@@ -552,7 +537,7 @@ def is_in_history(
 def scores_below(
     fused: Float[ndarray, "rows fused"], items: Int[ndarray, "rows candidates"]
 ) -> Float[ndarray, "rows rest"]:
-    """Scores of the candidates that were not fused: below all that were, and falling."""
+    """Scores of the candidates that were not fused: below all fused ones, and descending."""
     num_fused, places = fused.shape[1], np.arange(1, 1 + items.shape[1] - fused.shape[1], dtype=np.float32)
     least = np.where(items[:, :num_fused] >= 0, fused, np.inf).min(axis=1, initial=0)
     return least[:, None] - places
@@ -563,8 +548,8 @@ def cut_to_fit(
     items: Int[ndarray, "rows candidates"],
     fits: Callable[[Int[ndarray, "rows listed"]], Bool[ndarray, "rows"]],
 ) -> Int[ndarray, "rows listed"]:
-    """The same places, the last ones of a row given up, one by one, until its prompt has room for the rest."""
-    places = np.array(places)
+    """The same places without those of padding, the last ones dropped until the rest fits into a row's prompt."""
+    places = np.where(_taken(items, places) < 0, -1, places)
     rows = np.arange(len(places))
     while len(rows := rows[~fits(_taken(items[rows], places[rows]))]):
         last = (places[rows] >= 0).sum(axis=1) - 1
@@ -576,16 +561,15 @@ def cut_to_fit(
 def first_that_fit(
     scored: Scored, num_listed: int, fits: Callable[[Int[ndarray, "rows listed"]], Bool[ndarray, "rows"]]
 ) -> Int[ndarray, "rows listed"]:
-    """The best candidates, best first, as many as are wanted and a prompt has room for; -1 pads."""
-    places = scored.best(num_listed)
-    places = cut_to_fit(np.where(_taken(scored.items, places) < 0, -1, places), scored.items, fits)
+    """The best candidates, best first, at most ``num_listed`` and as many as fit into a prompt; -1 pads."""
+    places = cut_to_fit(scored.best(num_listed), scored.items, fits)
     return compact(_taken(scored.items, places))
 
 
 def shuffled(
     places: Int[ndarray, "rows listed"], items: Int[ndarray, "rows candidates"], histories: Histories, seed: int
 ) -> Int[ndarray, "rows listed"]:
-    """The same places in an order that depends on the user's history and on which items they are, padding last."""
+    """The same places in an order that depends on the user's history and the set of items alone, padding last."""
     listed = _taken(items, places)
     keys = np.full(places.shape, 2.0)
     for row, (start, end) in enumerate(zip(histories.starts, histories.ends, strict=True)):
@@ -596,7 +580,7 @@ def shuffled(
 
 
 def listed_features(scored: Scored, listed: Listed) -> Float[ndarray, "read listed evidence"]:
-    """The other evidence of what the language model read."""
+    """The other evidence of the candidates that the language model read."""
     if scored.features is None:
         raise ValueError("candidates have no evidence: nothing was fused")
     places = listed.places.clip(min=0)[:, :, None]
@@ -604,7 +588,7 @@ def listed_features(scored: Scored, listed: Listed) -> Float[ndarray, "read list
 
 
 def listed_scores(scored: Scored, listed: Listed) -> Float[ndarray, "read listed"]:
-    """The scores, before it read them, of what the language model read."""
+    """The scores without the language model of the candidates that it read."""
     return _taken(scored.scores[listed.rows], listed.places)
 
 

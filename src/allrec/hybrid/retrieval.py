@@ -21,7 +21,7 @@ SMOOTHING = 20
 OWN = 1 << 22
 """Weight of an own item: larger than that of any item of the lists."""
 EMPTY = np.iinfo(np.int64).max
-"""A key that sorts behind all others."""
+"""A key that sorts after all others."""
 LOW = (np.int64(1) << 32) - 1
 CELLS = 3 << 18
 """Queries times items that are scored at one time, so few that they stay in a core's cache."""
@@ -47,7 +47,7 @@ def top_k(scores: Float[Tensor, "rows items"], k: int) -> Int64[ndarray, "rows k
         return np.zeros((len(values), 0), np.int64)
     width = max(1, scores.shape[1] // (2 * k))
     num_blocks = scores.shape[1] // width
-    # A block is every num_blocks-th item, so that the largest values of many blocks are found at once.
+    # A block is every num_blocks-th item, so that the maxima of many blocks are computed at once.
     largest = scores[:, : num_blocks * width].view(len(scores), width, num_blocks).amax(dim=1).numpy()
     least = np.partition(largest, num_blocks - k, axis=1)[:, num_blocks - k]
     reached = np.flatnonzero(values >= least[:, None])
@@ -55,18 +55,18 @@ def top_k(scores: Float[Tensor, "rows items"], k: int) -> Int64[ndarray, "rows k
     counts = np.bincount(rows, minlength=len(values))
     crowded = np.flatnonzero(counts > CROWDED * k)
     is_sparse = (counts <= CROWDED * k)[rows]
-    found = np.empty((len(values), k), np.int64)
+    best = np.empty((len(values), k), np.int64)
     keys = _descending(values.reshape(-1)[reached[is_sparse]]) << 32 | reached[is_sparse] % scores.shape[1]
     ordered = _sorted_rows(rows[is_sparse], keys, len(values))[:, :k] & LOW
-    found[:, : ordered.shape[1]] = ordered
-    found[crowded] = np.argsort(-values[crowded], axis=1, kind="stable")[:, :k]
-    return found
+    best[:, : ordered.shape[1]] = ordered
+    best[crowded] = np.argsort(-values[crowded], axis=1, kind="stable")[:, :k]
+    return best
 
 
 def reciprocal_rank_fusion(
     lists: Sequence[Int[ndarray, "rows places"]], own: Int[ndarray, "rows length"]
 ) -> Int64[ndarray, "rows union"]:
-    """The union of ranked lists, ordered by reciprocal rank fusion behind a row's own items; each item once.
+    """The union of ranked lists, ordered by reciprocal rank fusion after a row's own items; each item once.
 
     An item's weight is the sum of 1 / (20 + rank) over the lists that hold it, ranks from 0; ties go by item position.
 
@@ -85,10 +85,10 @@ def reciprocal_rank_fusion(
     keys = np.where(items < 0, EMPTY, items << 32 | weight)
     keys.sort(axis=1)
     flat = keys.reshape(-1)
-    found, is_item = flat >> 32, flat != EMPTY
-    ends = np.flatnonzero((np.append(found[1:] != found[:-1], True) | _ends_row(keys.shape)) & is_item)
+    item_ids, is_item = flat >> 32, flat != EMPTY
+    ends = np.flatnonzero((np.append(item_ids[1:] != item_ids[:-1], True) | _ends_row(keys.shape)) & is_item)
     sums = np.diff(np.cumsum((flat & LOW) * is_item)[ends], prepend=0)
-    ordered = _sorted_rows(ends // keys.shape[1], (EMPTY >> 32) - sums << 32 | found[ends], len(items))
+    ordered = _sorted_rows(ends // keys.shape[1], (EMPTY >> 32) - sums << 32 | item_ids[ends], len(items))
     return np.where(ordered == EMPTY, -1, ordered & LOW)
 
 
@@ -104,15 +104,15 @@ def scan(
     Args:
         queries: one a row.
         items: their dot products score.
-        depth: how many of the best items are wanted; 0 is none.
+        depth: number of best items; 0 is none.
         num_trained: number of items, the first ones, that count in the normaliser; 0 leaves it out.
-        allowed: which items each row may be given, all where None; the normaliser counts the others as well.
+        allowed: the items that may be retrieved for each row, all where None; the normaliser counts all.
 
     Returns:
-        The best items of each row, -1 where there are no more and where the query is zeros and tells nothing; and the
+        The best items of each row, -1 where there are no more and where the query is zeros; and the
         log of the sum of exponentials over items.
     """
-    found, normalisers = [np.zeros((0, min(depth, len(items))), np.int64)], [queries.new_zeros(0)]
+    parts, normalisers = [np.zeros((0, min(depth, len(items))), np.int64)], [queries.new_zeros(0)]
     num_rows = max(QUERIES, CELLS // max(1, len(items)))
     # Newly allocated memory is paged in each time, a tenth of a scan.
     memory = queries.new_empty(min(num_rows, len(queries)), len(items))
@@ -121,11 +121,11 @@ def scan(
         part = queries[start : start + num_rows] * LOG2_E
         scores = torch.mm(part, items.T, out=memory[: len(part)])
         if allowed is None:
-            found.append(top_k(scores, depth))
+            parts.append(top_k(scores, depth))
         else:
-            found.append(_top_allowed(scores, depth, torch.from_numpy(allowed[start : start + num_rows])))
+            parts.append(_top_allowed(scores, depth, torch.from_numpy(allowed[start : start + num_rows])))
         normalisers.append(_log_sum_in_place(scores[:, :num_trained]) / LOG2_E)
-    nearest = np.concatenate(found)
+    nearest = np.concatenate(parts)
     nearest[~queries.any(dim=1).numpy()] = -1
     return nearest, torch.cat(normalisers)
 
@@ -148,7 +148,7 @@ def _log_sum_in_place(scores: Float[Tensor, "rows items"]) -> Float[Tensor, "row
 
 
 def _ends_row(shape: tuple[int, int]) -> ndarray:
-    """True at the last place of every row, rows one behind the other."""
+    """True at the last place of every row, rows concatenated."""
     is_end = np.zeros(shape, bool)
     is_end[:, -1:] = True
     return is_end.reshape(-1)
@@ -174,18 +174,18 @@ def _sorted_rows(
 SAMPLED = 1 << 14
 """Items at least that an index estimates normalisers from, evenly spread over the catalogue."""
 SURE = 100
-"""Nearest items that count in an estimated normaliser as they are."""
+"""Nearest items whose exact scores count in an estimated normaliser."""
 LISTS = 4
 """Cells of an index over the square root of the number of items."""
 TRAINED_ON, ROUNDS = 40, 8
-"""Items of each part, and rounds, that the parts are found by."""
+"""Items of each part, and rounds, of the k-means."""
 
 Nearest = tuple[Int64[ndarray, "rows depth"], Float[Tensor, "rows"]]
 """The nearest items of each row, best first, -1 where there are none; and the normaliser of a softmax over items."""
 
 
 class SearchConfig(Config):
-    """How the nearest items are found."""
+    """Search of the nearest items."""
 
     kind: Literal["auto", "exact", "faiss"] = Field(
         "auto", description="All items, an index of FAISS, or that index where it pays and is installed."
@@ -196,7 +196,7 @@ class SearchConfig(Config):
 
 
 class FaissSearch:
-    """An inverted file: items are parted by k-means, and a query looks into the parts nearest to it.
+    """An inverted file: k-means partitions the items, and a query searches the nearest partitions.
 
     The normaliser is the sum over the nearest items and an estimate for all others from a sample. The same items give
     the same index, whose training is seeded.
@@ -226,7 +226,7 @@ class FaissSearch:
         """See ``scan``."""
         import faiss
 
-        # Its own threads are as many as torch's, which are few where parts of a task go side by side.
+        # As many threads as torch has, which are few where parts of a task run in parallel.
         faiss.omp_set_num_threads(torch.get_num_threads())
         wanted = min(max(depth, SURE), len(self.items))
         scores, items = self.index.search(np.ascontiguousarray(queries.numpy(), dtype=np.float32), wanted)
@@ -265,7 +265,7 @@ class Search:
 
     Args:
         items: embeddings.
-        config: which way.
+        config: the method.
 
     Raises:
         InputError: FAISS is configured and not installed.
@@ -295,9 +295,9 @@ class Search:
         num_queries: int | None = None,
         allowed: Bool[ndarray, "rows items"] | None = None,
     ) -> Nearest:
-        """See ``scan``; ``num_queries`` is how many the task has in all, those given where None.
+        """See ``scan``; ``num_queries`` counts those of the whole task, these alone where None.
 
-        An index knows no mask: with ``allowed`` the search is exact.
+        An index has no mask: with ``allowed`` the search is exact.
         """
         if allowed is not None or not self.uses_index(len(queries) if num_queries is None else num_queries):
             return scan(queries, self.items, depth, num_trained, allowed)

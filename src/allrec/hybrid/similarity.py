@@ -1,4 +1,4 @@
-"""How near candidates lie to the items of a history: by embeddings, by rare words, by users in common."""
+"""Similarity of candidates to the items of a history: by embeddings, title words and co-occurrence."""
 
 from typing import NamedTuple, Protocol
 
@@ -12,7 +12,7 @@ from torch.nn import functional
 from allrec.hybrid.content import Words
 
 DAMPING = 3.0
-"""Added to an item's count, so that two items that were bought once, together, are not the surest neighbours."""
+"""Added to an item's count, so that two items that were bought once, together, are not the nearest neighbours."""
 NEAR = 50
 """Places in a history between two items that count as bought together, at most."""
 
@@ -54,7 +54,7 @@ class WordSpace(NamedTuple):
     """Cosine of weighed title words.
 
     Attributes:
-        ids: every item's words, one item after the other.
+        ids: every item's words, concatenated.
         weights: of the words.
         bounds: where every item's words begin, and the last one's end.
         vocabulary_size: how many words there are.
@@ -88,13 +88,13 @@ class WordSpace(NamedTuple):
         tables[owners // length * num_lines + slots[known], owners % length] = self.weights[words]
         places, words, begins = self._words(candidates)
         wanted = places // num_candidates * num_lines + slots[self.ids[words]]
-        found = functional.embedding_bag(wanted, tables, begins, mode="sum", per_sample_weights=self.weights[words])
-        return found.view(*candidates.shape, length).transpose(1, 2)
+        sums = functional.embedding_bag(wanted, tables, begins, mode="sum", per_sample_weights=self.weights[words])
+        return sums.view(*candidates.shape, length).transpose(1, 2)
 
     def _words(
         self, items: Int[Tensor, "rows items"]
     ) -> tuple[Int[Tensor, "words"], Int[Tensor, "words"], Int[Tensor, "all_items"]]:
-        """The words of items, of padding the first one's: whose each is, where it stands, and where an item's begin."""
+        """The words of items (padding: of item 0): the item of each word, its position, and where each item's begin."""
         wanted = items.clamp(min=0).flatten()
         starts = self.bounds[wanted]
         lengths = self.bounds[wanted + 1] - starts

@@ -1,1 +1,1 @@
-"""What it looks like: one page about a run or a comparison."""
+"""The report: one HTML page about a run or a comparison."""

@@ -1,4 +1,4 @@
-"""Figures: their look, what each shows, and the map of items."""
+"""The figures of a report, as matplotlib draws them, and their style."""
 
 import base64
 import io
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = ("#1b1b1b", "#0072b2", "#d55e00", "#009e73", "#b0589a", "#8a6d00", "#56a3d9", "#777777")
-"""After Okabe and Ito, with black first and yellow darkened, so that all of them are seen on white."""
+"""After Okabe and Ito, with black first and yellow darkened, so that all are visible on white."""
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 3)), (0, (1, 3)), (0, (3, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 HATCHES = ("", "////", "||||", "xxxx", "\\\\\\\\", "----", "++++", "//--")
 """Of lines alone: dots make a picture twenty times as large."""
 FILLS = ("#4d4d4d", "#cfe3f2", "#fbe1cf", "#cdeae0", "#f0dcea", "#efe6c4", "#e2eef8", "#ffffff")
 SHORT_LABEL = 18
-"""Four labels of so many characters stand beside each other over a figure."""
+"""Characters of a label at most, so that four of them fit in a row above a figure."""
 SETTINGS: Any = {
     "font.size": 9.5, "font.family": "DejaVu Sans", "axes.spines.top": False, "axes.spines.right": False,
     "axes.edgecolor": "#333333", "text.color": "#111111", "axes.labelcolor": "#111111", "xtick.color": "#111111",
@@ -48,17 +48,17 @@ def has_matplotlib() -> bool:
 
 @contextmanager
 def house_style() -> Iterator[None]:
-    """Figures that are made and written inside look alike."""
+    """Within the block, figures are drawn and written in one style."""
     from matplotlib import rc_context
 
-    # A title in a script that the font lacks is drawn as boxes, which needs no line on the terminal.
+    # A title in a script that the font lacks is drawn as boxes, which needs no warning.
     with rc_context(SETTINGS), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*missing from font", category=UserWarning)
         yield
 
 
 def new_figure(width: float, height: float) -> "Figure":
-    """An empty figure, in inches, that no window knows of."""
+    """An empty figure, in inches, without a window."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
@@ -67,13 +67,8 @@ def new_figure(width: float, height: float) -> "Figure":
 def line_style(place: int) -> dict[str, Any]:
     """Colour, dashes and marker of the curve at this place; no two of the first eight share any."""
     turn = place % len(COLOURS)
-    return {
-        "color": COLOURS[turn],
-        "linestyle": LINES[turn],
-        "marker": MARKERS[turn],
-        "markersize": 4,
-        "linewidth": 1.4,
-    }
+    look = {"color": COLOURS[turn], "linestyle": LINES[turn], "marker": MARKERS[turn]}
+    return {**look, "markersize": 4, "linewidth": 1.4}
 
 
 def bar_style(place: int) -> dict[str, Any]:
@@ -96,10 +91,6 @@ def data_uri(figure: "Figure") -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
 WIDTH = 9.2
 """Inches; the page shows them at 100% of its column."""
 STAGE_TITLES = {
@@ -113,7 +104,7 @@ FIT_TITLES = {
 }  # fmt: skip
 SEEN_EDGES = (0, 1, 2, 3, 6, 11, 21, 51, 101)
 MIN_USERS = 5
-"""A point of a curve over fewer users says nothing."""
+"""Fewest users of a point of a curve."""
 
 
 class Series(NamedTuple):
@@ -124,7 +115,7 @@ class Series(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """A named scorer's ranks, with how often each target was seen in training."""
+    """A named scorer's ranks, with each target's training count."""
 
     name: str
     ranks: Int[ndarray, "users"]
@@ -132,7 +123,7 @@ class Seen(NamedTuple):
 
 
 def losses(view: RunView) -> "Figure | None":
-    """Every loss of every stage against optimizer steps, and the validation that decides when to stop."""
+    """Every loss of every stage against optimizer steps, and the validation of early stopping."""
     stages = view.trained()
     if not stages:
         return None
@@ -149,7 +140,7 @@ def losses(view: RunView) -> "Figure | None":
 
 
 def _panels(number: int, columns: int, height: float) -> "tuple[Figure, Sequence[Axes]]":
-    """A figure with so many panels in rows of so many columns, each row so many inches high."""
+    """A figure with ``number`` panels in rows of ``columns``, each row ``height`` inches high."""
     rows = -(-number // columns)
     figure = new_figure(WIDTH, height * rows)
     every = figure.subplots(rows, columns, squeeze=False).ravel()
@@ -192,7 +183,7 @@ def _draw_epochs(axes: "Axes", report: dict[str, Any]) -> None:
 
 
 def fusion_losses(view: RunView) -> "Figure | None":
-    """Cross-entropy of every member of every fusion against epochs: fitted, and on those who decide when to stop."""
+    """Cross-entropy of every member of every fusion against epochs, on fitted and held-out users."""
     if not view.fits:
         return None
     figure, panels = _panels(len(view.fits), min(2, len(view.fits)), 2.9)
@@ -219,8 +210,8 @@ def segment_bars(series: Sequence[Series], chance: float | None) -> "Figure | No
     axes = figure.subplots()
     width = 0.84 / len(series)
     for place, one in enumerate(series):
-        found = [(segments.index(row["segment"]), row["HR@1"], *row["ci95"]["HR@1"]) for row in one.rows]
-        where, means, lows, highs = (np.array(values) for values in zip(*found, strict=True))
+        points = [(segments.index(row["segment"]), row["HR@1"], *row["ci95"]["HR@1"]) for row in one.rows]
+        where, means, lows, highs = (np.array(values) for values in zip(*points, strict=True))
         middle = where - 0.42 + width * (place + 0.5)
         errors = np.clip([means - lows, highs - means], 0, None)
         axes.bar(middle, means, width, yerr=errors, error_kw={"elinewidth": 0.8, "capsize": 1.5}, label=one.name,
@@ -254,7 +245,7 @@ def by_popularity(series: Sequence[Seen], chance: float | None) -> "Figure | Non
     axes.set_xticks(range(len(labels)), labels, fontsize=8)
     axes.set_xlabel("training interactions with the target (n: users of the first curve)")
     axes.set_ylabel("HR@1, share of users")
-    # Points at nought are seen whole.
+    # Points at 0 are drawn whole.
     axes.set_ylim(bottom=-0.02 * axes.get_ylim()[1])
     legend_above(axes)
     return figure
@@ -278,14 +269,14 @@ def _bucket_names() -> list[str]:
     return [*inner, f"{SEEN_EDGES[-1]} or more"]
 
 
-def calibration(found: dict[str, Confidence]) -> "Figure | None":
-    """Share of hits against the probability that a scorer gave its first choice, in bins of equally many users."""
-    if not found:
+def calibration(by_scorer: dict[str, Confidence]) -> "Figure | None":
+    """Share of hits against the probability of a scorer's first choice, in bins of equally many users."""
+    if not by_scorer:
         return None
     figure = new_figure(WIDTH * 0.7, 3.6)
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="#777777", linewidth=0.9, linestyle=":", label="calibrated")
-    for place, (name, confidence) in enumerate(found.items()):
+    for place, (name, confidence) in enumerate(by_scorer.items()):
         means, rates, error = reliability(confidence)
         axes.plot(means, rates, label=f"{name} (expected error {error:.3f})", **line_style(place))
     axes.set(xlim=(0, 1.02), ylim=(-0.02, 1.02), xlabel="probability of the first choice", ylabel="share of hits")
@@ -304,7 +295,7 @@ def reliability(confidence: Confidence, bins: int = 10) -> tuple[Float[ndarray, 
 
 
 def stage_times(rows: Sequence[tuple[str, dict[str, float]]]) -> "Figure | None":
-    """Seconds of every stage, a stacked bar a run, as if each had been alone."""
+    """Seconds of every stage, a stacked bar a run, as if each had run alone."""
     stages = list(dict.fromkeys(stage for _, seconds in rows for stage in seconds))
     if not stages:
         return None
@@ -331,10 +322,6 @@ def _draw_chance(axes: "Axes", chance: float | None) -> None:
         axes.axhline(chance, color="#111111", linewidth=0.8, linestyle=(0, (1, 2)), label="chance")
 
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
 MAX_ITEMS, MAX_LINES = 600, 30
 MAX_CATEGORIES = 7
 OTHERS = "others"
@@ -357,8 +344,8 @@ class Plane(NamedTuple):
 def principal_plane(items: Float[ndarray, "items joint"], texts: Float[ndarray, "items joint"]) -> Plane:
     """The plane that keeps most of the variance of e and q, each around its own mean.
 
-    How far the means lie apart is a measure of its own, and would be all that a plane of both shows. The larger loading
-    of each axis is positive.
+    The distance of the means is a measure of its own, and would dominate a plane of both. The larger loading of each
+    axis is positive.
     """
     both = np.concatenate([items - items.mean(0), texts - texts.mean(0)]).astype(np.float64)
     _, sizes, directions = np.linalg.svd(both, full_matrices=False)
@@ -397,9 +384,9 @@ def item_map(joint: Joint, categories: list[str | None] | None) -> "Figure | Non
 
 
 def _groups(chosen: Int[ndarray, "sample"], categories: list[str | None] | None) -> list[str]:
-    found = [None if categories is None else categories[item] for item in chosen]
-    common = {name for name, _ in Counter(name for name in found if name).most_common(MAX_CATEGORIES)}
-    return [name if name is not None and name in common else OTHERS for name in found]
+    names = [None if categories is None else categories[item] for item in chosen]
+    common = {name for name, _ in Counter(name for name in names if name).most_common(MAX_CATEGORIES)}
+    return [name if name is not None and name in common else OTHERS for name in names]
 
 
 def _draw_group(axes: "Axes", plane: Plane, members: ndarray, place: int, name: str) -> None:

@@ -1,4 +1,4 @@
-"""Pieces of a page: every text is escaped here, and nothing is fetched from anywhere."""
+"""HTML elements of a page: every text is escaped here, and the page loads nothing from elsewhere."""
 
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -33,7 +33,7 @@ POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 def document(title: str, parts: Iterable[str]) -> str:
-    """A whole page that forbids its browser to fetch anything."""
+    """A whole page that forbids its browser to load anything."""
     head = (
         f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{escape(title)}</title>'
@@ -65,14 +65,14 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "") 
 
 
 def picture(uri: str, caption: str) -> str:
-    """A figure with its caption, which is its text for those who do not see it as well."""
+    """A figure with its caption, which is its alternative text too."""
     return (
         f'<figure><img src="{escape(uri)}" alt="{escape(caption)}"><figcaption>{escape(caption)}</figcaption></figure>'
     )
 
 
 def folded(summary: str, parts: Iterable[str]) -> str:
-    """Parts behind a line that opens them."""
+    """Parts in a collapsed section."""
     return f"<details><summary>{escape(summary)}</summary>\n" + "\n".join(parts) + "\n</details>"
 
 

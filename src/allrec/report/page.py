@@ -1,4 +1,4 @@
-"""The page: one self-contained HTML file of a run or a comparison."""
+"""The report: one self-contained HTML page about a run or a comparison."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TOGETHER = 6
-"""Runs that one figure tells apart; more go into further figures, beside the first run again."""
+"""Runs of one figure at most; more go into further figures, each with the first run again."""
 SCORE_HEADER = ("scorer", "split", "users", "HR@1", "HR@5", "HR@10", "NDCG@5", "NDCG@10", "MRR")
 PROVENANCE = ("run", "seed", "language model", "data set", "machine", "versions")
 LLM_SCORERS = ("llm", "llm-random-items", "llm-no-soft")
@@ -58,12 +58,12 @@ def paired_tests(comparisons: Sequence[dict[str, Any]]) -> Iterator[str]:
     if not comparisons:
         return
     where = list(dict.fromkeys((row["split"], row["protocol"]) for row in comparisons))
-    found = {(row["scorer"], row["against"], row["split"], row["protocol"]): row for row in comparisons}
+    tests = {(row["scorer"], row["against"], row["split"], row["protocol"]): row for row in comparisons}
     pairs = list(dict.fromkeys((row["scorer"], row["against"]) for row in comparisons))
     yield html.heading("HR@1 of each scorer less that of another", 3)
     yield html.table(
         ("scorer", "less", *(f"{split}, {protocol}" for split, protocol in where)),
-        [[*pair, *(_test(found.get((*pair, *place))) for place in where)] for pair in pairs],
+        [[*pair, *(_test(tests.get((*pair, *place))) for place in where)] for pair in pairs],
     )
     yield html.paragraph(
         "Differences over the users that both scored, the fewer of the two rows above; p of a paired two-sided sign-"
@@ -89,8 +89,8 @@ def details(view: RunView) -> Iterator[str]:
     joint = view.joint
     if joint is not None:
         yield from _figure("The joint space", lambda: item_map(joint, view.categories), _MAP)
-    sure = {name: found for name in LLM_SCORERS if (found := view.confidence(name)) is not None}
-    yield from _figure("Calibration", lambda: calibration(sure), f"{_CALIBRATION} {_on(view)}")
+    confidences = {name: sure for name in LLM_SCORERS if (sure := view.confidence(name)) is not None}
+    yield from _figure("Calibration", lambda: calibration(confidences), f"{_CALIBRATION} {_on(view)}")
     yield from times([view])
 
 
@@ -121,21 +121,21 @@ def times(views: Sequence[RunView]) -> Iterator[str]:
 
 def alignment_table(views: Sequence[RunView]) -> Iterator[str]:
     """The measures of stage 1, a column a run; nothing where no run has them."""
-    found = {view.name: flatten((view.metrics or {}).get("alignment") or {}) for view in views}
-    found = {name: values for name, values in found.items() if values}
-    if not found:
+    measures = {view.name: flatten((view.metrics or {}).get("alignment") or {}) for view in views}
+    measures = {name: values for name, values in measures.items() if values}
+    if not measures:
         return
-    names = list(dict.fromkeys(key for values in found.values() for key in values))
+    names = list(dict.fromkeys(key for values in measures.values() for key in values))
     yield html.heading("Does the alignment do what is claimed?")
     yield html.table(
-        ("measure", *found),
-        [[name.replace("_", " "), *(_number(values.get(name)) for values in found.values())] for name in names],
+        ("measure", *measures),
+        [[name.replace("_", " "), *(_number(values.get(name)) for values in measures.values())] for name in names],
     )
     yield html.paragraph(_ALIGNMENT)
 
 
 def what_ran(views: Sequence[RunView]) -> Iterator[str]:
-    """What ran, on what, with which seeds, versions and language model."""
+    """The provenance of each run: seed, language model, data set, machine, versions."""
     yield html.heading("What ran")
     lines = [_provenance(view) for view in views]
     if len(lines) == 1:
@@ -145,7 +145,7 @@ def what_ran(views: Sequence[RunView]) -> Iterator[str]:
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, float]:
-    """Numbers of nested tables by the path that leads to them; a list's entry goes by its first word.
+    """Numbers of nested tables by their path; an entry of a list is named by its first text.
 
     Example:
         >>> flatten({"rank": {"e": 2}, "distance": [{"seen": "0", "mean": 0.5}]})
@@ -156,10 +156,10 @@ def flatten(value: Any, prefix: str = "") -> dict[str, float]:
     if isinstance(value, (int, float)):
         return {prefix: float(value)}
     pairs = value.items() if isinstance(value, dict) else ((_entry_name(one, n), one) for n, one in enumerate(value))
-    found: dict[str, float] = {}
+    numbers: dict[str, float] = {}
     for key, one in pairs:
-        found |= flatten(one, f"{prefix}, {key}" if prefix else str(key))
-    return found
+        numbers |= flatten(one, f"{prefix}, {key}" if prefix else str(key))
+    return numbers
 
 
 def _entry_name(entry: Any, place: int) -> str:
@@ -226,12 +226,12 @@ def _number(value: float | None) -> str:
 
 
 _LOSSES = (
-    "Losses that each stage minimises, by optimizer step: thin grey what single steps gave, black the mean of each "
-    "epoch, its parts beside it where it has some; dashed the validation that decides when to stop."
+    "Losses that each stage minimises, by optimizer step: thin grey single steps, black the mean of each epoch, "
+    "colours its parts where it has some; dashed the validation of early stopping."
 )
 _FITS = (
     "Fusion on validation users by epoch, a line a member, each without the users of one fold: grey on the users it is "
-    "fitted on (weighed), dashed on those who only say when to stop. What the language model adds is fitted on top."
+    "fitted on (weighted), dashed on those held out for early stopping. The language model's addition is fitted on top."
 )
 _SEGMENTS = (
     "HR@1 by segment of the target, with 95% bootstrap intervals over users: warm and cold are the most and least seen "
@@ -245,11 +245,11 @@ _MAP = (
     "(from the text) hollow; lines join the two of some items."
 )
 _CALIBRATION = (
-    "How far the language model's probabilities can be believed: softmax over the candidates' log-likelihoods, users "
-    "in ten bins of equal size by the probability of their first choice; on the dotted line it would hit as often as "
-    "it says."
+    "Calibration of the language model's probabilities: softmax over the candidates' log-likelihoods, users "
+    "in ten bins of equal size by the probability of their first choice; on the dotted line the share of hits "
+    "equals the probability."
 )
-_TIME = "Seconds by stage, as if each run had been alone; evaluate holds every scorer and control of both splits."
+_TIME = "Seconds by stage, as if each run had run alone; evaluate holds every scorer and control of both splits."
 _ALIGNMENT = (
     "Gap: distance between the means of e and q, over the spread of e; all else is measured around each mean. "
     "Retrieval: how often an item's other embedding is among the nearest 1 or 10. Effective rank: how many dimensions "
@@ -264,14 +264,14 @@ NO_FIGURES = "Without matplotlib there are no figures. Install it: pip install '
 
 
 def write_report(path: Path | str, *, out: Path | str | None = None) -> Path:
-    """Writes the page of a run or of a comparison, and returns its place.
+    """Writes the page of a run or of a comparison, and returns its path.
 
     Args:
         path: a run folder, or the folder of a comparison.
         out: the file to write; ``report.html`` in ``path`` if left out.
 
     Raises:
-        InputError: neither a run nor a comparison lies there.
+        InputError: the path is neither a run nor a comparison.
     """
     path = Path(path)
     target = Path(out) if out is not None else path / PAGE
@@ -296,7 +296,7 @@ def _comparison_page(path: Path) -> str:
     stored = read_json(path / COMPARISON)
     table = stored.get("table")
     if table is None:
-        raise InputError(f"the comparison in {path} has no table yet. Go on with it: allrec compare ... --resume")
+        raise InputError(f"the comparison in {path} has no table yet. Continue it: allrec compare ... --resume")
     names = sorted(run.parent.name for run in (path / RUNS).glob(f"*/{MANIFEST}"))
     views = [load_view(path / RUNS / name, _shown(name, table)) for name in _in_table_order(names, table)]
     title = f"Recipes compared on {table['dataset']}"
@@ -322,7 +322,7 @@ def _in_table_order(names: list[str], table: dict[str, Any]) -> list[str]:
 
 
 def _shown(name: str, table: dict[str, Any]) -> str:
-    """How the page calls a run: with its seed where there are several."""
+    """The name of a run: with its seed where there are several."""
     return name if len(table["seeds"]) > 1 else name.removesuffix(f"-seed{table['seeds'][0]}")
 
 
@@ -339,9 +339,9 @@ def _remarks() -> Iterator[str]:
 
 
 def _notes(table: dict[str, Any]) -> list[str]:
-    said = notes(table)
-    alarms = [html.paragraph(note, "alarm") for note in said if note.startswith("NOT ")]
-    return [*alarms, html.bullets([note for note in said if not note.startswith("NOT ")])]
+    texts = notes(table)
+    alarms = [html.paragraph(note, "alarm") for note in texts if note.startswith("NOT ")]
+    return [*alarms, html.bullets([note for note in texts if not note.startswith("NOT ")])]
 
 
 def _cost(seconds: dict[str, float]) -> str:

@@ -1,4 +1,4 @@
-"""What a page shows of a run, read from its folder; what a folder lacks is None, and the page leaves it out."""
+"""A run's results for the report, read from its folder; what the folder lacks is None and left out."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +22,7 @@ from allrec.runs.trained_model import TrainedModel
 
 FUSION = "fusion"
 TRAINED = ("backbone", "alignment", "warm_up", "language_model")
-"""What is trained, in order; other stages come behind. A warm-up is a part of stage 2."""
+"""The trained stages in order; others follow. A warm-up is a part of stage 2."""
 
 
 class Joint(NamedTuple):
@@ -35,7 +35,7 @@ class Joint(NamedTuple):
 
 
 class Confidence(NamedTuple):
-    """How sure a scorer was of its first choice, between 0 and 1, and whether that was the target."""
+    """The probability of a scorer's first choice, and whether that was the target."""
 
     values: Float[ndarray, "users"]
     is_hit: Bool[ndarray, "users"]
@@ -46,17 +46,17 @@ class RunView:
     """A run as the page shows it.
 
     Attributes:
-        name: how the page calls it.
+        name: on the page.
         run: its folder.
         recipe: complete.
         metrics: ``metrics.json``; None before an evaluation.
         reports: ``training.json`` of each trained stage.
-        curves: steps and values of every curve that was recorded.
+        curves: steps and values of every recorded curve.
         stored: ranks; None where the run is older than they are.
         joint: e and q; None without a trained stage 1.
         counts: training interactions of every item; None before the first stage.
         categories: each item's first genre, where the data set has genres.
-        fits: what was fitted by fusion, a report a member, by what it is for.
+        fits: reports of fitted fusions, one a member, by scope.
     """
 
     name: str
@@ -86,21 +86,21 @@ class RunView:
     def scorers(self) -> list[str]:
         """Every scorer of the test split, in the order of ``metrics.json``."""
         results = own_results(self.metrics) if self.metrics else []
-        found = [row["scorer"] for row in results if (row["split"], row["protocol"]) == ("test", self.protocol)]
-        return list(dict.fromkeys(found))
+        names = [row["scorer"] for row in results if (row["split"], row["protocol"]) == ("test", self.protocol)]
+        return list(dict.fromkeys(names))
 
     def trained(self) -> list[str]:
-        """Everything of which losses are known, in order."""
-        found = {name.partition("/")[0] for name in self.curves if name.endswith("/total")}
-        found |= {stage for stage, report in self.reports.items() if report["losses"]}
-        return [stage for stage in TRAINED if stage in found] + sorted(found - set(TRAINED))
+        """The stages with recorded losses, in order."""
+        stages = {name.partition("/")[0] for name in self.curves if name.endswith("/total")}
+        stages |= {stage for stage, report in self.reports.items() if report["losses"]}
+        return [stage for stage in TRAINED if stage in stages] + sorted(stages - set(TRAINED))
 
     def confidence(self, scorer: str) -> Confidence | None:
-        """Of a language-model scorer on the test split, from the scores that the evaluation kept."""
+        """Of a language-model scorer on the test split, from the scores that the evaluation stored."""
         if self.stored is None or ("test", self.protocol, scorer) not in self.stored.rankings:
             return None
         ranks = self.stored.rankings["test", self.protocol, scorer].ranks
-        scores = kept_scores(self.run.path / "evaluate", f"test-{self.protocol}-{scorer}", len(ranks))
+        scores = stored_scores(self.run.path / "evaluate", f"test-{self.protocol}-{scorer}", len(ranks))
         return None if scores is None else Confidence(torch.softmax(scores, 1).max(1).values.numpy(), ranks == 0)
 
 
@@ -109,7 +109,7 @@ def load_view(path: Path, name: str | None = None) -> RunView:
 
     Args:
         path: the run folder.
-        name: how the page calls it; the recipe's name if left out.
+        name: on the page; the recipe's name if left out.
     """
     run = RunFolder.open(path)
     catalogue = Catalogue.load(run.verified_folder("catalogue"), run.wording()) if run.is_done("catalogue") else None
@@ -129,10 +129,10 @@ def load_view(path: Path, name: str | None = None) -> RunView:
     )  # fmt: skip
 
 
-def kept_scores(folder: Path, start: str, num_rows: int) -> torch.Tensor | None:
-    """The scores that an evaluation kept in chunks, in their order; None where they do not cover ``num_rows`` rows.
+def stored_scores(folder: Path, start: str, num_rows: int) -> torch.Tensor | None:
+    """The scores that an evaluation stored in chunks, in their order; None where they do not cover ``num_rows`` rows.
 
-    Where evaluations of several samples kept a chunk of one place, the latest of the right length counts.
+    Of several chunks of one place, from evaluations of several samples, the latest of the right length counts.
     """
     scores = []
     for place in range(0, num_rows, USERS_A_CHUNK):
@@ -151,14 +151,14 @@ def _written(path: Path) -> float:
 
 def _reports(run: RunFolder) -> dict[str, dict[str, Any]]:
     paths = {stage: run.path / stage / "training.json" for stage in run.manifest["stages"] if run.is_done(stage)}
-    found = {stage: read_json(path) for stage, path in paths.items() if path.is_file()}
-    return {stage: report for stage, report in found.items() if "losses" in report}
+    reports = {stage: read_json(path) for stage, path in paths.items() if path.is_file()}
+    return {stage: report for stage, report in reports.items() if "losses" in report}
 
 
 def _fits(run: RunFolder) -> dict[str, list[dict[str, Any]]]:
     path = run.path / FUSION / "training.json"
-    found = read_json(path) if run.is_done(FUSION) and path.is_file() else {}
-    return {name: reports for name, reports in found.items() if reports}
+    fits = read_json(path) if run.is_done(FUSION) and path.is_file() else {}
+    return {name: reports for name, reports in fits.items() if reports}
 
 
 def _curves(run: RunFolder) -> dict[str, list[tuple[int, float]]]:
@@ -177,9 +177,7 @@ def _first(genres: list[list[str]]) -> list[str | None]:
 def _joint(run: RunFolder) -> Joint | None:
     try:
         model = TrainedModel(run)
-        catalogue, backbone, texts, alignment = (
-            model.catalogue, model.backbone, model.text_embeddings, model.alignment,
-        )  # fmt: skip
+        catalogue, backbone, texts, alignment = model.catalogue, model.backbone, model.text_embeddings, model.alignment
     except InputError:
         return None
     if not isinstance(alignment, Alignment):

@@ -14,7 +14,7 @@ from allrec.evaluation.evaluate import Ranked, RankingRequest, Scorer
 from allrec.evaluation.ranks import candidate_ranks, catalogue_ranks, dot_product_ranks, excluded_of
 from allrec.hybrid.features import histories_before, largest_similarity
 from allrec.hybrid.fusion import LENGTH, PRIOR, fold_of
-from allrec.hybrid.ranking import LlmReader, RetrievedRanks
+from allrec.hybrid.ranking import LlmReader
 from allrec.hybrid.similarity import DenseSpace
 from allrec.llm.score_files import SCORES, USERS_A_CHUNK, chunk_name, stored
 from allrec.runs.trained_model import TrainedModel
@@ -80,7 +80,7 @@ def rank_by_llm(model: TrainedModel, request: RankingRequest, *, name: str = "ll
         reader = stored_reader(model, request, f"{request.protocol}-best")
         ranked = ranker.rank_catalogue(histories, _excepted(request), reader)
         parts = [scored.ranks(targets.items[scored.rows], -1) for scored in ranked]
-        ranks, is_retrieved = RetrievedRanks(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+        ranks, is_retrieved = (np.concatenate(columns) for columns in zip(*parts, strict=True))
         return Ranked(np.where(is_retrieved, ranks, rank_by_dot_products(model, request, of_joint=False).ranks))
     reader = stored_reader(model, request, request.protocol, name)
     lists = ranker.rank_lists(histories, targets.candidates[request.protocol], reader)

@@ -18,7 +18,7 @@ from allrec import seeds
 from allrec.errors import Config, InputError
 from allrec.files import atomic_path, load_tensors
 from allrec.parallel import OnProgress
-from allrec.training.large_table import DenseGradients
+from allrec.training.layers import DenseGradients
 
 Batch_co = TypeVar("Batch_co", covariant=True)
 Batch = TypeVar("Batch")

@@ -1,4 +1,4 @@
-"""The simulated marketplace's rules: what is sold, who likes what, and what a user buys next."""
+"""The rules of the simulated marketplace: items and kinds, users' tastes, and the choice of the next item."""
 
 import tomllib
 from importlib.resources import files
@@ -215,9 +215,9 @@ def make_items(kinds: Kinds, config: SimulationConfig, rng: np.random.Generator)
     rank = rng.permutation(num_items) + 1.0
     weights = rank**-config.popularity_exponent
     is_first = np.arange(num_items) < num_kinds
-    lot = np.where(is_first, 1.0, rng.random(num_items))
-    is_unsold = lot < config.unsold_share
-    is_new = ~is_unsold & (lot < config.unsold_share + config.new_share)
+    draw = np.where(is_first, 1.0, rng.random(num_items))
+    is_unsold = draw < config.unsold_share
+    is_new = ~is_unsold & (draw < config.unsold_share + config.new_share)
     weights[is_unsold] = 0.0
     # Few brands take most of a department: the square pulls the uniform draw towards its first brands.
     place = (rng.random(num_items) ** 2 * config.brands_per_department).astype(np.int64)

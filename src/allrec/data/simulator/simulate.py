@@ -1,6 +1,5 @@
-"""A simulated marketplace: tastes, sequences, repeats, popularity, cold items, and their texts."""
+"""Simulates users, their interaction sequences and the items' texts, and writes them as a source for ``prepare``."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
@@ -37,9 +36,7 @@ SHOWN = {"series": 0.6, "model": 0.2, "use": 0.4, "size": 0.35}
 MAX_WORDS = 12
 
 
-def simulate(
-    out: Path | str, config: SimulationConfig | None = None, progress: Callable[[str], None] = lambda step: None
-) -> Path:
+def simulate(out: Path | str, config: SimulationConfig | None = None) -> Path:
     """Writes a marketplace as a source for ``prepare``: ``interactions.csv`` and ``items.jsonl``.
 
     Every user's last two interactions fall into the last two weeks, when the new items come on sale: these occur as
@@ -49,7 +46,6 @@ def simulate(
     Args:
         out: the source's folder; an older simulation there is replaced, anything else is left alone.
         config: size and behaviour.
-        progress: called with the name of each step as it begins.
 
     Returns:
         The folder.
@@ -59,11 +55,9 @@ def simulate(
     """
     config = config or SimulationConfig()
     with staging(Path(out), is_simulation, "simulated marketplace") as folder:
-        progress("composing items")
         market = make_market(config)
         rng = seeds.rng(config.seed, "simulator", "texts")
         write_items(folder / "items.jsonl", market.kinds, market.items, config, rng)
-        progress("simulating interactions")
         with open(folder / "interactions.csv", "wb") as file:
             for chunk in range(num_chunks(config)):
                 write_interactions(file, chunk, market)
@@ -242,10 +236,10 @@ def draw_phrases(departments: np.ndarray, rng: np.random.Generator) -> dict[str,
     use, size, series, model = rng.integers(2**31, size=(4, len(departments)))
     uses, sizes = [department.uses for department in DEPARTMENTS], [department.sizes for department in DEPARTMENTS]
     return {
-        "use": [uses[number][lot % len(uses[number])] for number, lot in zip(departments, use, strict=True)],
-        "size": [sizes[number][lot % len(sizes[number])] for number, lot in zip(departments, size, strict=True)],
-        "series": [WORDS["series"][lot % len(WORDS["series"])] for lot in series],
-        "model": [str(100 + 10 * (lot % 90)) for lot in model],
+        "use": [uses[number][draw % len(uses[number])] for number, draw in zip(departments, use, strict=True)],
+        "size": [sizes[number][draw % len(sizes[number])] for number, draw in zip(departments, size, strict=True)],
+        "series": [WORDS["series"][draw % len(WORDS["series"])] for draw in series],
+        "model": [str(100 + 10 * (draw % 90)) for draw in model],
     }
 
 

@@ -14,7 +14,7 @@ from allrec.data.sources.files import (
     scan_table,
     table_suffix,
 )
-from allrec.data.sources.source import Source, SourceOptions, as_interactions, as_items
+from allrec.data.sources.source import Source, SourceOptions, as_items, read_source
 from allrec.errors import InputError
 
 FORMATS = ("amazon-2018", "amazon-2023")
@@ -84,14 +84,8 @@ def read(path: Path, options: SourceOptions, name: str) -> Source:
     keys = REVIEW_KEYS[name]
     frame = scan_table(reviews) if table_suffix(reviews) == ".csv" else scan_json_lines(reviews, list(keys.values()))
     metadata = options.items_path or find_metadata(reviews)
-    interactions, columns = as_interactions(frame, reviews, {**keys, **(options.columns or {})})
-    return Source(
-        format=name,
-        interactions=interactions,
-        columns=columns,
-        items=read_metadata(metadata, name) if metadata else None,
-        files=tuple(file for file in (reviews, metadata) if file),
-    )
+    columns = {**keys, **(options.columns or {})}
+    return read_source(name, frame, (reviews, metadata), columns, lambda path: read_metadata(path, name))
 
 
 def read_metadata(path: Path, name: str) -> pl.LazyFrame:

@@ -6,7 +6,7 @@ from pathlib import Path
 import polars as pl
 
 from allrec.data.sources.files import ROW, read_sample, scan_delimited, scan_lines, scan_table
-from allrec.data.sources.source import MOVIE, Source, SourceOptions, as_interactions, as_items
+from allrec.data.sources.source import MOVIE, Source, SourceOptions, as_items, existing, read_source
 from allrec.errors import InputError
 
 FORMATS = ("movielens",)
@@ -45,17 +45,12 @@ def read(path: Path, options: SourceOptions, name: str = "movielens") -> Source:
         raise InputError(
             f"{path} holds none of {', '.join(RATING_FILES)}. Give the folder that the archive unpacks to."
         )
-    sibling = ratings.with_name(MOVIE_FILES[ratings.name])
-    movies = options.items_path or (sibling if sibling.is_file() else None)
-    interactions, columns = as_interactions(scan_ratings(ratings), ratings, options.columns)
-    return Source(
-        format=name,
-        interactions=interactions,
-        columns=columns,
-        items=as_items(read_movies(movies), movies, options.item_columns) if movies else None,
-        files=tuple(file for file in (ratings, movies) if file),
-        wording=MOVIE,
-    )
+    movies = options.items_path or existing(ratings.with_name(MOVIE_FILES[ratings.name]))
+
+    def read_items(path: Path) -> pl.LazyFrame:
+        return as_items(read_movies(path), path, options.item_columns)
+
+    return read_source(name, scan_ratings(ratings), (ratings, movies), options.columns, read_items, MOVIE)
 
 
 def scan_ratings(path: Path) -> pl.LazyFrame:

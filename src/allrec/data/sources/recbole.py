@@ -5,7 +5,7 @@ from pathlib import Path
 import polars as pl
 
 from allrec.data.sources.files import ROW, scan_delimited
-from allrec.data.sources.source import Source, SourceOptions, as_interactions, as_items
+from allrec.data.sources.source import Source, SourceOptions, as_items, existing, read_source
 from allrec.data.sources.tables import guess_wording
 from allrec.errors import InputError
 
@@ -34,18 +34,9 @@ def read(path: Path, options: SourceOptions, name: str = "recbole") -> Source:
     interactions_path = find_interactions(path)
     if interactions_path is None:
         raise InputError(f"{path} holds no single .inter file. Give the file itself.")
-    sibling = interactions_path.with_suffix(".item")
-    items_path = options.items_path or (sibling if sibling.is_file() else None)
-    interactions, _ = scan_atomic(interactions_path)
-    interactions, columns = as_interactions(interactions, interactions_path, options.columns)
-    return Source(
-        format=name,
-        interactions=interactions,
-        columns=columns,
-        items=read_items(items_path, options) if items_path else None,
-        files=tuple(file for file in (interactions_path, items_path) if file),
-        wording=guess_wording(interactions_path),
-    )
+    paths = (interactions_path, options.items_path or existing(interactions_path.with_suffix(".item")))
+    frame, wording = scan_atomic(interactions_path)[0], guess_wording(interactions_path)
+    return read_source(name, frame, paths, options.columns, lambda items: read_items(items, options), wording)
 
 
 def scan_atomic(path: Path) -> tuple[pl.LazyFrame, dict[str, str]]:

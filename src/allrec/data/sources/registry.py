@@ -1,4 +1,4 @@
-"""Which format a source is in, by what is there or by what the user says."""
+"""The table of readers by format, and the choice of a source's format."""
 
 from pathlib import Path
 from typing import Protocol

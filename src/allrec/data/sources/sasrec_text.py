@@ -22,7 +22,7 @@ def matches(path: Path) -> str | None:
 
 
 def read(path: Path, options: SourceOptions, name: str = "sasrec-text") -> Source:
-    """Reads pairs; the format knows no times and no items, so titles come from ``options.items_path`` alone."""
+    """Reads pairs; the format has no times and no items, so titles come from ``options.items_path`` alone."""
     line = pl.col("line")
     pairs = scan_lines(path).select(
         pl.col(ROW), line.str.extract(PAIR, 1).alias("user_id"), line.str.extract(PAIR, 2).alias("item_id")

@@ -1,7 +1,7 @@
 """The common form of every format, and how columns are recognised by name."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -88,6 +88,34 @@ class SourceOptions:
     names: Sequence[str] | None = None
     item_names: Sequence[str] | None = None
     separator: str | None = None
+
+
+def read_source(
+    name: str,
+    frame: pl.LazyFrame,
+    paths: tuple[Path, Path | None],
+    columns: Mapping[str, str] | None,
+    read_items: Callable[[Path], pl.LazyFrame],
+    wording: Wording = BOUGHT,
+) -> Source:
+    """A source from its table of interactions and its file of items.
+
+    Args:
+        name: the format's name.
+        frame: the interactions under their own column names.
+        paths: the file of the interactions and that of the items, None without any.
+        columns: part -> column of the interactions.
+        read_items: reads the items under the names of their parts.
+        wording: how a prompt speaks of the items.
+    """
+    interactions, parts = as_interactions(frame, paths[0], columns)
+    items = None if paths[1] is None else read_items(paths[1])
+    return Source(name, interactions, items, tuple(path for path in paths if path is not None), wording, parts)
+
+
+def existing(path: Path) -> Path | None:
+    """The path itself; None where there is no such file."""
+    return path if path.is_file() else None
 
 
 def plain_name(name: str) -> str:

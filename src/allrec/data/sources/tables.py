@@ -5,7 +5,7 @@ from pathlib import Path
 import polars as pl
 
 from allrec.data.sources.files import NUM_SAMPLE_ROWS, TABLE_SUFFIXES, find_table, scan_table, table_suffix
-from allrec.data.sources.source import BOUGHT, MOVIE, Source, SourceOptions, as_interactions, as_items
+from allrec.data.sources.source import BOUGHT, MOVIE, Source, SourceOptions, as_items, read_source
 from allrec.errors import InputError, Wording
 
 FORMATS = ("tables",)
@@ -32,15 +32,8 @@ def read(path: Path, options: SourceOptions, name: str = "tables") -> Source:
     # A key that no early row has is found too, where looking at all rows is quick.
     num_sample_rows = NUM_SAMPLE_ROWS if interactions_path.stat().st_size > SMALL_BYTES else None
     table = scan_table(interactions_path, num_sample_rows, options.names, options.separator)
-    interactions, columns = as_interactions(table, interactions_path, options.columns)
-    return Source(
-        format=name,
-        interactions=interactions,
-        columns=columns,
-        items=open_items(items_path, options) if items_path else None,
-        files=tuple(file for file in (interactions_path, items_path) if file),
-        wording=guess_wording(path),
-    )
+    paths, wording = (interactions_path, items_path), guess_wording(path)
+    return read_source(name, table, paths, options.columns, lambda items: open_items(items, options), wording)
 
 
 def open_items(path: Path, options: SourceOptions) -> pl.LazyFrame:

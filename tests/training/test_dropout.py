@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from allrec.backbones.dropout import Dropout, dropout
+from allrec.training.layers import Dropout, dropout
 
 
 def dropped(share, size=(4, 50_001), seed=0, **made):
