@@ -7,8 +7,9 @@ import numpy as np
 from fastapi import APIRouter, Path, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
-from allrec.errors import InputError
-from allrec.serving.access import ADMIN, READ, Caller
+from allrec.errors import InputError, nearest
+from allrec.runs.run_folder import MANIFEST
+from allrec.serving.access import ADMIN, KNOWN, READ, Caller
 from allrec.serving.bodies import ExperimentBody, KeyBody, KeyId, Name, Publish, Settings
 from allrec.serving.data_routes import service_of
 from allrec.serving.experiments import experiment_result
@@ -16,6 +17,7 @@ from allrec.serving.problems import ProblemError
 from allrec.serving.ranking import RequestRanker, Wanted
 from allrec.serving.refresh import reports
 from allrec.serving.replies import (
+    PROBLEM,
     PROBLEMS,
     ExperimentShown,
     KeyMade,
@@ -33,7 +35,7 @@ from allrec.serving.service import Service
 from allrec.serving.snapshots import Served, Snapshot
 from allrec.serving.store import Experiment, ModelVersion
 
-router = APIRouter(prefix="/v1", tags=["administer"], responses=PROBLEMS)
+router = APIRouter(prefix="/v1", tags=["administer"], responses=PROBLEMS, dependencies=[KNOWN])
 operating = APIRouter(tags=["operate"], responses={503: PROBLEMS[503]})
 TESTED_USERS = 20
 FIGURE = 'allrec_answers_total{scorer="fusion"} 12.0\n'
@@ -115,6 +117,9 @@ def publish(request: Request, body: Publish, caller: Caller = ADMIN) -> JSONResp
     """
     service = service_of(request)
     path = service.runs_root / body.run
+    if not (path / MANIFEST).is_file():
+        known = sorted(file.parent.name for file in service.runs_root.glob(f"*/{MANIFEST}"))
+        raise ProblemError(404, f"no run {body.run!r} beside the one of the command line: {nearest(body.run, known)}.")
     served = Served.load(str(path), 0)
     overlap = tested(service, caller.tenant, served)
     version = service.store.publish(caller.tenant, run=str(path))
@@ -150,10 +155,13 @@ def _answered(snapshot: Snapshot, history: list[str]) -> tuple[list[str], Any]:
     return [snapshot.model.catalogue.item_ids[item] for item in ranked.items[:10]], ranked.scores[:10]
 
 
-@router.post("/models/roll-back", response_model=Version)
+@router.post("/models/roll-back", response_model=Version, responses={409: PROBLEM})
 def roll_back(request: Request, caller: Caller = ADMIN) -> JSONResponse:
     """Lets every worker switch back to the version before."""
-    return JSONResponse(_version(service_of(request).store.roll_back(caller.tenant)))
+    try:
+        return JSONResponse(_version(service_of(request).store.roll_back(caller.tenant)))
+    except InputError as error:
+        raise ProblemError(409, str(error)) from None
 
 
 def _version(version: ModelVersion) -> dict[str, Any]:

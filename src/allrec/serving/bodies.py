@@ -1,15 +1,18 @@
 """Bodies of requests, with limits on lists and texts, and an example of each."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from allrec.serving.expressions import LONGEST
 
-Id = Annotated[str, Field(min_length=1, max_length=256, examples=["B00006L9LC"])]
-UserId = Annotated[str, Field(min_length=1, max_length=256, examples=["A1YJEY40YUW4SE"])]
-KeyId = Annotated[str, Field(max_length=64, examples=["0123456789abcdef"])]
-RecommendationId = Annotated[str, Field(min_length=1, max_length=256, examples=["5f0c1d0b0e7a4a3f9c55c3ab01dd2f6e"])]
+STORABLE = r"^[^\x00]+$"
+"""What PostgreSQL's text can hold."""
+_TEXT: dict[str, Any] = {"min_length": 1, "max_length": 256, "pattern": STORABLE}
+Id = Annotated[str, Field(**_TEXT, examples=["B00006L9LC"])]
+UserId = Annotated[str, Field(**_TEXT, examples=["A1YJEY40YUW4SE"])]
+RecommendationId = Annotated[str, Field(**_TEXT, examples=["5f0c1d0b0e7a4a3f9c55c3ab01dd2f6e"])]
+KeyId = Annotated[str, Field(max_length=64, pattern=STORABLE, examples=["0123456789abcdef"])]
 Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$", examples=["home"])]
 Ids = Annotated[list[Id], Field(max_length=1_000)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
@@ -175,6 +178,10 @@ class Fields(Body):
     fields: dict[str, Any] = Field(examples=[{"country": "DE"}])
 
 
+_NAMED: dict[str, Any] = {"propertyNames": {"pattern": "^[A-Za-z0-9._-]+$", "minLength": 1, "maxLength": 64}}
+"""What the keys of an object may be, which is not told by itself."""
+
+
 class Group(Body):
     """A group of an experiment."""
 
@@ -187,7 +194,7 @@ class ExperimentBody(Body):
 
     model_config = _sent({"groups": {"now": {"share": 1}, "diverse": {"share": 1, "scenario": "home"}}})
 
-    groups: dict[Name, Group] = Field(min_length=2, max_length=20)
+    groups: dict[Name, Group] = Field(min_length=2, max_length=20, json_schema_extra=_NAMED)
     is_running: bool = True
 
 
@@ -204,4 +211,4 @@ class KeyBody(Body):
 
     model_config = _sent({"scopes": ["read", "write"]})
 
-    scopes: list[str] = Field(min_length=1, max_length=3, examples=[["read", "write"]])
+    scopes: list[Literal["read", "write", "admin"]] = Field(min_length=1, max_length=3, examples=[["read", "write"]])

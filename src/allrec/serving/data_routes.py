@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
 from allrec.errors import InputError
-from allrec.serving.access import ADMIN, READ, WRITE, Caller
+from allrec.serving.access import ADMIN, KNOWN, READ, WRITE, Caller
 from allrec.serving.bodies import (
     FIELD_BYTES,
     Availability,
@@ -37,7 +37,7 @@ from allrec.serving.service import Service
 from allrec.serving.snapshots import Snapshot, text_of
 from allrec.serving.store import Event, Feedback, Item
 
-router = APIRouter(prefix="/v1", tags=["data"], responses=PROBLEMS)
+router = APIRouter(prefix="/v1", tags=["data"], responses=PROBLEMS, dependencies=[KNOWN])
 DEEPEST = 8
 """Levels of lists and objects in an item's or a user's fields."""
 NESTED = 20

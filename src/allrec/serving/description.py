@@ -11,7 +11,7 @@ from allrec.serving import replies
 from allrec.serving.problems import MEDIA_TYPE
 
 DESCRIPTION = "Recommendations of a trained run: for users, sessions and texts, fresh with the next request."
-KEY = {"type": "http", "scheme": "bearer", "description": "An API key: allrec serve RUN --new-key, POST /v1/keys."}
+KEY = {"type": "http", "scheme": "bearer", "description": "An API key."}
 
 
 def _examples_of(model: Any) -> Any:

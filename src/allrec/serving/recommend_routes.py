@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 
 from allrec.errors import InputError, nearest
 from allrec.serving import service as serving
-from allrec.serving.access import READ, Caller
+from allrec.serving.access import KNOWN, READ, Caller
 from allrec.serving.answers import Page, body_of, described, new_id, page_of
 from allrec.serving.bodies import BOOST, FILTER, Id, Rank, Recommend, Settings, Similar, UserId
 from allrec.serving.lookups import audiences_of, by_text, encoder_of, ranked_list, similar
@@ -25,7 +25,7 @@ from allrec.serving.snapshots import Snapshot
 from allrec.serving.store import Answer
 from allrec.serving.store_settings import group_of
 
-router = APIRouter(prefix="/v1", tags=["recommend"], responses=PROBLEMS)
+router = APIRouter(prefix="/v1", tags=["recommend"], responses=PROBLEMS, dependencies=[KNOWN])
 OWN = ("filter", "boost", "diversity", "with_history")
 MONTH = 30 * 86_400.0
 COUNTED = 1_000

@@ -319,7 +319,7 @@ class Problem(BaseModel):
     """A problem document, RFC 9457."""
 
     model_config = _shown(
-        type="about:blank", title="Not found", status=404, detail="unknown item 'x'. Add it: POST /v1/items.",
+        type="about:blank", title="Not found", status=404, detail="unknown scenario 'home'.",
         request_id="0123456789abcdef", errors=[],
     )  # fmt: skip
 
@@ -331,8 +331,6 @@ class Problem(BaseModel):
     errors: list[dict[str, str]] = []
 
 
-PROBLEMS: dict[int | str, dict[str, Any]] = {
-    status: {"model": Problem, "content": {"application/problem+json": {}}}
-    for status in (400, 401, 403, 404, 413, 422, 429, 503)
-}
+PROBLEM: dict[str, Any] = {"model": Problem}
+PROBLEMS: dict[int | str, dict[str, Any]] = dict.fromkeys((400, 401, 403, 404, 413, 422, 429, 503), PROBLEM)
 """What every route may refuse a request with."""
