@@ -29,14 +29,14 @@ CREAM = {"title": "Hand Cream", "description": "For dry hands.", "category": "Sk
 
 
 def _sent(*bodies: dict[str, Any]) -> ConfigDict:
-    """Closed to unknown keys, with examples."""
-    return ConfigDict(extra="forbid", json_schema_extra={"examples": [*bodies]})
+    """As ``Body``, with examples."""
+    return ConfigDict(extra="forbid", strict=True, json_schema_extra={"examples": [*bodies]})
 
 
 class Body(BaseModel):
-    """Base of all bodies of requests: closed to unknown keys."""
+    """Base of all bodies of requests: closed to unknown keys, and a number is not taken for a truth or a text."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
 
 class Settings(Body):
