@@ -31,8 +31,9 @@ from allrec.serving.replies import (
     Version,
     Versions,
 )
+from allrec.serving.self_test import load_checked
 from allrec.serving.service import Service
-from allrec.serving.snapshots import Served, Snapshot
+from allrec.serving.snapshots import Snapshot
 from allrec.serving.store import Experiment, ModelVersion
 
 router = APIRouter(prefix="/v1", tags=["administer"], responses=PROBLEMS, dependencies=[KNOWN])
@@ -112,21 +113,21 @@ def show_refreshes(request: Request, caller: Caller = ADMIN) -> JSONResponse:
 def publish(request: Request, body: Publish, caller: Caller = ADMIN) -> JSONResponse:
     """Loads a run beside the one that serves, checks it, and lets every worker switch to it without a dropped request.
 
-    Checked are the checksums of its files, and that it answers the users of the run that serves: finite scores, as many
-    items as the run before. How many of the first ten are the same is told, and refuses nothing.
+    Checked are the checksums of its files, that it answers some users as when it was published first, and that it
+    answers the users of the run that serves: finite scores, as many items as the run before. How many of the first ten
+    are the same is told, and refuses nothing.
     """
     service = service_of(request)
     path = service.runs_root / body.run
     if not (path / MANIFEST).is_file():
         known = sorted(file.parent.name for file in service.runs_root.glob(f"*/{MANIFEST}"))
         raise ProblemError(404, f"no run {body.run!r} beside the one of the command line: {nearest(body.run, known)}.")
-    served = Served.load(str(path), 0)
-    overlap = tested(service, caller.tenant, served)
+    overlap = tested(service, caller.tenant, load_checked(str(path), 0))
     version = service.store.publish(caller.tenant, run=str(path))
     return JSONResponse({**_version(version), "overlap_at_10": overlap})
 
 
-def tested(service: Service, tenant: str, served: Served) -> float | None:
+def tested(service: Service, tenant: str, new: Snapshot) -> float | None:
     """The mean share of the first ten items that two runs have in common, for users of the one that serves.
 
     Raises:
@@ -134,7 +135,7 @@ def tested(service: Service, tenant: str, served: Served) -> float | None:
     """
     if service.store.serving(tenant) is None:
         return None
-    old, new = service.tenant(tenant).snapshot, Snapshot.first(served)
+    old = service.tenant(tenant).snapshot
     ids = old.model.catalogue
     shares = []
     for user in range(min(TESTED_USERS, len(ids.user_ids))):
