@@ -66,6 +66,9 @@ Engine = Annotated[
     str, typer.Option(help="here, processes (of this machine), ray://local, ray://auto, or ray://HOST:PORT.")
 ]
 Workers = Annotated[int, typer.Option(min=1, help="Workers at a time, each with a model in memory of its own.")]
+Partitions = Annotated[
+    int, typer.Option(min=1, help="Parts, one at a time in memory, for more than memory holds; the same bytes.")
+]
 Run = Annotated[Path, typer.Argument(help="A run folder, written by train.", metavar="RUN")]
 
 
@@ -233,6 +236,9 @@ def prepare(
     separator: Separator = None,
     time_format: TimeFormat = None,
     max_rejected: MaxRejected = None,
+    partitions: Partitions = 1,
+    engine: Engine = "here",
+    workers: Workers = 1,
 ) -> None:
     """Clean, index and split interactions and items into a data set folder."""
     from allrec.cli.progress import noting
@@ -245,7 +251,7 @@ def prepare(
         names=names and tuple(split_ids(names)), item_names=item_names and tuple(split_ids(item_names)),
     )  # fmt: skip
     with noting():
-        show_counts(_prepare(source, out, items, config))
+        show_counts(_prepare(source, out, items, config, **_parted(partitions, engine, workers)))
         show_times(out)
 
 
@@ -584,7 +590,16 @@ def _prepare_config(sets: list[str] | None, **given: Any) -> PrepareConfig:
     return PrepareConfig(**values | {key: value for key, value in given.items() if value is not None})
 
 
-def _prepare(source: Path, folder: Path, items: Path | None, config: PrepareConfig) -> Dataset:
+def _parted(partitions: int, engine: str, workers: int) -> dict[str, Any]:
+    """What preparation takes of the options of parts."""
+    from allrec.cli.engines import HERE, open_engine
+
+    if engine != HERE and partitions == 1:
+        raise InputError(f"the engine {engine} works on parts, and there is one. Give --partitions 16, or more.")
+    return {"partitions": partitions, "engine": open_engine(engine, workers)}
+
+
+def _prepare(source: Path, folder: Path, items: Path | None, config: PrepareConfig, **given: Any) -> Dataset:
     from allrec.cli.progress import observing
     from allrec.data.preparation import prepare
 
@@ -593,7 +608,7 @@ def _prepare(source: Path, folder: Path, items: Path | None, config: PrepareConf
         def on_step(name: str, share: float) -> None:
             observer("prepare", share, {"rows": 0.0}, name)
 
-        dataset = prepare(source, folder, items=items, config=config, on_step=on_step)
+        dataset = prepare(source, folder, items=items, config=config, on_step=on_step, **given)
         num_rows = dataset.counts["interactions"] + dataset.counts["rejected_rows"]
         observer("prepare", 1.0, {"rows": float(num_rows)})
     return dataset
