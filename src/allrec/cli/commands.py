@@ -264,9 +264,14 @@ def train(
     sets: Sets = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the run stopped.")] = False,
     device: Device = None,
+    engine: Engine = "here",
+    workers: Workers = 1,
 ) -> None:
-    """Train a recipe's stages and evaluate them on validation and test."""
-    _train(dataset, run, _recipe(run, recipe, sets, resume), resume=resume, llm=llm, device=device)
+    """Train a recipe's stages and evaluate them on validation and test; several workers share backbone and stage 1."""
+    from allrec.cli.engines import open_group
+
+    group = open_group(engine, workers)
+    _train(dataset, run, _recipe(run, recipe, sets, resume), resume=resume, llm=llm, device=device, group=group)
 
 
 @app.command()

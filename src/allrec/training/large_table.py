@@ -10,16 +10,20 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from allrec.training.distributed import place
+
 LARGE = 1 << 20
 """Numbers in a table from which its gradient is sparse."""
 
 
 def look_up(ids: Int[Tensor, "*places"], table: Float[Tensor, "items dim"]) -> Float[Tensor, "*places dim"]:
-    """Rows of a table; of a large one that is itself a parameter, the gradient is sparse.
+    """Rows of a table; of a large one that is itself a parameter, the gradient is sparse, but among several workers.
 
     Optimizers that know dense gradients alone need ``DenseGradients`` before each step, as ``training.loop`` has.
     """
-    return functional.embedding(ids, table, sparse=table.is_leaf and table.numel() >= LARGE)
+    # Workers add up gradients in buffers that are laid out before the first of them.
+    is_sparse = table.is_leaf and table.numel() >= LARGE and place().size == 1
+    return functional.embedding(ids, table, sparse=is_sparse)
 
 
 class DenseGradients:
