@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from safetensors.torch import load_file
@@ -11,10 +12,13 @@ from tests.killing import Killed
 from allrec import seeds
 from allrec.backbones.registry import make_backbone
 from allrec.config import load_recipe
-from allrec.data import PrepareConfig, SimulationConfig, prepare, simulate
+from allrec.data import PrepareConfig, SimulationConfig, load_dataset, prepare, simulate
 from allrec.errors import InputError
+from allrec.files import read_json
+from allrec.recommender import AllRec
 from allrec.training.distributed import Place, Workers, share_rows
 from cluster.training_work import QUIET, STILL, Die, Each, Train
+from worlds import make_world
 
 BCE, SAMPLED = "backbone.loss=bce", "backbone.loss=sampled-softmax"
 INFONCE = "alignment.network.matching=infonce"
@@ -143,3 +147,22 @@ def test_shares_cover_a_batch_once_and_weigh_one_in_all(rows, size):
     assert held == list(range(rows))
     assert sum(weight for _, weight in shares) == pytest.approx(1 if rows else 0)
     assert all(part.stop > part.start for part, _ in shares)
+
+
+def test_a_run_whose_workers_share_its_stages_is_that_of_one_process(tmp_path):
+    dataset, _, recipe = make_world(tmp_path, ("llm.enabled=false", *QUIET))
+    for name, group in (("one", None), ("two", Workers(2))):
+        given = {"recipe": recipe, "cache": tmp_path / "cache", "is_evaluated": False, "group": group}
+        AllRec.train(dataset, run=tmp_path / name, **given)
+    one, two = (AllRec.from_pretrained(tmp_path / name) for name in ("one", "two"))
+    assert two.run.state() == one.run.state()
+    for stage in ("backbone", "alignment"):
+        reports = [read_json(system.run.verified_folder(stage) / "training.json") for system in (one, two)]
+        assert reports[1]["losses"] == pytest.approx(reports[0]["losses"], rel=1e-3)
+        assert reports[1]["steps"] == reports[0]["steps"] > 0
+
+
+def test_a_data_set_that_was_changed_in_memory_is_trained_in_one_process(dataset, tmp_path):
+    changed = replace(load_dataset(dataset), scenario="few-shot-1")
+    with pytest.raises(InputError, match="was changed for scenario few-shot-1"):
+        AllRec.train(changed, run=tmp_path, recipe=load_recipe("a-llmrec", ("llm.enabled=false",)), group=Workers(2))
