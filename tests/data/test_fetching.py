@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.remedies import advises
 
 from allrec.data import download as fetching
 from allrec.data import prepare
@@ -231,6 +232,64 @@ def test_a_folder_that_cannot_be_made_is_told(server: FileServer, tmp_path: Path
         fetch(published(server), tmp_path / "file" / "below")
 
 
+FULL = """
+import resource, sys
+from allrec.data import published
+from allrec.data.published import PublishedFile, PublishedSet
+
+file = PublishedFile(sys.argv.pop(1), (sys.argv.pop(1),))
+published.PUBLISHED = (PublishedSet("a-set", "A set", (file,), "movielens", "For tests"),)
+max_bytes = int(sys.argv.pop(1))
+resource.setrlimit(resource.RLIMIT_FSIZE, (max_bytes, max_bytes))
+from allrec.cli.commands import main
+main()
+"""
+
+
+def fetch_within(server: FileServer, name: str, folder: Path, max_bytes: int) -> subprocess.CompletedProcess[str]:
+    """``allrec data fetch`` in a process of its own, in which no file may grow beyond ``max_bytes``."""
+    command = [sys.executable, "-c", FULL, name, server.address(name), str(max_bytes)]
+    arguments = ["data", "fetch", "a-set", "--to", str(folder)]
+    return subprocess.run(
+        [*command, *arguments], env=os.environ | {"no_proxy": "*"}, capture_output=True, text=True, check=False
+    )
+
+
+def check_full(result: subprocess.CompletedProcess[str], place: Path) -> None:
+    """One sentence with the path, and exit code 2."""
+    assert result.returncode == 2, result.stderr
+    assert "Traceback" not in result.stderr
+    (sentence,) = [line for line in result.stderr.splitlines() if line.startswith("allrec: ")]
+    assert f"{place}: File too large" in sentence
+
+
+@pytest.mark.parametrize("max_bytes", [0, 3000])
+def test_a_disk_that_fills_while_a_file_comes(server: FileServer, tmp_path: Path, max_bytes: int) -> None:
+    result = fetch_within(server, "a.gz", tmp_path / "to", max_bytes)
+    left = {path.name: path.read_bytes() for path in (tmp_path / "to").iterdir() if path.name != "a.gz.part.from"}
+    if max_bytes:
+        check_full(result, tmp_path / "to" / "a.gz.part")
+        advises(result.stderr, "{}: {}. Free some space and fetch again: what came so far is kept.")
+        assert CONTENT.startswith(left.pop("a.gz.part"))
+    else:
+        check_full(result, tmp_path / "to" / "a.gz.part.from")
+    assert left == {}
+    assert fetch_within(server, "a.gz", tmp_path / "to", 1 << 20).returncode == 0
+    assert (tmp_path / "to" / "a.gz").read_bytes() == CONTENT
+    assert sorted(path.name for path in (tmp_path / "to").iterdir()) == ["a.gz", "a.gz.sha256"]
+
+
+def test_a_disk_that_fills_while_an_archive_is_unpacked(server: FileServer, tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("ratings.csv", b"1" * 100_000)
+    server.files["ml.zip"] = buffer.getvalue()
+    check_full(fetch_within(server, "ml.zip", tmp_path / "to", 50_000), tmp_path / "to" / "ratings.csv")
+    assert sorted(path.name for path in (tmp_path / "to").iterdir()) == ["ml.zip", "ml.zip.sha256"]
+    assert fetch_within(server, "ml.zip", tmp_path / "to", 1 << 20).returncode == 0
+    assert (tmp_path / "to" / "ratings.csv").read_bytes() == b"1" * 100_000
+
+
 @pytest.mark.parametrize(
     "address",
     ["http://example.org/a.zip", "ftp://example.org/a.zip", "file:///etc/passwd", "http://127.0.0.1.evil.org"],
@@ -311,6 +370,7 @@ def test_the_program_lists_fetches_and_prepares(
     monkeypatch.chdir(tmp_path)
     told = call("data", "fetch", "ml-small")
     assert "its checksum is the published one" in told
+    advises(told, "allrec prepare {} --format {} --out data/{}{}")
     command = told.partition("Next: allrec ")[2].split()
     assert command[:2] == ["prepare", "downloads/ml-small"]
     call(*command)

@@ -8,6 +8,14 @@ from allrec.experiments.compare import STAGE_ONE, STAGE_TWO, rows_of
 from allrec.experiments.summary import run_name
 
 
+def test_the_read_out_head_stands_beside_its_control():
+    first, head, control = rows_of(["a-llmrec"], ablations="readout")
+    assert (first.scorer, head.scorer, control.scorer) == ("llm", "readout", "readout")
+    head, control = (row.recipe.readout for row in (head, control))
+    assert (head.head.reads, control.head.reads) == ("llm", "user")
+    assert control.model_copy(update={"head": head.head}) == head
+
+
 def test_a_recipe_is_a_row_called_by_its_name_or_its_file(tmp_path):
     (tmp_path / "mine.toml").write_text(dump_recipe(load_recipe("a-llmrec", ("prompt.max_history=3",))))
     rows = rows_of(["a-llmrec", str(tmp_path / "mine.toml")], sets=("cold_below=4",))

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from allrec.llm.answer_tree import answer_trees, tree_mask
+from allrec.llm.likelihood import answer_trees, tree_mask
 from allrec.llm.prompt import Packed
 
 

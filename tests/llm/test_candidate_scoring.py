@@ -14,9 +14,10 @@ from transformers import AutoModelForCausalLM
 from allrec.errors import Wording
 from allrec.llm import likelihood as candidate_scoring
 from allrec.llm.language_model import LanguageModel
-from allrec.llm.likelihood import answer_loss, embed_prompts, score_candidates, take_prompts
+from allrec.llm.likelihood import answer_loss, score_candidates, take_prompts
 from allrec.llm.loading import LanguageModelConfig
 from allrec.llm.prompt import Packed, PromptBuilder, PromptConfig
+from allrec.llm.soft_tokens import embed_prompts
 
 TITLES = [
     "rose soap",

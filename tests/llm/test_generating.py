@@ -7,9 +7,8 @@ import pytest
 from tests.tiny import load_tiny
 
 from allrec.errors import InputError, Wording
-from allrec.llm import generating
-from allrec.llm.generating import items_by_title, write_genres, write_titles
-from allrec.llm.generation import Written
+from allrec.llm import generation
+from allrec.llm.generation import Written, items_by_title, write_genres, write_titles
 from allrec.llm.prompt import PromptBuilder, PromptConfig
 
 LONG = " ".join(["silver"] * 30)
@@ -33,7 +32,7 @@ def scoring(llm):
 
 
 def titles_of(scoring, monkeypatch, text, is_whole=True, candidates=(0, 6)):
-    monkeypatch.setattr(generating, "_write", lambda *_: [[Written(text, -2.0, is_whole)]])
+    monkeypatch.setattr(generation, "_write", lambda *_: [[Written(text, -2.0, is_whole)]])
     ((title,),) = write_titles(scoring, scoring.catalogue, None, [np.array([3])], np.array([candidates]))
     return title
 
@@ -83,7 +82,7 @@ def test_titles_are_known_as_prompts_tell_them(scoring):
 
 
 def genres_of(scoring, monkeypatch, text):
-    monkeypatch.setattr(generating, "_write", lambda *_: [[Written(text, -2.0, True)]])
+    monkeypatch.setattr(generation, "_write", lambda *_: [[Written(text, -2.0, True)]])
     ((genres,),) = write_genres(scoring, scoring.catalogue, None, [np.array([3])])
     return genres.known, genres.unknown
 

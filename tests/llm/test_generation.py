@@ -11,9 +11,10 @@ from allrec.errors import InputError, Wording
 from allrec.llm import generation
 from allrec.llm.generation import LIST_STOP, TITLE_STOP, Stop, count_marks, write
 from allrec.llm.language_model import LanguageModel
-from allrec.llm.likelihood import embed_prompts, score_candidates, take_prompts
+from allrec.llm.likelihood import score_candidates, take_prompts
 from allrec.llm.loading import LanguageModelConfig
 from allrec.llm.prompt import GENRES, Packed, PromptBuilder, PromptConfig
+from allrec.llm.soft_tokens import embed_prompts
 
 TITLES = ["rose soap", "night cream with velvet and silver", None, "oil", "comb"]
 HISTORIES, CANDIDATES = [[0, 3, 1], [], [4]], [[1, 2, 4, 0], [3, 4], []]

@@ -20,7 +20,7 @@ from transformers import (
 from allrec import files
 from allrec.errors import InputError
 from allrec.llm import language_model, loading
-from allrec.llm.answer_tree import additive_mask
+from allrec.llm.attention import additive_mask
 from allrec.llm.language_model import LanguageModel, anchor_of, plain_encoder
 from allrec.llm.loading import LanguageModelConfig
 
@@ -243,6 +243,11 @@ def test_no_special_token_is_added(llm):
     assert llm.encode([""]) == [[]]
     assert llm.encode([]) == []
     assert llm.encode(["rose", "rose"])[0] == tiny_backend().encode("rose").ids
+
+
+def test_no_rows_have_no_texts(llm):
+    assert llm.decode([]) == []
+    assert llm.decode([llm.encode(["rose"])[0], []]) == ["rose", ""]
 
 
 def test_model_without_a_beginning_begins_with_nothing(tmp_path):

@@ -90,8 +90,43 @@ def test_soft_tokens_may_stand_behind_the_whole_text():
     assert rows_of(first)[0][1] == [False, True] + [False] * (len(first.tokens[0]) - 4) + [True, True]
 
 
-@pytest.mark.parametrize("soft_token", ["after", "before", "last", "none"])
-@pytest.mark.parametrize("user_place", ["first", "last"])
+def test_user_soft_token_as_one_more_title_of_the_history():
+    newcomer, known = rows_of(build(soft_token="none", user_place="history").prompts([[], [6, 0]], [[], []]))
+    text = [0, *ids(" This user has heard"), *ids(' "comb"'), *ids(","), *ids(' "rose soap"'), *ids(",")]
+    assert known[0] == [*text, *MARK, *ids(" before"), *ids(". The recommendation is")]
+    assert_array_equal(np.flatnonzero(known[1]), [len(text)])
+    # A newcomer has no history to stand in: the token ends the prompt.
+    assert_array_equal(np.flatnonzero(newcomer[1]), [len(newcomer[0]) - 1])
+
+
+def test_soft_tokens_in_place_of_titles():
+    (prompt,) = rows_of(build(soft_token="instead", has_user=False, lists_candidates=True).prompts([[6, 0]], [[1]]))
+    text = [0, *ids(" This user has heard"), *MARK, *ids(","), *MARK, *ids(" before")]
+    text += ids(". Recommend one song for this user to hear next, out of these song titles:")
+    # Candidates keep their titles: the answer is one of them.
+    assert prompt[0] == [*text, *ids(' "untitled song"'), *ids(". The recommendation is")]
+    assert sum(prompt[1]) == 2
+
+
+@pytest.mark.parametrize(
+    ("soft_token", "expected"),
+    [
+        ("instead", [6, 0, USER]),
+        ("after", [6, 0, USER, 1, 2]),
+        ("before", [6, 0, USER, 1, 2]),
+        ("last", [USER, 6, 0]),
+        ("none", [USER]),
+    ],
+)
+def test_order_of_soft_tokens_when_the_users_is_in_the_history(soft_token, expected):
+    builder = build(soft_token=soft_token, user_place="history", lists_candidates=True)
+    prompts = builder.prompts([[6, 0]], [[1, 2]])
+    assert_array_equal(prompts.soft_items, expected)
+    assert prompts.is_soft.sum() == len(expected)
+
+
+@pytest.mark.parametrize("soft_token", ["after", "before", "instead", "last", "none"])
+@pytest.mark.parametrize("user_place", ["first", "history", "last"])
 def test_what_is_said_to_fit_is_laid_out(soft_token, user_place):
     candidates = np.array([[0, 1, 6], [6, 0, -1]])
     for max_length in range(20, 90):

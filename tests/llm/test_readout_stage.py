@@ -96,6 +96,19 @@ def test_nothing_moves_but_the_head(board, soft_tokens):
     assert (readout.soft_tokens is None) == (soft_tokens == "frozen")
 
 
+def test_the_control_is_the_same_head_on_user_representations(board, monkeypatch):
+    """It learns, and never asks the language model, whose vector stays as it began."""
+    monkeypatch.setattr(stage, "read_out", None)
+    head = ReadOutConfig(dim=16, reads="user")
+    readout, report = train_on(board, config_of(8, head=head))
+    assert report.losses[-1] < report.losses[0]
+    untrained = stage.new_readout(torch.zeros(1, 8), board.reader, config_of(head=head), 0)
+    assert torch.equal(readout.vector, untrained.vector)
+    users = torch.randn(3, 8)
+    read = board.reader.read(readout, users, [np.array([0]), np.array([1, 2]), np.array([3])], 100)
+    torch.testing.assert_close(read, readout.users(users))
+
+
 def test_the_same_seed_gives_the_same_bytes(board):
     made = [bytes_of(train_on(board, config_of(1), seed=seed)[0]) for seed in (0, 0, 1)]
     assert made[0] == made[1]

@@ -11,8 +11,8 @@ from allrec.errors import Wording
 from allrec.llm.language_model import LanguageModel
 from allrec.llm.loading import LanguageModelConfig
 from allrec.llm.prompt import PromptBuilder, PromptConfig
+from allrec.llm.soft_token_training import WarmUpConfig, WarmUpMatch, kept_coordinates, title_embeddings, warm_up
 from allrec.llm.soft_tokens import SoftTokens
-from allrec.llm.warm_up import Match, WarmUpConfig, kept_coordinates, title_embeddings, warm_up
 from allrec.training.examples import initialized
 
 NUM_ITEMS = 12
@@ -41,7 +41,7 @@ def config_of(epochs=3, **settings):
 
 def test_loss_equals_its_equation():
     soft_tokens = initialized(lambda: SoftTokens(3, 4, 6), 0, 2)
-    match, users, items = Match(soft_tokens), torch.randn(5, 3), torch.randn(7, 4)
+    match, users, items = WarmUpMatch(soft_tokens), torch.randn(5, 3), torch.randn(7, 4)
     targets, is_kept = torch.tensor([0, 6, 2, 2, 1]), torch.tensor([True, True, False, True, False, True])
     asked = soft_tokens.user(users).detach().numpy().astype(np.float64)[:, is_kept.numpy()]
     offered = soft_tokens.item(items).detach().numpy().astype(np.float64)[:, is_kept.numpy()]
@@ -59,7 +59,7 @@ def cross_entropy(asked, offered, targets, scale=10.0):
 
 def test_loss_towards_titles_equals_its_equation():
     soft_tokens = initialized(lambda: SoftTokens(3, 4, 6), 0, 2)
-    match, users, items, titles = Match(soft_tokens), torch.randn(5, 3), torch.randn(7, 4), torch.randn(7, 6)
+    match, users, items, titles = WarmUpMatch(soft_tokens), torch.randn(5, 3), torch.randn(7, 4), torch.randn(7, 6)
     targets, own = torch.tensor([0, 6, 2, 2, 1]), torch.tensor([6, 1])
     both = (soft_tokens.user(users), soft_tokens.item(items))
     user, item = (part.detach().numpy().astype(np.float64) for part in both)

@@ -21,7 +21,7 @@ from allrec.llm.likelihood import score_candidates
 from allrec.llm.prompt import USER, PromptBuilder, PromptConfig
 from allrec.llm.soft_token_training import SoftTokensStageConfig, new_soft_tokens, train_soft_tokens
 from allrec.llm.soft_tokens import SoftTokens, SoftTokensConfig, project
-from allrec.training.examples import initialized, training_examples
+from allrec.training.examples import initialized, sampled_groups, training_examples
 from allrec.training.loop import LoopConfig
 
 HISTORIES = [[0, 1, 2, 3, 4, 5], [6, 7], [8], [1, 1, 2, 6, 7], [3, 2, 1], []]
@@ -392,6 +392,45 @@ def test_stage_2_serves_prompts_without_soft_items_or_user(llm):
         assert report.steps > 0
 
 
+def sharing_scene(llm, **options):
+    scene = soft_scene(llm)
+    config = PromptConfig(max_history=3, soft_token="none", user_place="last", lists_candidates=False, **options)
+    layout = {"begin": llm.begin, "end": llm.end, "max_length": llm.max_length}
+    scene.builder = PromptBuilder(llm.encode, scene.dataset.titles, scene.dataset.wording, config, **layout)
+    return scene
+
+
+def test_a_users_targets_share_one_pass_and_train_the_same_weights(llm, monkeypatch):
+    scene, config = sharing_scene(llm), soft_config(2, positions="every", batch_tokens=200)
+    groups_seen, loss = [], stage_two.answer_loss
+
+    def apart(llm, prompts, answers, soft, groups):
+        groups_seen.append(groups)
+        return loss(llm, prompts, answers, soft)
+
+    together, report = train_on(scene, config)
+    monkeypatch.setattr(stage_two, "answer_loss", apart)
+    expected, other = train_on(scene, config)
+    assert report.steps == other.steps > 2
+    for name, value in together.state_dict().items():
+        torch.testing.assert_close(value, expected.state_dict()[name], rtol=1e-3, atol=1e-4)
+    # Each user's three targets are in one batch; the histories of no two of them begin differently.
+    assert all((np.bincount(groups)[np.unique(groups)] == 3).all() for groups in groups_seen)
+
+
+def test_a_sample_of_targets_that_share_is_of_whole_users(llm):
+    scene = sharing_scene(llm)
+    examples = training_examples(scene.dataset, "every")
+    groups = stage_two.shared_beginnings(examples, scene.builder)
+    drawn = sampled_groups(examples, groups, 7, np.random.default_rng(0))
+    assert len(drawn) == 7
+    assert sorted(np.unique(drawn.users, return_counts=True)[1]) == [1, 3, 3]
+    assert sampled_groups(examples, groups, None, np.random.default_rng(0)) is examples
+    # Where histories are cut to their latest titles, those that begin elsewhere are groups of their own.
+    longer = replace(examples, positions=examples.positions + 2)
+    assert len(np.unique(stage_two.shared_beginnings(longer, scene.builder))) > len(np.unique(groups))
+
+
 def test_stage_2_without_examples_is_refused(llm):
     scene = soft_scene(llm, num_items=4, histories=[[0, 1, 2], [3]], titles=TITLES[:4])
     with pytest.raises(InputError, match="small has no user with two training interactions"):
@@ -402,7 +441,7 @@ def test_batches_are_cut_by_the_tokens_of_their_titles(llm):
     scene = soft_scene(llm)
     examples = training_examples(scene.dataset, "last")
     candidates = np.array([[item, -1, (item + 1) % 12] for item in examples.items])
-    lengths = stage_two.prompt_lengths(scene.dataset, examples, candidates, scene.builder)
+    lengths = stage_two.prompt_lengths(scene.dataset, examples, candidates, np.arange(len(examples)), scene.builder)
     titles = scene.builder.title_lengths
     for row, user in enumerate(examples.users):
         told = scene.dataset.history(user)[: examples.positions[row]][-3:]

@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+from tests.remedies import advises, program
 
 from allrec.data import load_dataset
 from program import call
@@ -39,7 +40,9 @@ def test_it_recommends_to_three_users_and_writes_the_page(quickstart):
     users = [dataset.user_ids[user] for user in dataset.targets["test"].users[:3]]
     assert re.findall(r"^(\S+), \d+ interactions, the latest:$", said, re.MULTILINE) == users
     assert (folder / "report.html").is_file()
-    assert f"allrec recommend {folder / 'run'} --history" in said.replace("\n", "")
+    advises(said, "\nMore: allrec recommend {} --history ID,ID   (ids are in {})")
+    some = ",".join(dataset.item_ids[:2])
+    assert json.loads(program("recommend", folder / "run", "--history", some, "--no-llm", "--json"))
 
 
 def test_called_again_it_goes_on_with_what_is_there_and_says_the_same(quickstart):

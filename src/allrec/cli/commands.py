@@ -33,6 +33,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+
 data = typer.Typer(name="data", help="Published data sets: list them, fetch one.", no_args_is_help=True)
 app.add_typer(data)
 
@@ -62,6 +65,10 @@ Database = Annotated[
         envvar="ALLREC_DATABASE", help="sqlite:///PATH or postgresql://...; a file next to the run if left out."
     ),
 ]
+Engine = Annotated[
+    str, typer.Option(help="here, processes (of this machine), ray://local, ray://auto, or ray://HOST:PORT.")
+]
+Workers = Annotated[int, typer.Option(min=1, help="Workers at a time, each with a model in memory of its own.")]
 Run = Annotated[Path, typer.Argument(help="A run folder, written by train.", metavar="RUN")]
 NewRun = Annotated[Path, typer.Option(help="The run folder to write.")]
 DatasetFolder = Annotated[Path, typer.Argument(help="A data set folder, written by prepare.")]
@@ -88,6 +95,8 @@ def run_app() -> int | str | None:
         with noting():
             app()
     except SystemExit as end:
+        if end.code == INTERRUPTED:
+            say_stopped()
         return end.code
     except InputError as error:
         sys.stderr.write(f"allrec: {error}\n")
@@ -99,12 +108,17 @@ def run_app() -> int | str | None:
         sys.stderr.write(f"allrec: {place}: {error.strerror}. Make it usable, or give another place.\n")
         return 2
     except KeyboardInterrupt:
-        sys.stderr.write(
-            "allrec: stopped. Nothing that was finished is lost: train and compare continue with --resume, "
-            "data fetch by itself.\n"
-        )
-        return 130
+        say_stopped()
+        return INTERRUPTED
     return 0
+
+
+def say_stopped() -> None:
+    """Says, after Ctrl-C, how to go on; within a command typer turns that into an exit code."""
+    sys.stderr.write(
+        "allrec: stopped. Nothing that was finished is lost: train and compare go on with --resume, "
+        "data fetch by itself.\n"
+    )
 
 
 def open_streams() -> None:
@@ -359,7 +373,7 @@ def compare(
     ),
     seeds: Annotated[str, typer.Option(help="Seeds of each recipe's runs, with commas.")] = "0",
     ablations: Annotated[
-        str | None, typer.Option(help="stage1 or stage2: what each part of the first recipe is worth.")
+        str | None, typer.Option(help="stage1, stage2 or readout: what each part of the first recipe is worth.")
     ] = None,
     backbones: Annotated[
         str | None,
@@ -444,6 +458,30 @@ def recommend(
         show_recommendations(system, user, known, recommended)
     if not (no_llm or system.model.has_llm):
         sys.stderr.write("Note: this run has no language model; the other evidence ranks the items.\n")
+
+
+@app.command("recommend-all")
+def recommend_all(
+    run: Run,
+    out: Annotated[str, typer.Option(help="Folder or URL to write; of the same job where it was stopped.")],
+    k: Annotated[int, typer.Option("-k", "--k", min=1, help="How many items a user.")] = 10,
+    engine: Engine = "here",
+    workers: Workers = 1,
+    no_llm: Annotated[bool, typer.Option("--no-llm", help="Leave the language model out: faster.")] = False,
+    part: Annotated[int, typer.Option("--users-a-part", min=1, help="Users of one file.")] = 4096,
+    device: Device = None,
+) -> None:
+    """Recommend items to every user, into Parquet files; the same command goes on where it was stopped."""
+    from allrec.cli.engines import open_engine
+    from allrec.cli.progress import noting, observing, say
+    from allrec.recommender import AllRec
+
+    chosen = open_engine(engine, workers)
+    with noting(), observing() as observer:
+        system = AllRec.from_pretrained(run, device=device)
+        options: dict[str, Any] = {"engine": None if engine == "here" else chosen, "users_a_part": part}
+        done = system.recommend_all(out, k=k, use_llm=not no_llm, observer=observer, **options)
+    say(f"Written: {done['users']:,} users in {len(done['parts']):,} files of {out}/parts")
 
 
 @app.command("add-items")

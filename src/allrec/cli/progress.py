@@ -36,6 +36,7 @@ STAGE_NAMES = {
     "ensemble": "ensemble of other seeds",
     "fusion": "fusion",
     "evaluate": "evaluation",
+    "recommend_all": "recommendations",
 }
 UNITS = {
     "step": ("steps", 1.0),

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from allrec.data.dataset import Dataset
     from allrec.data.download import Fetched
     from allrec.data.published import PublishedSet
-    from allrec.llm.generating import WrittenGenres, WrittenTitle
+    from allrec.llm.generation import WrittenGenres, WrittenTitle
     from allrec.recommender import AllRec, Recommendation
     from allrec.runs.run_folder import RunFolder
 
@@ -191,7 +191,7 @@ def reason(item: Recommendation, recommended: Sequence[Recommendation]) -> str:
 
 def show_written(written: Sequence[WrittenTitle] | Sequence[WrittenGenres]) -> None:
     """Prints the generated texts, and which of them are in the catalogue."""
-    from allrec.llm.generating import WrittenTitle
+    from allrec.llm.generation import WrittenTitle
 
     for text in written:
         if isinstance(text, WrittenTitle):

@@ -128,9 +128,12 @@ def _download(file: PublishedFile, path: Path, expected: str | None, on_bytes: O
                 _origin_of(part).unlink(missing_ok=True)
                 return got
     kept = f" {part.stat().st_size:,} bytes are kept in {part}." if part.exists() else ""
+    changed = "" if file.sha256 or expected is None else (
+        f" Where the publisher has changed the file and you trust that, remove {record_of(path)} first."
+    )  # fmt: skip
     raise InputError(
         f"{file.name} could not be fetched ({'; '.join(failures)}).{kept} Is there a network? Fetch again later, or "
-        f"put the file at {path} by other means."
+        f"put the file at {path} by other means.{changed}"
     )
 
 
@@ -299,7 +302,10 @@ def unpack(archive: Path, folder: Path) -> None:
                 with opened.open(member) as source, atomic_path(target) as temporary, temporary.open("wb") as out:
                     shutil.copyfileobj(source, out)
     except BadZipFile as error:
-        raise InputError(f"{archive} is a damaged archive: {error}. Remove it and fetch again.") from None
+        record = record_of(archive)
+        # What was recorded of a damaged file would refuse the whole one.
+        what = f"it and {record.name}" if record.is_file() else "it"
+        raise InputError(f"{archive} is a damaged archive: {error}. Remove {what}, and fetch again.") from None
 
 
 def _targets(members: list[ZipInfo], archive: Path, folder: Path) -> list[Path]:

@@ -63,7 +63,12 @@ STAGE_TWO: dict[str, tuple[str, ...]] = {
 """Stage 2: the prompt without the user's soft token, without the items', with fixed random vectors in place of the
 items' joint embeddings, without any; and targets at every position. Source: arXiv:2404.11343, section 5.3.
 """
-ABLATIONS = {"stage1": STAGE_ONE, "stage2": STAGE_TWO}
+READ_OUT: dict[str, tuple[str, ...]] = {
+    "readout": ("readout.enabled=true",),
+    "readout-of-user": ("readout.enabled=true", 'readout.head.reads="user"'),
+}
+"""The read-out head, and its control: the same head on x_u itself, so that the difference is what the model reads."""
+ABLATIONS = {"stage1": STAGE_ONE, "stage2": STAGE_TWO, "readout": READ_OUT}
 
 Watch = Callable[[str], AbstractContextManager[Observer]]
 """Called with a sentence before each run; opens the observer of its stages."""
@@ -116,7 +121,8 @@ def _name(recipe: str) -> str:
 def _ablated(recipe: str, stage: str, sets: Sequence[str]) -> list[Row]:
     if stage not in ABLATIONS:
         raise InputError(f"got --ablations {stage!r}, expected one of {', '.join(ABLATIONS)}.")
-    return [_row(load_recipe(recipe, (*sets, *overrides)), name) for name, overrides in ABLATIONS[stage].items()]
+    rows = [_row(load_recipe(recipe, (*sets, *overrides)), name) for name, overrides in ABLATIONS[stage].items()]
+    return [replace(row, scorer="readout") for row in rows] if stage == "readout" else rows
 
 
 def _on_backbone(recipe: str, kind: str, sets: Sequence[str]) -> list[Row]:

@@ -24,7 +24,7 @@ from allrec.experiments.scenarios import make_scenario
 from allrec.files import write_json
 from allrec.hybrid.features import histories_of
 from allrec.hybrid.ranking import FusedRanker
-from allrec.llm.generating import WrittenTitle, write_titles
+from allrec.llm.generation import WrittenTitle, write_titles
 from allrec.parallel import Observer, ignore
 from allrec.recommender import AllRec
 from allrec.runs.trained_model import TrainedModel

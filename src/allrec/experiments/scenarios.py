@@ -393,8 +393,10 @@ def evaluate_scenario(system: AllRec, dataset: Dataset | Path | str, name: str, 
         InputError: the run was trained for another scenario, or on other data.
     """
     made = _made(dataset, name, system.run.manifest["seed"])
-    if system.run.manifest["dataset"]["sha256"] != made.evaluated.sha256:
-        own = system.run.manifest["dataset"]
+    own = system.run.manifest["dataset"]
+    # Another data set altogether is refused by the evaluation itself.
+    is_plain = name == own.get("scenario", name) == "standard"
+    if own["sha256"] != made.evaluated.sha256 and not is_plain:
         raise InputError(
             f"{system.run.path} was trained on {own['name']!r}, scenario {own.get('scenario', 'standard')}, and may "
             f"have seen what {name} holds out of {made.evaluated.name!r}. Train one: allrec scenario DATASET "

@@ -222,9 +222,10 @@ def cell(values: Sequence[Float[ndarray, "users"]]) -> list[float]:
 def llm_label(recipe: Recipe) -> str:
     """The language model that was used, and the one that it replaces."""
     chosen, published = recipe.llm.chosen, recipe.llm.published
+    tuned = ", tuned (LoRA)" if recipe.llm.tuning == "lora" else ""
     if chosen is None or chosen.name == published.name:
-        return published.name
-    return f"{chosen.name}{IN_PLACE}{published.name}"
+        return published.name + tuned
+    return f"{chosen.name}{tuned}{IN_PLACE}{published.name}"
 
 
 Cells = list[list[str]]

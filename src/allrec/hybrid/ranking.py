@@ -72,6 +72,12 @@ class Scored(NamedTuple):
         keys = (-self.scores, ~self.is_read, self.items < 0)
         return np.lexsort(keys, axis=1)[:, :k]
 
+    def row(self, row: int) -> "Scored":
+        """One of the rows."""
+        part, start = slice(row, row + 1), self.rows.start + row
+        features, llm = (None if one is None else one[part] for one in (self.features, self.llm))
+        return Scored(slice(start, start + 1), self.items[part], self.scores[part], features, llm)
+
     def ranks(self, targets: Int[ndarray, "rows"], last: int) -> Ranked:
         """0-based ranks of the targets, ties against them; ``last`` where a target is no candidate."""
         is_target = self.items == targets[:, None]
@@ -420,19 +426,35 @@ class FusedRanker(Ranker):
 
         A candidate that was not fused has none: retrieval alone ranks it.
         """
+        table = self.contribution_table(scored.row(row), places[None], scope)[0]
+        names = self.contribution_names
+        return [
+            {name: float(value) for name, value in zip(names, values, strict=True) if not np.isnan(value)}
+            for values in table
+        ]
+
+    @property
+    def contribution_names(self) -> list[str]:
+        """What ``contribution_table`` has columns of: all evidence, its interplay, and the language model."""
+        return [*self.evidence.names, INTERPLAY, LLM]
+
+    def contribution_table(
+        self, scored: Scored, places: Int[ndarray, "rows places"], scope: Scope
+    ) -> Float[ndarray, "rows places evidence"]:
+        """See ``contributions``; nan of what the language model did not read, and all nan of what was not fused."""
+        table = np.full((*places.shape, len(self.contribution_names)), np.nan)
         if scored.features is None:
-            return [{} for _ in places]
+            return table
         num_fused = scored.features.shape[1]
-        features = torch.from_numpy(scored.features[row, places.clip(max=num_fused - 1)][None])
+        taken = np.take_along_axis(scored.features, places.clip(max=num_fused - 1)[:, :, None], axis=1)
         with torch.no_grad():
-            parts = self.fusions[scope].contributions(features)[0].numpy()
-        contributions = []
-        for place, values in zip(places, parts, strict=True):
-            why = dict(zip([*self.evidence.names, INTERPLAY], map(float, values), strict=True))
-            if scored.llm is not None and not np.isnan(scored.llm[row, place]):
-                why[LLM] = float(scored.scores[row, place] - values.sum())
-            contributions.append(why if place < num_fused else {})
-        return contributions
+            table[:, :, :-1] = self.fusions[scope].contributions(torch.from_numpy(taken)).numpy()
+        if scored.llm is not None:
+            is_read = ~np.isnan(np.take_along_axis(scored.llm, places, axis=1))
+            scores = np.take_along_axis(scored.scores, places, axis=1)
+            table[:, :, -1] = np.where(is_read, scores - table[:, :, :-1].sum(axis=2), np.nan)
+        table[places >= num_fused] = np.nan
+        return table
 
 
 def retrieve(

@@ -1,7 +1,7 @@
-"""Causal attention that keeps its weights for the gradient, which costs a CPU less; results are the built-in one's.
+"""Attention masks, and causal attention that keeps its weights for the gradient, which costs a CPU less.
 
-The built-in gradient works out the attention weights once more. Here they are kept, in strips of queries that look at
-no key behind their own.
+Results are the built-in one's, whose gradient works out the attention weights once more. Here they are kept, in strips
+of queries that look at no key behind their own.
 """
 
 from typing import Any
@@ -74,3 +74,8 @@ class _Kept(torch.autograd.Function):
             is_sum = True
         shape = gradient.shape
         return of_query.view(shape), of_key.view(shape), of_value.view(shape), None
+
+
+def additive_mask(is_seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask to add to attention scores: 0 where it sees, else the lowest number (minus infinity would make NaN)."""
+    return torch.zeros(is_seen.shape, dtype=dtype, device=is_seen.device).masked_fill_(~is_seen, torch.finfo(dtype).min)

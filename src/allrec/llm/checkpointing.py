@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
+from types import MethodType
 from typing import Any
 
 import torch
@@ -23,15 +24,18 @@ def checkpoint_layer(layer: nn.Module) -> None:
     Where a layer reads on behind keys and values that are there already, a few answers behind a prompt, it is run as
     it was.
     """
-    forward: Callable[..., Any] = layer.forward
+    forward: Callable[..., Any] = type(layer).forward
 
-    def run(*args: Any, **given: Any) -> Any:
+    def run(self: nn.Module, *args: Any, **given: Any) -> Any:
         caches = [value for value in given.values() if hasattr(value, "is_reading")]
         if not torch.is_grad_enabled() or any(cache.is_behind or not cache.is_reading for cache in caches):
-            return forward(*args, **given)
-        return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, context_fn=_contexts, **given)
+            return forward(self, *args, **given)
+        return checkpoint(
+            forward, self, *args, use_reentrant=False, preserve_rng_state=False, context_fn=_contexts, **given
+        )
 
-    layer.forward = run
+    # A method of the layer, so that a copy of the layer runs itself.
+    layer.forward = MethodType(run, layer)
 
 
 def _contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:

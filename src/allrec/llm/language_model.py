@@ -14,12 +14,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from tokenizers import Tokenizer
 from torch import Tensor
+from torch.nn import Parameter
 from transformers import DynamicCache, GenerationConfig, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 
 from allrec.errors import InputError
 from allrec.files import quiet_loading
-from allrec.llm.answer_tree import additive_mask
+from allrec.llm.adapter import Adapter, LoraConfig, add_adapter, sharing_copy
+from allrec.llm.attention import additive_mask
 from allrec.llm.checkpointing import is_repeated
 from allrec.llm.loading import fingerprint_of, load_model, local_folder
 from allrec.llm.model_config import LanguageModelConfig
@@ -46,6 +48,7 @@ class LanguageModel:
         vocabulary: number of input embeddings.
         num_tokens: so many of them, from the first on, the tokenizer knows.
         max_length: positions that the model has, in tokens.
+        adapter: what tunes the model; None where it is as it was published.
         window: so far back every layer looks, in tokens.
 
     Raises:
@@ -54,6 +57,7 @@ class LanguageModel:
 
     def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase, fingerprint: dict[str, str | None]) -> None:
         self.fingerprint = fingerprint
+        self.adapter: Adapter | None = None
         self._model: Any = model.eval().requires_grad_(False)
         self._table = model.get_input_embeddings()
         self._head = model.get_output_embeddings()
@@ -97,6 +101,32 @@ class LanguageModel:
                 f"that is within reach, or a packaged one: {', '.join(PACKAGED)}."
             ) from error
 
+    def adapted(self, config: LoraConfig, seed: int) -> "LanguageModel":
+        """The same model behind a new adapter, which at first changes nothing; the frozen weights are shared.
+
+        Args:
+            config: sizes.
+            seed: of the adapter's first weights.
+
+        Raises:
+            InputError: peft is not installed.
+        """
+        llm = LanguageModel(sharing_copy(self._model), self._tokenizer, self.fingerprint)
+        llm.adapter = add_adapter(llm._model, config, seed)
+        return llm
+
+    @property
+    def identity(self) -> list[Any]:
+        """What tells these weights from all others: fingerprint, precision and the adapter's digest."""
+        digest = None if self.adapter is None else self.adapter.digest
+        return [self.fingerprint, str(self.dtype), *([] if digest is None else [digest])]
+
+    @property
+    def learning(self) -> list[Parameter]:
+        """The adapter's weights while they are trained; else none."""
+        weights = [] if self.adapter is None else list(self.adapter.parameters())
+        return [weight for weight in weights if weight.requires_grad]
+
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Token ids of each text: no special tokens, and text that looks like one is plain text.
 
@@ -107,6 +137,8 @@ class LanguageModel:
 
     def decode(self, rows: list[list[int]]) -> list[str]:
         """The text of each row of token ids, without begin and end."""
+        if not rows:
+            return []  # the tokenizer would take no rows for one that is empty
         texts: list[str] = self._tokenizer.batch_decode(
             rows, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )

@@ -1,12 +1,13 @@
 """log P(answer | prompt): the loss that soft tokens learn from, and the scores of a user's candidates.
 
 A user's candidates are scored together: the prompt is read once, then all answers behind it in one pass, each at the
-positions right after the prompt and blind to the others.
+positions right after the prompt and blind to the others. Answers form a tree: a shared beginning is read once, too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,9 +19,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from allrec.llm.answer_tree import additive_mask, answer_trees, tree_mask
+from allrec.llm.attention import additive_mask
 from allrec.llm.prompt import Packed, Prompts
-from allrec.llm.soft_tokens import insert
+from allrec.llm.shared_prompts import shared_states, tokens_read
+from allrec.llm.soft_tokens import embed_prompts, soft_places
 from allrec.parallel import ordered_map
 
 if TYPE_CHECKING:
@@ -33,7 +35,11 @@ CACHED_TOKENS = 2048
 
 
 def answer_loss(
-    llm: LanguageModel, prompts: Prompts, answers: Packed, soft: Float[Tensor, "soft dim"]
+    llm: LanguageModel,
+    prompts: Prompts,
+    answers: Packed,
+    soft: Float[Tensor, "soft dim"],
+    groups: Int[ndarray, "rows"] | None = None,
 ) -> Float[Tensor, ""]:
     """Cross-entropy, in nats, of the answers' tokens: the mean over all answer tokens of the batch.
 
@@ -41,13 +47,19 @@ def answer_loss(
         llm: the frozen language model.
         prompts: a prompt a row.
         answers: each prompt's answer.
-        soft: soft tokens in the order of ``prompts.soft_items``; the only thing that gets a gradient.
+        soft: soft tokens in the order of ``prompts.soft_items``; they and an adapter alone get a gradient.
+        groups: rows whose prompts begin alike, so that their beginnings are read once; the loss is the same without.
 
     Source: arXiv:2404.11343, section 4.2; a long title weighs more than a short one, as in the public code.
     """
-    one_each = np.ones(len(answers), np.int64)
-    parts = _parts(prompts, answers, one_each, tokens_at_once(llm, len(prompts.tokens.values)))
-    loss: Tensor = _LossByParts.apply(soft, llm, list(parts), len(answers.values))  # type: ignore[no-untyped-call]
+    most = tokens_at_once(llm, len(prompts.tokens.values))
+    longest = prompts.tokens.lengths.max(initial=0) + answers.lengths.max(initial=0)
+    if groups is not None and llm.can_pack and longest < llm.window:
+        parts = _shared_parts(prompts, answers, groups, most)
+    else:
+        parts = _parts(prompts, answers, np.ones(len(answers), np.int64), most)
+    given = (llm, list(parts), len(answers.values), soft, *llm.learning)
+    loss: Tensor = _LossByParts.apply(*given)  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -103,19 +115,6 @@ def take_prompts(prompts: Prompts, rows: Int[ndarray, "chosen"]) -> tuple[Prompt
     return Prompts(prompts.tokens.take(rows), is_soft, prompts.soft_items[soft_rows]), soft_rows
 
 
-def embed_prompts(
-    llm: LanguageModel, prompts: Prompts, soft: Float[Tensor, "soft dim"]
-) -> Float[Tensor, "batch length dim"]:
-    """Embeddings of prompts with their soft tokens in place, padded on the right."""
-    embeddings = llm.embed(torch.from_numpy(_padded(prompts.tokens)))
-    return insert(embeddings, soft_places(llm, prompts), soft.to(llm.device))
-
-
-def soft_places(llm: LanguageModel, prompts: Prompts) -> Bool[Tensor, "batch length"]:
-    """Where ``embed_prompts`` puts soft tokens."""
-    return torch.from_numpy(_padded(Packed(prompts.is_soft, prompts.tokens.offsets))).to(llm.device)
-
-
 class _Part(NamedTuple):
     """Users that are read together.
 
@@ -125,6 +124,7 @@ class _Part(NamedTuple):
         num_answers: how many of them each user has.
         answer_rows: which answers these are among all.
         soft_rows: which soft tokens their prompts have, among all.
+        groups: which of the prompts begin alike, where that is made use of; each has one answer then.
     """
 
     prompts: Prompts
@@ -132,34 +132,43 @@ class _Part(NamedTuple):
     num_answers: Int[ndarray, "users"]
     answer_rows: Int[ndarray, "answers"]
     soft_rows: Int[ndarray, "soft"]
+    groups: Int[ndarray, "users"] | None = None
 
 
 class _LossByParts(torch.autograd.Function):
     """The mean loss of all answer tokens. A part's gradient is worked out with it, so that no more is kept."""
 
     @staticmethod
-    def forward(ctx: Any, soft: Tensor, llm: LanguageModel, parts: list[_Part], num_tokens: int) -> Tensor:
-        needs_gradient = ctx.needs_input_grad[0]
-        gradient = torch.zeros_like(soft)
+    def forward(
+        ctx: Any, llm: LanguageModel, parts: list[_Part], num_tokens: int, soft: Tensor, *weights: Tensor
+    ) -> Tensor:
+        is_soft_wanted, is_any_wanted = ctx.needs_input_grad[3], any(ctx.needs_input_grad)
+        # The weights that the model holds: of what autograd hands over nothing is read.
+        held = llm.learning
 
-        def loss_of(part: _Part) -> Tensor:
-            rows = torch.from_numpy(part.soft_rows).to(soft.device)
-            own = soft[rows].requires_grad_(needs_gradient)
-            with torch.set_grad_enabled(needs_gradient):
+        def loss_of(part: _Part) -> tuple[Tensor, list[Tensor]]:
+            own = soft[torch.from_numpy(part.soft_rows).to(soft.device)].requires_grad_(is_soft_wanted)
+            with torch.set_grad_enabled(is_any_wanted):
                 loss = -_log_probs(llm, part, own).sum() / num_tokens
-            if loss.requires_grad:
-                (gradient[rows],) = torch.autograd.grad(loss, own)
-            return loss.detach()
+            if not loss.requires_grad:
+                return loss.detach(), []
+            return loss.detach(), list(torch.autograd.grad(loss, [*[own] * is_soft_wanted, *held]))
 
-        losses = list(ordered_map(loss_of, parts, llm.threads))
-        ctx.save_for_backward(gradient)
+        losses, gradient, others = [], torch.zeros_like(soft), [torch.zeros_like(weight) for weight in held]
+        for part, (loss, gradients) in zip(parts, ordered_map(loss_of, parts, llm.threads), strict=True):
+            losses.append(loss)
+            if is_soft_wanted and gradients:
+                gradient[torch.from_numpy(part.soft_rows).to(soft.device)] = gradients.pop(0)
+            for total, one in zip(others, gradients, strict=False):
+                total += one
+        ctx.save_for_backward(gradient, *others)
         return torch.stack(losses).sum().to(soft.device)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, factor: Tensor) -> tuple[Tensor, None, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * factor, None, None, None
+    def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
+        gradient, *others = ctx.saved_tensors
+        return None, None, None, gradient * factor, *(one * factor for one in others)
 
 
 def tokens_at_once(llm: LanguageModel, most: int) -> int:
@@ -181,15 +190,30 @@ def _parts(
         yield _Part(chosen, answers.take(rows.values), rows.lengths, rows.values, soft_rows)
 
 
+def _shared_parts(
+    prompts: Prompts, answers: Packed, groups: Int[ndarray, "rows"], tokens_per_batch: int
+) -> Iterator[_Part]:
+    """Batches of whole groups."""
+    order = np.argsort(groups, kind="stable")
+    _, counts = np.unique(groups, return_counts=True)
+    rows_of = Packed(order, np.concatenate([[0], np.cumsum(counts)]))
+    for batch in _batches(*tokens_read(prompts, answers, groups), tokens_per_batch):
+        rows = rows_of.take(batch).values
+        chosen, soft_rows = take_prompts(prompts, rows)
+        yield _Part(chosen, answers.take(rows), np.ones(len(rows), np.int64), rows, soft_rows, groups[rows])
+
+
 def _sums(log_probs: Float[Tensor, "answer_tokens"], answers: Packed) -> Float[Tensor, "answers"]:
     table = torch.zeros(len(answers), int(answers.lengths.max(initial=0)))
-    table[torch.from_numpy(_is_real(answers))] = log_probs.cpu()
+    table[torch.from_numpy(answers.is_real)] = log_probs.cpu()
     return table.sum(1)
 
 
 def _log_probs(llm: LanguageModel, part: _Part, soft: Float[Tensor, "soft dim"]) -> Float[Tensor, "answer_tokens"]:
     """Log-probability of each answer token, all users in one batch; ``soft`` are theirs."""
     prompts, answers, num_answers = part.prompts, part.answers, part.num_answers
+    if part.groups is not None:
+        return _token_log_probs(llm, shared_states(llm, prompts, answers, part.groups, soft), answers)
     longest = prompts.tokens.lengths.max(initial=0) + answers.lengths.max(initial=0)
     if llm.can_pack and longest < llm.window:
         return _packed_log_probs(llm, prompts, answers, num_answers, soft)
@@ -225,11 +249,11 @@ def _read(
     """Keys and values of prompts.
 
     Where soft tokens stand behind the text, so that the text is most of it, that is read first, and nothing of it is
-    kept for a gradient.
+    kept for a gradient; an adapter that learns wants all of it.
     """
     places = torch.nonzero(is_soft.any(0))
     first = int(places[0]) if len(places) else is_soft.shape[1]
-    if 2 * first < is_soft.shape[1] or not embeddings.requires_grad:
+    if 2 * first < is_soft.shape[1] or not embeddings.requires_grad or llm.learning:
         return llm.read(embeddings)
     with torch.no_grad():
         cache = llm.read(embeddings[:, :first])
@@ -254,9 +278,9 @@ def _answer_log_probs(
     llm: LanguageModel, prompts: Prompts, answers: Packed, soft: Tensor
 ) -> Float[Tensor, "answer_tokens"]:
     """Log-probability of each token of each prompt's one answer."""
-    both = _join(prompts.tokens, answers)
-    is_soft = _join(
-        Packed(prompts.is_soft, prompts.tokens.offsets), Packed(np.zeros(len(answers.values), bool), answers.offsets)
+    both = prompts.tokens.followed_by(answers)
+    is_soft = Packed(prompts.is_soft, prompts.tokens.offsets).followed_by(
+        Packed(np.zeros(len(answers.values), bool), answers.offsets)
     )
     rows = Prompts(both, is_soft.values, prompts.soft_items)
     # The last token of the longest row predicts nothing.
@@ -274,28 +298,6 @@ def _token_log_probs(
     chunk = max(1, LOGITS_PER_CHUNK // llm.vocabulary)
     pairs = zip(torch.split(hidden, chunk), torch.split(targets, chunk), strict=True)
     return torch.cat([-functional.cross_entropy(llm.logits(states), ids, reduction="none") for states, ids in pairs])
-
-
-def _join(left: Packed, right: Packed) -> Packed:
-    """Row i of both, one behind the other."""
-    stacked = Packed(
-        np.concatenate([left.values, right.values]),
-        np.concatenate([left.offsets, left.offsets[-1] + right.offsets[1:]]),
-    )
-    taken = stacked.take(np.arange(2 * len(left)).reshape(2, -1).T.ravel())
-    return Packed(taken.values, taken.offsets[::2])
-
-
-def _is_real(rows: Packed) -> Bool[ndarray, "rows width"]:
-    is_real: Bool[ndarray, "rows width"] = np.arange(rows.lengths.max(initial=0)) < rows.lengths[:, None]
-    return is_real
-
-
-def _padded(rows: Packed) -> ndarray:
-    is_real = _is_real(rows)
-    table = np.zeros(is_real.shape, rows.values.dtype)
-    table[is_real] = rows.values
-    return table
 
 
 def _batches(
@@ -318,3 +320,96 @@ def _batches(
     even = [batch for batch in np.split(order, np.searchsorted(shares, np.arange(1, num_even))) if len(batch)]
     fit = all(len(batch) == 1 or tokens[batch[0]] * len(batch) <= budget for batch in even)
     return even if len(greedy) > 1 and fit else greedy
+
+
+@dataclass(frozen=True)
+class AnswerTrees:
+    """The trees of a batch of users, a row a user: the last token of the prompt is the root, in column 0.
+
+    A node is a beginning that answers of one user share. An answer's last token predicts nothing and has no node.
+
+    Attributes:
+        tokens: what is read at each node; 0 at the root, which stands in the prompt.
+        depths: the root's is 0; 0 as well where a row is padded.
+        ancestors: a node's column among those of its user, from the root down to itself, one a depth; -1 below it, and
+            everywhere where a row is padded.
+        sources: for each token of the answers the node that predicts it, counted through the padded rows.
+    """
+
+    tokens: Int[ndarray, "users width"]
+    depths: Int[ndarray, "users width"]
+    ancestors: Int[ndarray, "users width levels"]
+    sources: Int[ndarray, "answer_tokens"]
+
+
+@dataclass(frozen=True)
+class _Level:
+    """Nodes of one depth over all users: whose they are, what they read, under which node they hang."""
+
+    users: Int[ndarray, "nodes"]
+    tokens: Int[ndarray, "nodes"]
+    parents: Int[ndarray, "nodes"]
+
+
+def answer_trees(answers: Packed, num_answers: Int[ndarray, "users"]) -> AnswerTrees:
+    """Grows the trees level by level.
+
+    Args:
+        answers: users one after the other.
+        num_answers: how many of them each user has.
+    """
+    levels, sources = _levels(answers, num_answers)
+    users, tokens = (np.concatenate([getattr(level, name) for level in levels]) for name in ("users", "tokens"))
+    depths = np.repeat(np.arange(len(levels)), [len(level.users) for level in levels])
+    widths = np.bincount(users, minlength=len(num_answers))
+    order = np.argsort(users, kind="stable")
+    columns = np.empty(len(users), np.int64)
+    columns[order] = np.arange(len(users)) - np.repeat(np.cumsum(widths) - widths, widths)
+    width = int(widths.max(initial=0))
+    lines = np.full((len(num_answers), width, len(levels)), -1)
+    lines[users, columns] = _lines(levels, columns)
+    placed = np.zeros((2, len(num_answers), width), np.int64)
+    placed[:, users, columns] = tokens, depths
+    return AnswerTrees(placed[0], placed[1], lines, users[sources] * width + columns[sources])
+
+
+def tree_mask(trees: AnswerTrees, device: torch.device) -> Bool[Tensor, "users width width"]:
+    """Whether a node sees another: its ancestors and itself."""
+    depths, ancestors = (torch.from_numpy(part).to(device) for part in (trees.depths, trees.ancestors))
+    users, width = depths.shape
+    at_depth = ancestors.gather(2, depths[:, None].expand(users, width, width))
+    return at_depth == torch.arange(width, device=device)
+
+
+def _levels(answers: Packed, num_answers: Int[ndarray, "users"]) -> tuple[list[_Level], Int[ndarray, "answer_tokens"]]:
+    """All levels from the roots on, and the node before each token; nodes are counted through the levels."""
+    roots = np.arange(len(num_answers))
+    levels = [_Level(roots, np.zeros_like(roots), np.full_like(roots, -1))]
+    users = np.repeat(roots, num_answers)
+    nodes, num_nodes = users.copy(), len(roots)
+    sources = np.empty(len(answers.values), np.int64)
+    vocabulary = int(answers.values.max(initial=0)) + 1
+    for place in range(int(answers.lengths.max(initial=0))):
+        reached = np.flatnonzero(answers.lengths > place)
+        sources[answers.offsets[reached] + place] = nodes[reached]
+        read = np.flatnonzero(answers.lengths > place + 1)
+        tokens = answers.values[answers.offsets[read] + place]
+        keys, first, same = np.unique(nodes[read] * vocabulary + tokens, return_index=True, return_inverse=True)
+        if len(keys):
+            levels.append(_Level(users[read][first], keys % vocabulary, keys // vocabulary))
+            nodes[read] = num_nodes + same
+            num_nodes += len(keys)
+    return levels, sources
+
+
+def _lines(levels: list[_Level], columns: Int[ndarray, "nodes"]) -> Int[ndarray, "nodes levels"]:
+    """The columns of each node's ancestors and its own, by depth."""
+    lines = np.full((len(columns), len(levels)), -1)
+    start = 0
+    for depth, level in enumerate(levels):
+        own = np.arange(start, start + len(level.users))
+        if depth:
+            lines[own] = lines[level.parents]
+        lines[own, depth] = columns[own]
+        start += len(own)
+    return lines

@@ -32,6 +32,8 @@ BEGIN, MARKER, COMMA, END, OPENING, HISTORY_END, NEWCOMER, CANDIDATES, CLOSING, 
 FIRST_TITLE = 10
 BESIDE_TITLES = ("after", "before")
 """Places of soft tokens that belong to titles, listed candidates' included."""
+IN_HISTORY = (*BESIDE_TITLES, "instead")
+"""Places of soft tokens among what the user has had."""
 
 
 class PromptConfig(Config):
@@ -39,14 +41,16 @@ class PromptConfig(Config):
 
     max_history: int = Field(10, ge=0, description="The latest so many items of the history are told (the paper: 10).")
     max_title_tokens: int = Field(48, ge=4, description="A title is cut to so many tokens, quotes included.")
-    soft_token: Literal["after", "before", "last", "none"] = Field(
+    soft_token: Literal["after", "before", "instead", "last", "none"] = Field(
         "after",
         description="Where an item's soft token stands: after its title (the paper), before it, nowhere, or, of the "
-        "history alone, behind the whole text, right before the answer.",
+        "history alone, in place of its title, or behind the whole text, right before the answer.",
     )
     has_user: bool = Field(True, description="Whether the prompt has the user's soft token.")
-    user_place: Literal["first", "last"] = Field(
-        "first", description="Where the user's soft token stands: it begins the prompt (the paper), or ends it."
+    user_place: Literal["first", "history", "last"] = Field(
+        "first",
+        description="Where the user's soft token stands: it begins the prompt (the paper), follows the titles of the "
+        "history as if it were one more, or ends the prompt, as it does for a user without a history, too.",
     )
     lists_candidates: bool | None = Field(
         None,
@@ -95,6 +99,34 @@ class Packed:
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
         return Packed(self.values[np.repeat(self.offsets[rows], lengths) + within], offsets)
+
+    def cut(self, starts: Int[ndarray, "rows"], lengths: Int[ndarray, "rows"]) -> "Packed":
+        """A part of each row: so many of its values from its own place ``starts`` on; no loop over rows."""
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
+        return Packed(self.values[np.repeat(self.offsets[:-1] + starts, lengths) + within], offsets)
+
+    def followed_by(self, other: "Packed") -> "Packed":
+        """Row i of both, one behind the other."""
+        stacked = Packed(
+            np.concatenate([self.values, other.values]),
+            np.concatenate([self.offsets, self.offsets[-1] + other.offsets[1:]]),
+        )
+        taken = stacked.take(np.arange(2 * len(self)).reshape(2, -1).T.ravel())
+        return Packed(taken.values, taken.offsets[::2])
+
+    @property
+    def is_real(self) -> Bool[ndarray, "rows width"]:
+        """Which places of ``padded`` hold a value."""
+        is_real: Bool[ndarray, "rows width"] = np.arange(self.lengths.max(initial=0)) < self.lengths[:, None]
+        return is_real
+
+    def padded(self) -> ndarray:
+        """The rows as a table, padded with zeros on the right."""
+        is_real = self.is_real
+        table = np.zeros(is_real.shape, self.values.dtype)
+        table[is_real] = self.values
+        return table
 
 
 @dataclass(frozen=True)
@@ -166,6 +198,12 @@ class PromptBuilder:
     def lists_candidates(self) -> bool:
         """Whether prompts list candidates; where that was left open they do, as in the paper."""
         return self.config.lists_candidates is not False
+
+    @property
+    def shares_beginnings(self) -> bool:
+        """Whether the prompts of a user's targets begin alike: with nothing of their own before the last title."""
+        begins_alike = not self.config.has_user or self.config.user_place != "first"
+        return begins_alike and self.config.soft_token not in IN_HISTORY and not self.lists_candidates
 
     @property
     def title_lengths(self) -> Int[ndarray, "items"]:
@@ -242,18 +280,31 @@ class PromptBuilder:
 
     def _soft(self, history: list[int], candidates: list[int]) -> list[int]:
         """Whose the soft tokens are, in the order of their places."""
-        listed = candidates if self.config.soft_token in BESIDE_TITLES else []
-        items = [] if self.config.soft_token == "none" else history + listed
-        user = [USER] * self.config.has_user
-        return items + user if self.config.user_place == "last" else user + items
+        places, kind = self._user_places(bool(history)), self.config.soft_token
+        among = history if kind in IN_HISTORY else []
+        listed = candidates if kind in BESIDE_TITLES else []
+        behind = history if kind == "last" else []
+        first, one_more, last = ([USER] * count for count in places)
+        return [*first, *among, *one_more, *listed, *behind, *last]
+
+    def _user_places(self, has_history: bool) -> tuple[int, int, int]:
+        """How many soft tokens of the user begin the prompt, follow the history's titles, and end the prompt."""
+        place = self.config.user_place if has_history or self.config.user_place == "first" else "last"
+        has_user = self.config.has_user
+        return (
+            int(has_user and place == "first"),
+            int(has_user and place == "history"),
+            int(has_user and place == "last"),
+        )
 
     def _pieces(self, history: list[int], candidates: list[int], closing: int = CLOSING) -> list[int]:
-        user = [MARKER] * self.config.has_user
-        first, last = (user, []) if self.config.user_place == "first" else ([], user)
+        first, one_more, last = ([MARKER] * count for count in self._user_places(bool(history)))
         behind = [MARKER] * len(history) if self.config.soft_token == "last" else []
-        told = [OPENING, *self._listing(history), HISTORY_END] if history else [NEWCOMER]
+        one_more = [COMMA, *one_more] if one_more else []
+        titles = [MARKER - FIRST_TITLE] * len(history) if self.config.soft_token == "instead" else history
+        past = [OPENING, *self._listing(titles), *one_more, HISTORY_END] if history else [NEWCOMER]
         listed = [CANDIDATES, *self._listing(candidates)] if candidates else []
-        return [BEGIN, *first, *told, *listed, closing, *behind, *last]
+        return [BEGIN, *first, *past, *listed, closing, *behind, *last]
 
     def _listing(self, items: list[int]) -> list[int]:
         return [piece for item in items for piece in (*self._named(FIRST_TITLE + item), COMMA)][:-1]

@@ -9,7 +9,7 @@ Source: LLM-SRec, arXiv:2502.13909, equations 1 to 4; docs/fidelity.md lists how
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -18,10 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from allrec.errors import Config
-from allrec.llm.answer_tree import additive_mask
-from allrec.llm.likelihood import embed_prompts
+from allrec.llm.attention import additive_mask
 from allrec.llm.prompt import Prompts
-from allrec.llm.soft_tokens import Projection, SoftTokens
+from allrec.llm.soft_tokens import Projection, SoftTokens, embed_prompts
 
 if TYPE_CHECKING:
     from allrec.llm.language_model import LanguageModel
@@ -30,6 +29,11 @@ if TYPE_CHECKING:
 class ReadOutConfig(Config):
     """The head and the weights of its losses."""
 
+    reads: Literal["llm", "user"] = Field(
+        "llm",
+        description="What f_U reads: the model's hidden state behind the prompt, or x_u itself, the control that says "
+        "what the language model adds.",
+    )
     dim: int = Field(128, ge=1, description="Width in which users and items meet (LLM-SRec: 128).")
     distillation: float = Field(1.0, ge=0, description="Weight of the distillation of x_u (LLM-SRec: 1).")
     uniformity: float = Field(1.0, ge=0, description="Weight of the uniformity loss (LLM-SRec: 1).")
@@ -51,7 +55,7 @@ class ReadOut(nn.Module):
     """What the head learns. The language model is no part of it.
 
     Args:
-        hidden_dim: width of the language model's last hidden states.
+        read_dim: width of what f_U reads: the model's last hidden states, or user representations.
         llm_dim: width of its input embeddings.
         joint_dim: width of the joint space.
         user_dim: width of user representations.
@@ -61,14 +65,15 @@ class ReadOut(nn.Module):
 
     Attributes:
         vector: what stands behind the prompt.
-        users: f_U, from the hidden state there.
+        reads: which of the two it is; see ``ReadOutConfig``.
+        users: f_U, from the hidden state there, or from x_u.
         items: f_I, from a joint embedding.
         teacher: f_CF, from a user representation; training alone asks for it.
     """
 
     def __init__(
         self,
-        hidden_dim: int,
+        read_dim: int,
         llm_dim: int,
         joint_dim: int,
         user_dim: int,
@@ -77,9 +82,10 @@ class ReadOut(nn.Module):
         soft_tokens: SoftTokens | None = None,
     ) -> None:
         super().__init__()
-        self.vector = nn.Parameter(torch.randn(llm_dim) * scale)
+        self.reads = config.reads
+        self.vector = nn.Parameter(torch.randn(llm_dim) * scale, requires_grad=config.reads == "llm")
         # Scores then begin at about 1, whatever the width, and a softmax over the catalogue near its logarithm.
-        self.users = Projection(hidden_dim, config.dim, nn.LeakyReLU(), config.dim**-0.5)
+        self.users = Projection(read_dim, config.dim, nn.LeakyReLU(), config.dim**-0.5)
         self.items = Projection(joint_dim, config.dim, nn.GELU())
         self.teacher = Projection(user_dim, config.dim, nn.GELU())
         self.soft_tokens = soft_tokens

@@ -32,7 +32,7 @@ from allrec.llm.readout import (
     read_out,
     uniformity_loss,
 )
-from allrec.llm.soft_token_training import told_lengths
+from allrec.llm.soft_token_training import history_lengths
 from allrec.llm.soft_tokens import SoftTokens, project
 from allrec.parallel import OnProgress
 from allrec.training.batches import LazyBatches, length_batches
@@ -95,14 +95,16 @@ class Reader(NamedTuple):
 
     def states(
         self, readout: ReadOut, users: Float[Tensor, "batch dim"], histories: Sequence[Int[ndarray, "length"]]
-    ) -> Float[Tensor, "batch hidden_dim"]:
-        """Hidden states at the vector, behind prompts without candidates; one forward pass.
+    ) -> Float[Tensor, "batch read_dim"]:
+        """Hidden states at the vector, behind prompts without candidates, in one forward pass; or x_u for the control.
 
         Args:
             readout: the head.
             users: x_u of each user.
             histories: item positions, oldest first.
         """
+        if readout.reads == "user":
+            return users
         prompts = self.builder.prompts(histories, [()] * len(histories))
         soft_tokens = self.soft_tokens if readout.soft_tokens is None else readout.soft_tokens
         soft = project(soft_tokens, users, self.item_inputs, prompts.soft_items)
@@ -164,7 +166,7 @@ def train_readout(
     users = represent_users(reader.backbone, dataset, examples.users, examples.positions)
     readout = new_readout(users, reader, config, seed)
 
-    def states(rows: Int[ndarray, "batch"]) -> Float[Tensor, "batch hidden_dim"]:
+    def states(rows: Int[ndarray, "batch"]) -> Float[Tensor, "batch read_dim"]:
         histories = [dataset.history(examples.users[row])[: examples.positions[row]] for row in rows]
         return reader.states(readout, users[rows], histories)
 
@@ -181,7 +183,7 @@ def train_readout(
         )
         return {"total": losses.total(config.head.distillation, config.head.uniformity), **losses._asdict()}
 
-    batches = _batches(told_lengths(dataset, examples, reader.builder), config, seed)
+    batches = _batches(history_lengths(dataset, examples, reader.builder), config, seed)
     validate = _validation(readout, dataset, reader, config, seed)
     report = fit(
         readout, batches, loss, config.loop,
@@ -204,7 +206,8 @@ def new_readout(users: Float[Tensor, "rows dim"], reader: Reader, config: ReadOu
     """
     llm, joint_items = reader.llm, reader.joint_items
     own = deepcopy(reader.soft_tokens).requires_grad_(True) if config.soft_tokens == "trained" else None
-    sizes = (llm.hidden_dim, llm.dim, joint_items.shape[1], users.shape[1])
+    read_dim = llm.hidden_dim if config.head.reads == "llm" else users.shape[1]
+    sizes = (read_dim, llm.dim, joint_items.shape[1], users.shape[1])
     readout = initialized(lambda: ReadOut(*sizes, config.head, llm.embedding_scale, own), seed, "readout")
     readout.items.standardize(joint_items)
     readout.teacher.standardize(users)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from allrec.llm.language_model import LanguageModel
     from allrec.llm.prompt import Packed, Prompts
 
-USERS_A_CHUNK = 512
+USERS_A_CHUNK = 64
 """Users scored between two writes: at most so many are scored again after a kill."""
 SCORES = "scores"
 
@@ -50,7 +50,7 @@ def content_name(
     llm: LanguageModel, prompts: Prompts, answers: Packed, is_candidate: Bool[ndarray, "users candidates"]
 ) -> str:
     """The file of scores of bare prompts, by all that they depend on: weights, precision, prompts and answers."""
-    said = json.dumps([llm.fingerprint, str(llm.dtype)], sort_keys=True).encode()
+    said = json.dumps(llm.identity, sort_keys=True).encode()
     arrays = (prompts.tokens.values, prompts.tokens.offsets, answers.values, answers.offsets, is_candidate)
     digest = hashlib.sha256(b"".join([said, *(array.tobytes() for array in arrays)])).hexdigest()
     return f"{digest[:2]}/{digest}.safetensors"

@@ -1,17 +1,23 @@
-"""Stage 2: F_U and F_I learn to steer a frozen language model towards the title of the next item."""
+"""Stage 2: F_U and F_I learn to steer a frozen language model towards the title of the next item.
+
+Before that comes a warm-up without the language model: F_U(x_u) is drawn to F_I of what the user chose next or, for a
+model that reads, to where its own embeddings of the item's title lie, and F_I(e_i) with it.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 from allrec import seeds
 from allrec.backbones.base import Backbone, freeze, represent_users
@@ -19,19 +25,167 @@ from allrec.data.dataset import Dataset
 from allrec.data.negatives import UserItems, draw_candidates
 from allrec.errors import Config
 from allrec.llm.likelihood import answer_loss
-from allrec.llm.prompt import PromptBuilder
+from allrec.llm.prompt import FIRST_TITLE, Packed, PromptBuilder
 from allrec.llm.soft_tokens import SoftTokens, SoftTokensConfig, project
-from allrec.llm.warm_up import WarmUpConfig, title_embeddings, warm_up
 from allrec.parallel import OnProgress
 from allrec.training.batches import LazyBatches, length_batches
-from allrec.training.examples import Examples, initialized, sampled, training_examples
+from allrec.training.examples import Examples, initialized, sampled_groups, training_examples
 from allrec.training.loop import FitReport, LoopConfig, fit
 
 if TYPE_CHECKING:
     from allrec.llm.language_model import LanguageModel
 
-RANDOM_ITEMS = 1 << 20
-"""Keeps the draw of random item vectors apart from the epochs' draws."""
+WARM_UP = "warm-up"
+"""Stream of the warm-up's random numbers."""
+WarmUpBatch = tuple[Int[ndarray, "batch"], Bool[Tensor, "llm_dim"]]
+
+
+class WarmUpConfig(Config):
+    """How soft tokens learn to find each other before the language model reads them."""
+
+    epochs: int = Field(0, ge=0, description="Passes over every training position; 0 leaves the warm-up out.")
+    towards: Literal["items", "titles"] = Field(
+        "items",
+        description="What a user's soft token is drawn to: the next item's, or the mean of the model's own embeddings "
+        "of its title, where the item's is drawn as well.",
+    )
+    learning_rate: float = Field(1e-3, gt=0, description="Step size of Adam.")
+    batch_size: int = Field(512, ge=1, description="Positions a step; all seen items are told apart.")
+    kept: float = Field(
+        0.2, gt=0, le=1, description="Share of the coordinates that a step compares: a model's heads read parts alone."
+    )
+    size: float = Field(
+        1.0, gt=0, description="Root mean square of soft tokens afterwards, in that of the model's token embeddings."
+    )
+
+
+class WarmUpMatch(nn.Module):
+    """Users and items as soft tokens, compared by direction; the temperature is learned."""
+
+    def __init__(self, soft_tokens: SoftTokens) -> None:
+        super().__init__()
+        self.soft_tokens = soft_tokens
+        self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
+
+    def title_loss(
+        self,
+        users: Float[Tensor, "batch dim"],
+        items: Float[Tensor, "items joint"],
+        titles: Float[Tensor, "items llm_dim"],
+        targets: Int[Tensor, "batch"],
+        own: Int[Tensor, "some"],
+    ) -> Float[Tensor, ""]:
+        """Cross-entropies, in nats, of softmaxes over all titles: users to the next title, some items to their own.
+
+        Args:
+            users: x_u.
+            items: what F_I reads of each item.
+            titles: where the titles stand.
+            targets: each user's next item, as its row among the items.
+            own: rows of the items that are compared with the titles.
+        """
+        keys = functional.normalize(titles, dim=1)
+        queries = torch.cat([self.soft_tokens.user(users), self.soft_tokens.item(items[own])])
+        logits = self.log_scale.exp() * functional.normalize(queries, dim=1) @ keys.T
+        return functional.cross_entropy(logits[: len(users)], targets) + functional.cross_entropy(
+            logits[len(users) :], own
+        )
+
+    def loss(
+        self,
+        users: Float[Tensor, "batch dim"],
+        items: Float[Tensor, "items joint"],
+        targets: Int[Tensor, "batch"],
+        is_kept: Bool[Tensor, "llm_dim"],
+    ) -> Float[Tensor, ""]:
+        """Cross-entropy, in nats, of a softmax over all items of s · cos(F_U(x_u), F_I(i)) on the kept coordinates.
+
+        Args:
+            users: x_u.
+            items: what F_I reads of each item.
+            targets: each user's next item, as its row among the items.
+            is_kept: which coordinates of the soft tokens are compared.
+        """
+        queries = functional.normalize(self.soft_tokens.user(users) * is_kept, dim=1)
+        keys = functional.normalize(self.soft_tokens.item(items) * is_kept, dim=1)
+        return functional.cross_entropy(self.log_scale.exp() * queries @ keys.T, targets)
+
+
+def warm_up(
+    soft_tokens: SoftTokens,
+    dataset: Dataset,
+    backbone: Backbone,
+    item_inputs: Float[Tensor, "items joint"],
+    embedding_scale: float,
+    config: WarmUpConfig,
+    titles: Float[Tensor, "items llm_dim"] | None = None,
+    *,
+    seed: int,
+    checkpoint: Path | None = None,
+    on_progress: OnProgress | None = None,
+) -> None:
+    """Trains F_U and F_I, in place, so that a user's soft token lies nearest to that of the next item.
+
+    A frozen model that picks a title by the vector behind it can pick from the first step on then; what is left to
+    stage 2 is how this very model reads vectors. The paper has no such step (docs/fidelity.md).
+
+    Args:
+        soft_tokens: what learns.
+        dataset: every training position is learned from.
+        backbone: frozen; gives x_u.
+        item_inputs: what F_I reads of every item; items that training never saw are told apart from nothing.
+        embedding_scale: root mean square of the language model's token embeddings.
+        config: steps, coordinates, size.
+        titles: where each item's title stands among the model's embeddings, see ``title_embeddings``; for
+            ``towards="titles"``.
+        seed: of batches and coordinates.
+        checkpoint: where progress is kept.
+        on_progress: told of each step's loss.
+    """
+    examples = training_examples(dataset, "every")
+    users = represent_users(backbone, dataset, examples.users, examples.positions)
+    seen = np.flatnonzero(dataset.train_counts())
+    targets, items = torch.from_numpy(np.searchsorted(seen, examples.items)), item_inputs[torch.from_numpy(seen)]
+    seen_titles = torch.zeros(0) if titles is None else titles[torch.from_numpy(seen)]
+    match = WarmUpMatch(soft_tokens)
+    llm_dim = soft_tokens.user.outer.out_features
+
+    def batches(epoch: int) -> LazyBatches[WarmUpBatch]:
+        order = seeds.rng(seed, WARM_UP, "order", epoch).permutation(len(targets))
+        rows = [order[start : start + config.batch_size] for start in range(0, len(order), config.batch_size)]
+        return LazyBatches(
+            rows, lambda index, chosen: (chosen, kept_coordinates(llm_dim, config.kept, seed, epoch, index))
+        )
+
+    def loss(batch: WarmUpBatch) -> Tensor:
+        rows, is_kept = batch
+        if titles is None:
+            return match.loss(users[rows], items, targets[torch.from_numpy(rows)], is_kept)
+        own = torch.unique(targets[torch.from_numpy(rows)])
+        return match.title_loss(users[rows], items, seen_titles, targets[torch.from_numpy(rows)], own)
+
+    loop = LoopConfig(epochs=config.epochs, learning_rate=config.learning_rate, checkpoint_every=50)
+    fit(match, batches, loss, loop, seed=seed, stream=WARM_UP, checkpoint=checkpoint, on_progress=on_progress)
+    soft_tokens.user.resize(users, config.size * embedding_scale)
+    soft_tokens.item.resize(item_inputs, config.size * embedding_scale)
+
+
+@torch.no_grad()
+def title_embeddings(llm: LanguageModel, builder: PromptBuilder) -> Float[Tensor, "items llm_dim"]:
+    """The mean of the model's input embeddings of each title's tokens, around the mean of all titles."""
+    titles = builder.pieces.take(np.arange(FIRST_TITLE, len(builder.pieces)))
+    rows = torch.from_numpy(np.repeat(np.arange(len(titles)), titles.lengths))
+    tokens = llm.embed(torch.from_numpy(titles.values)).float().cpu()
+    sums = torch.zeros(len(titles), llm.dim).index_add_(0, rows, tokens)
+    means = sums / torch.from_numpy(titles.lengths)[:, None]
+    return means - means.mean(0)
+
+
+def kept_coordinates(llm_dim: int, share: float, seed: int, epoch: int, index: int) -> Bool[Tensor, "llm_dim"]:
+    """The coordinates that a step compares: that share of them, one at least, drawn anew for every step."""
+    count = max(1, round(share * llm_dim))
+    order = seeds.rng(seed, WARM_UP, "directions", epoch, index).permutation(llm_dim)
+    return torch.from_numpy(order < count)
 
 
 class SoftTokensStageConfig(Config):
@@ -68,14 +222,14 @@ def train_soft_tokens(
 ) -> tuple[SoftTokens, FitReport]:
     """Stage 2: F_U and F_I learn to steer a frozen language model towards the title of the next item.
 
-    Each epoch draws other negatives and another order of the candidates. Where the prompt has no soft token there is
-    nothing to learn, and no step is taken.
+    Each epoch draws other negatives and another order of the candidates. Where the prompt has no soft token and the
+    model no adapter there is nothing to learn, and no step is taken.
 
     Args:
         dataset: its training interactions are learned from.
         backbone: frozen; gives x_u.
         item_inputs: what F_I reads of every item; see ``item_inputs_of``.
-        llm: frozen.
+        llm: frozen; an adapter of it that can learn does, with the same steps as the soft tokens.
         builder: lays out the prompts.
         config: targets, candidates, batches, steps.
         seed: of samples, negatives and first weights.
@@ -85,33 +239,41 @@ def train_soft_tokens(
 
     Source: arXiv:2404.11343, section 4.3, equations 8 to 10.
     """
-    if builder.config.is_bare:
+    if builder.config.is_bare and not llm.learning:
         unused = new_soft_tokens(torch.zeros(1, backbone.dim), item_inputs, llm, config.soft_tokens, seed)
         return freeze(unused), FitReport(steps=0, epochs=0, losses=[], validations=[], best_epoch=None)
-    rng = seeds.rng(seed, "soft tokens", "sample")
-    examples = sampled(training_examples(dataset, config.positions), config.sample, rng)
+    chance = seeds.rng(seed, "soft tokens", "sample")
+    examples = training_examples(dataset, config.positions)
+    examples = sampled_groups(examples, shared_beginnings(examples, builder), config.sample, chance)
     users = represent_users(backbone, dataset, examples.users, examples.positions)
     soft_tokens = new_soft_tokens(users, item_inputs, llm, config.soft_tokens, seed)
     warm_checkpoint = None if checkpoint is None else checkpoint.with_name(f"warm-up-{checkpoint.name}")
     titles = title_embeddings(llm, builder) if config.warm_up.towards == "titles" else None
     if config.warm_up.epochs and (builder.config.has_both or titles is not None):
-        warm_up(
-            soft_tokens, dataset, backbone, item_inputs, llm.embedding_scale, config.warm_up,
-            titles=titles, seed=seed, checkpoint=warm_checkpoint, on_progress=on_warm_up,
-        )  # fmt: skip
+        given: dict[str, Any] = {"seed": seed, "checkpoint": warm_checkpoint, "on_progress": on_warm_up}
+        warm_up(soft_tokens, dataset, backbone, item_inputs, llm.embedding_scale, config.warm_up, titles, **given)
 
     def loss(batch: tuple[ndarray, ndarray]) -> Tensor:
         rows, candidates = batch
-        histories = [dataset.history(examples.users[row])[: examples.positions[row]] for row in rows]
-        prompts = builder.prompts(histories, candidates)
+        prompts = builder.prompts(_histories(dataset, examples, rows), candidates)
         soft = project(soft_tokens, users[rows], item_inputs, prompts.soft_items)
-        return answer_loss(llm, prompts, builder.answers(examples.items[rows]), soft)
+        return answer_loss(llm, prompts, builder.answers(examples.items[rows]), soft, groups[rows])
 
-    batches = _drawn_anew(dataset, examples, builder, config, seed)
-    kept: dict[str, Any] = {"seed": seed, "checkpoint": checkpoint, "on_progress": on_progress}
-    report = fit(soft_tokens, batches, loss, config.loop, stream="soft tokens", **kept)
-    soft_tokens.requires_grad_(False)
+    groups = shared_beginnings(examples, builder)
+    batches = _drawn_anew(dataset, examples, groups, builder, config, seed)
+    learner = _learner(soft_tokens.requires_grad_(not builder.config.is_bare), llm)
+    given = {"seed": seed, "checkpoint": checkpoint, "on_progress": on_progress}
+    report = fit(learner, batches, loss, config.loop, stream="soft tokens", **given)
+    learner.requires_grad_(False)
     return soft_tokens, report
+
+
+def _histories(dataset: Dataset, examples: Examples, rows: Int[ndarray, "rows"]) -> list[Int[ndarray, "length"]]:
+    return [dataset.history(examples.users[row])[: examples.positions[row]] for row in rows]
+
+
+def _learner(soft_tokens: SoftTokens, llm: LanguageModel) -> nn.Module:
+    return soft_tokens if llm.adapter is None else nn.ModuleList([soft_tokens, llm.adapter])
 
 
 def new_soft_tokens(
@@ -132,17 +294,34 @@ def new_soft_tokens(
     return soft_tokens
 
 
+def shared_beginnings(examples: Examples, builder: PromptBuilder) -> Int[ndarray, "rows"]:
+    """Which examples' prompts begin alike: those of a user whose histories begin with the same title."""
+    if not builder.shares_beginnings:
+        return np.arange(len(examples))
+    starts = np.maximum(examples.positions - builder.config.max_history, 0)
+    _, groups = np.unique(np.stack([examples.users, starts]), axis=1, return_inverse=True)
+    return groups.ravel()
+
+
 def _drawn_anew(
-    dataset: Dataset, examples: Examples, builder: PromptBuilder, config: SoftTokensStageConfig, seed: int
+    dataset: Dataset,
+    examples: Examples,
+    groups: Int[ndarray, "rows"],
+    builder: PromptBuilder,
+    config: SoftTokensStageConfig,
+    seed: int,
 ) -> Callable[[int], LazyBatches[tuple[ndarray, ndarray]]]:
-    """The batches of an epoch: rows of examples, and the candidates that each row's prompt lists."""
+    """The batches of an epoch: rows of examples, whole groups, and the candidates that each row's prompt lists."""
     seen = _user_items(dataset)
+    order = np.argsort(groups, kind="stable")
+    rows_of = Packed(order, np.concatenate([[0], np.cumsum(np.bincount(groups))]))
 
     def batches(epoch: int) -> LazyBatches[tuple[ndarray, ndarray]]:
         rng = seeds.rng(seed, "soft tokens", "epoch", epoch)
         candidates = draw_candidates(examples.users, examples.items, seen, config.num_candidates - 1, rng)
-        rows = length_batches(prompt_lengths(dataset, examples, candidates, builder), config.batch_tokens, rng)
-        return LazyBatches(rows, lambda _, chosen: (chosen, candidates[chosen]))
+        lengths = prompt_lengths(dataset, examples, candidates, groups, builder)
+        chosen = [rows_of.take(batch).values for batch in length_batches(lengths, config.batch_tokens, rng)]
+        return LazyBatches(chosen, lambda _, rows: (rows, candidates[rows]))
 
     return batches
 
@@ -154,17 +333,23 @@ def _user_items(dataset: Dataset) -> UserItems:
 
 
 def prompt_lengths(
-    dataset: Dataset, examples: Examples, candidates: Int[ndarray, "rows candidates"], builder: PromptBuilder
-) -> Int[ndarray, "rows"]:
-    """Tokens of each prompt's titles, which is all that differs between prompts."""
+    dataset: Dataset,
+    examples: Examples,
+    candidates: Int[ndarray, "rows candidates"],
+    groups: Int[ndarray, "rows"],
+    builder: PromptBuilder,
+) -> Int[ndarray, "groups"]:
+    """Tokens of the titles that each group of prompts reads: the longest history once, and every answer."""
     lengths = builder.title_lengths
     listed = np.where((candidates >= 0) & builder.lists_candidates, lengths[candidates], 0).sum(axis=1)
-    return told_lengths(dataset, examples, builder) + listed + lengths[examples.items]
+    longest = np.zeros(groups.max(initial=-1) + 1, np.int64)
+    np.maximum.at(longest, groups, history_lengths(dataset, examples, builder))
+    return longest + np.bincount(groups, listed + lengths[examples.items]).astype(np.int64)
 
 
-def told_lengths(dataset: Dataset, examples: Examples, builder: PromptBuilder) -> Int[ndarray, "rows"]:
-    """Tokens of the titles of each history that is told."""
-    told = np.concatenate([[0], np.cumsum(builder.title_lengths[dataset.items])])
+def history_lengths(dataset: Dataset, examples: Examples, builder: PromptBuilder) -> Int[ndarray, "rows"]:
+    """Tokens of the titles of each history, as far back as a prompt goes."""
+    total = np.concatenate([[0], np.cumsum(builder.title_lengths[dataset.items])])
     ends = dataset.offsets[examples.users] + examples.positions
     starts = np.maximum(ends - builder.config.max_history, dataset.offsets[examples.users])
-    return told[ends] - told[starts]
+    return total[ends] - total[starts]

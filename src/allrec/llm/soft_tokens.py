@@ -1,7 +1,9 @@
 """F_U and F_I: a user representation and a joint embedding become soft tokens, the size of the model's own."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -12,7 +14,10 @@ from torch import Tensor, nn
 
 from allrec import seeds
 from allrec.errors import Config
-from allrec.llm.prompt import USER
+from allrec.llm.prompt import USER, Packed, Prompts
+
+if TYPE_CHECKING:
+    from allrec.llm.language_model import LanguageModel
 
 
 class SoftTokensConfig(Config):
@@ -148,3 +153,16 @@ def project(
     order = np.empty(len(soft_items), np.int64)
     order[is_user], order[~is_user] = np.arange(num_users), num_users + places
     return projected[torch.from_numpy(order)]
+
+
+def embed_prompts(
+    llm: LanguageModel, prompts: Prompts, soft: Float[Tensor, "soft dim"]
+) -> Float[Tensor, "batch length dim"]:
+    """Embeddings of prompts with their soft tokens in place, padded on the right."""
+    embeddings = llm.embed(torch.from_numpy(prompts.tokens.padded()))
+    return insert(embeddings, soft_places(llm, prompts), soft.to(llm.device))
+
+
+def soft_places(llm: LanguageModel, prompts: Prompts) -> Bool[Tensor, "batch length"]:
+    """Where ``embed_prompts`` puts soft tokens."""
+    return torch.from_numpy(Packed(prompts.is_soft, prompts.tokens.offsets).padded()).to(llm.device)

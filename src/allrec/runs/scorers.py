@@ -16,7 +16,7 @@ from allrec.hybrid.features import histories_before, largest_similarity
 from allrec.hybrid.fusion import LENGTH, PRIOR, fold_of
 from allrec.hybrid.ranking import LlmReader
 from allrec.hybrid.similarity import DenseSpace
-from allrec.llm.score_files import SCORES, chunk_name, stored
+from allrec.llm.score_files import SCORES, USERS_A_CHUNK, chunk_name, stored
 from allrec.runs.trained_model import TrainedModel
 
 TEXT = "text"
@@ -104,9 +104,7 @@ def stored_reader(model: TrainedModel, request: RankingRequest, lists: str, vari
         variant: control in place of the scorer "llm".
     """
 
-    def score(places: Int[ndarray, "part"], candidates: ndarray, name: str) -> Float[ndarray, "part listed"]:
-        if name in (PRIOR, LENGTH):
-            return model.titles.of_titles(candidates, name)
+    def chunk(places: Int[ndarray, "part"], candidates: ndarray, name: str) -> ndarray:
         scorer, rows = variant if name == "llm" else name, request.rows[places]
         file = chunk_name(f"{request.split}-{lists}-{scorer}", int(places[0]), rows, candidates)
 
@@ -117,6 +115,12 @@ def stored_reader(model: TrainedModel, request: RankingRequest, lists: str, vari
         done = float(places[-1] + 1)
         request.on_progress(done / len(request.rows), {"users": done})
         return scores
+
+    def score(places: Int[ndarray, "part"], candidates: ndarray, name: str) -> Float[ndarray, "part listed"]:
+        if name in (PRIOR, LENGTH):
+            return model.titles.of_titles(candidates, name)
+        parts = [slice(start, start + USERS_A_CHUNK) for start in range(0, len(places), USERS_A_CHUNK)]
+        return np.concatenate([chunk(places[part], candidates[part], name) for part in parts])
 
     return LlmReader(score, model.titles.fits_each)
 

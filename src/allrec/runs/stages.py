@@ -30,11 +30,12 @@ from allrec.hybrid.content import TrainingHistories, save_content_parts, save_tr
 from allrec.hybrid.fitting import LISTED, fit_fusions
 from allrec.hybrid.fusion import LLM_EVIDENCE, save_addition
 from allrec.hybrid.ranking import LlmReader
+from allrec.llm.adapter import check_lora
 from allrec.parallel import Observer, OnProgress, ignore
 from allrec.runs.refit import begin_refit, refit_dataset
 from allrec.runs.run_folder import CHECKPOINT, REFIT, RunFolder, describe
 from allrec.runs.scorers import stored_reader
-from allrec.runs.trained_model import PRIORS, SHAPE, TrainedModel, read_backbone, read_texts
+from allrec.runs.trained_model import ADAPTER, PRIORS, SHAPE, TrainedModel, read_backbone, read_texts
 from allrec.training.loop import FitReport
 
 if TYPE_CHECKING:
@@ -131,6 +132,8 @@ def check_before_training(dataset: Dataset, recipe: Recipe, llm: LanguageModel |
         raise InputError(
             f"{dataset.name} has nobody to evaluate: no user has three interactions. Prepare a source of longer ones."
         )
+    if llm is not None and recipe.llm.tuning == "lora":
+        check_lora()
     if llm is not None and not recipe.prompt.is_bare:
         _refuse_long_prompts(dataset, recipe, llm)
 
@@ -261,12 +264,16 @@ def _train_language_model(training: Training, folder: Path) -> None:
     from allrec.llm.soft_token_training import train_soft_tokens
 
     model, recipe = training.model, training.recipe
+    llm = model.llm if recipe.llm.tuning == "none" else model.new_adapter()
     soft_tokens, report = train_soft_tokens(
-        training.dataset, model.backbone, model.item_inputs, model.llm, model.builder, recipe.soft_tokens,
+        training.dataset, model.backbone, model.item_inputs, llm, model.builder, recipe.soft_tokens,
         seed=recipe.seed, checkpoint=folder / CHECKPOINT,
         on_progress=training.progress("language_model"), on_warm_up=training.progress("warm_up"),
     )  # fmt: skip
     _save(folder, soft_tokens, report)
+    if llm.adapter is not None:
+        save_tensors(folder / ADAPTER, llm.adapter.state_dict())
+    model.tuned_llm = llm
     save_tensors(folder / PRIORS, {"priors": torch.from_numpy(_title_priors(training))})
 
 
@@ -380,8 +387,9 @@ def _content_inputs(recipe: Mapping[str, Any], *, is_ensemble: bool) -> dict[str
 
 def _llm_inputs(recipe: Mapping[str, Any], *, is_readout: bool) -> dict[str, Any]:
     # Every key counts as an input unless it is left out here, so that a new one costs time and never truth.
-    chosen = {"chosen": recipe["llm"]["chosen"], "readout": recipe["readout"] if is_readout else None}
-    return {**recipe, **chosen, "llm": None, "fusion": None}
+    kept = {key: recipe["llm"][key] for key in ("chosen", "tuning", "lora")}
+    readout = recipe["readout"] if is_readout else None
+    return {**recipe, **kept, "readout": readout, "llm": None, "fusion": None}
 
 
 _ALL = (

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from allrec.llm.readout_training import Reader
     from allrec.llm.title_scorer import TitleScorer
 
+ADAPTER = "adapter.safetensors"
+"""Beside stage 2, where it tuned the language model."""
 PRIORS = "priors.safetensors"
 """Beside stage 2 and beside items that were added: log P(title | no history)."""
 SHAPE = "model.json"
@@ -101,7 +103,7 @@ class TrainedModel:
             text_embeddings: Q of them, by the run's text encoder.
         """
         other = TrainedModel(self.run, self._llm, self.device)
-        kept = ("trained_backbone", "alignment", "soft_tokens", "stored_priors")
+        kept = ("trained_backbone", "alignment", "soft_tokens", "stored_priors", "tuned_llm")
         vars(other).update({name: vars(self)[name] for name in kept if name in vars(self)})
         catalogue, texts = self.catalogue.extended(items), torch.cat([self.text_embeddings, text_embeddings])
         vars(other).update(catalogue=catalogue, text_embeddings=texts)
@@ -267,6 +269,24 @@ class TrainedModel:
         return self._llm
 
     @cached_property
+    def tuned_llm(self) -> LanguageModel:
+        """The language model as stage 2 left it: with the adapter that it learned, if the recipe has one.
+
+        Raises:
+            InputError: see ``llm``; the adapter fits another model, or peft is not installed.
+        """
+        if self.recipe.llm.tuning == "none":
+            return self.llm
+        llm = self.new_adapter()
+        if llm.adapter is not None:
+            llm.adapter.read(load_tensors(self.run.verified_folder("language_model") / ADAPTER))
+        return llm
+
+    def new_adapter(self) -> LanguageModel:
+        """The language model behind an adapter that has learned nothing yet."""
+        return self.llm.adapted(self.recipe.llm.lora, self.recipe.seed)
+
+    @cached_property
     def item_inputs(self) -> Float[Tensor, "items joint"]:
         """What F_I reads of every item."""
         return item_inputs_of(self.joint_items, self.recipe.soft_tokens.item_source, self.recipe.seed)
@@ -298,7 +318,7 @@ class TrainedModel:
 
         config = self.recipe.evaluation
         return TitleScorer(
-            self.llm, self.builder, self.soft_tokens, self.item_inputs, lambda: self.title_priors,
+            self.tuned_llm, self.builder, self.soft_tokens, self.item_inputs, lambda: self.title_priors,
             seed=self.recipe.seed, normalize=config.normalize, tokens_per_batch=config.llm_tokens_per_batch,
             cache=score_cache(),
         )  # fmt: skip
@@ -322,7 +342,7 @@ class TrainedModel:
         from allrec.llm.title_scorer import title_priors
 
         tokens, cache = self.recipe.evaluation.llm_tokens_per_batch, score_cache()
-        return title_priors(self.llm, builder, items, tokens_per_batch=tokens, cache=cache)
+        return title_priors(self.tuned_llm, builder, items, tokens_per_batch=tokens, cache=cache)
 
     def priors_of_new(self, titles: Sequence[str | None]) -> Float[ndarray, "items"]:
         """log P(title | no history) of titles that the catalogue does not have, in nats."""
@@ -351,7 +371,7 @@ class TrainedModel:
         """What reads a user for the read-out head."""
         from allrec.llm.readout_training import Reader
 
-        return Reader(self.llm, self.builder, self.backbone, self.joint_items, self.item_inputs, self.soft_tokens)
+        return Reader(self.tuned_llm, self.builder, self.backbone, self.joint_items, self.item_inputs, self.soft_tokens)
 
     @cached_property
     def readout_items(self) -> Float[Tensor, "items readout_dim"]:

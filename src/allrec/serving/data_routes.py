@@ -20,7 +20,7 @@ from allrec.serving.bodies import (
     ItemBodies,
 )
 from allrec.serving.lookups import encoder_of
-from allrec.serving.problems import ProblemError
+from allrec.serving.problems import ProblemError, unknown_item
 from allrec.serving.recommend_routes import PROBLEMS
 from allrec.serving.service import Service
 from allrec.serving.snapshots import Snapshot, text_of
@@ -102,7 +102,7 @@ def show_item(request: Request, item_id: Annotated[Id, Path()], caller: Caller =
     known = snapshot.known.get(item_id)
     places = snapshot.positions([item_id]).tolist()
     if not places and known is None:
-        raise ProblemError(404, f"unknown item {item_id!r}. Add it: POST /v1/items.")
+        raise unknown_item(item_id)
     fields = snapshot.items.fields[places[0]] if places else known.fields if known else {}
     state = {"is_hidden": False, "is_in_stock": True, "expires_at": None}
     if known is not None:

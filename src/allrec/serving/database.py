@@ -99,7 +99,9 @@ class Database:
                 config.attributes["connection"] = connection
                 command.upgrade(config, "head")
         except CommandError as error:
-            raise InputError(f"the store has a schema that this allrec does not know: {error}. Upgrade it.") from None
+            raise InputError(
+                f"the store has a schema that this allrec does not know: {error}. Upgrade allrec."
+            ) from None
         except OperationalError as error:
             raise InputError(f"the store cannot be opened: {error.orig}. {EXPECTED}.") from None
 

@@ -44,6 +44,11 @@ class ProblemError(Exception):
         self.status, self.detail, self.headers = status, detail, headers
 
 
+def unknown_item(item_id: str) -> ProblemError:
+    """The error for an item that neither the run nor the store has."""
+    return ProblemError(404, f"unknown item {item_id!r}. Add it: POST /v1/items.")
+
+
 def problem(
     status: int, detail: str, errors: list[dict[str, str]] | None = None, headers: dict[str, str] | None = None
 ) -> JSONResponse:

@@ -17,7 +17,7 @@ from allrec.serving.access import READ, Caller
 from allrec.serving.answers import Page, body_of, described, new_id, page_of
 from allrec.serving.bodies import Id, Problem, Rank, Recommend, Recommendations, Settings, Similar
 from allrec.serving.lookups import audiences_of, by_text, encoder_of, ranked_list, similar
-from allrec.serving.problems import ProblemError
+from allrec.serving.problems import ProblemError, unknown_item
 from allrec.serving.ranking import Ranked, Wanted, boosted, mask_of
 from allrec.serving.service import Answered, Service
 from allrec.serving.snapshots import Snapshot
@@ -258,7 +258,7 @@ def _listed(
 def _item(snapshot: Snapshot, item_id: str) -> int:
     found: Sequence[int] = snapshot.positions([item_id]).tolist()
     if not found:
-        raise ProblemError(404, f"unknown item {item_id!r}. Add it: POST /v1/items.")
+        raise unknown_item(item_id)
     return found[0]
 
 

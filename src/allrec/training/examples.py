@@ -27,6 +27,10 @@ class Examples:
     def __len__(self) -> int:
         return len(self.users)
 
+    def take(self, rows: Int[ndarray, "chosen"]) -> "Examples":
+        """The chosen ones, in their order."""
+        return Examples(self.users[rows], self.positions[rows], self.items[rows])
+
 
 def training_examples(dataset: Dataset, positions: Literal["last", "every"]) -> Examples:
     """Training items with at least one item before them: each user's last, or every one.
@@ -51,8 +55,17 @@ def sampled(examples: Examples, sample: int | None, rng: np.random.Generator) ->
     """A random sample of the examples, in their order; all of them where ``sample`` is None or not smaller."""
     if sample is None or sample >= len(examples):
         return examples
-    rows = np.sort(rng.choice(len(examples), sample, replace=False))
-    return Examples(examples.users[rows], examples.positions[rows], examples.items[rows])
+    return examples.take(np.sort(rng.choice(len(examples), sample, replace=False)))
+
+
+def sampled_groups(
+    examples: Examples, groups: Int[ndarray, "rows"], sample: int | None, rng: np.random.Generator
+) -> Examples:
+    """The same, whole groups where they can be: groups come in random order until the number is reached."""
+    if sample is None or len(np.unique(groups)) == len(examples):
+        return sampled(examples, sample, rng)
+    place = rng.permutation(groups.max() + 1)[groups]
+    return examples.take(np.sort(np.argsort(place, kind="stable")[:sample]))
 
 
 def initialized(make: Callable[[], Module], seed: int, stream: str) -> Module:

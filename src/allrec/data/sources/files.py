@@ -21,7 +21,7 @@ COMMON_NAMES = {"--names": ("user_id", "item_id", "timestamp"), "--item-names": 
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 TABLE_SUFFIXES = (*SEPARATORS, ".parquet", *JSON_SUFFIXES)
 GZIP, ZIP, PARQUET = b"\x1f\x8b", b"PK\x03\x04", b"PAR1"
-BYTE_ORDER_MARKS = (b"\xff\xfe", b"\xfe\xff")
+BYTE_ORDER_MARKS = (b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")
 
 
 def table_suffix(path: Path) -> str:
@@ -64,13 +64,28 @@ def check_text(path: Path) -> str:
         kind, remedy = ("a zip archive", "Unpack it") if sample.startswith(ZIP) else ("Parquet", "Name it .parquet")
         raise InputError(f"{path} is {kind} under another name, expected text. {remedy}, and prepare again.")
     if sample.startswith(BYTE_ORDER_MARKS) or b"\0" in sample:
-        raise InputError(f"{path} holds NUL bytes, expected UTF-8 text. Convert it (iconv -t UTF-8) and prepare again.")
+        encoding = wide_encoding(sample)
+        remedy = f"Convert it (iconv -f {encoding} -t UTF-8)" if encoding else "Remove them (tr -d '\\0')"
+        raise InputError(f"{path} holds NUL bytes, expected UTF-8 text. {remedy} and prepare again.")
     try:
         return sample.decode("utf-8")
     except UnicodeDecodeError as error:
         if len(sample) == SAMPLE_BYTES and error.start > len(sample) - 4:
             return sample[: error.start].decode("utf-8")
         raise not_utf8(path, sample.count(b"\n", 0, error.start) + 1) from None
+
+
+def wide_encoding(sample: bytes) -> str | None:
+    """The encoding of text in units of two or four bytes, as iconv names it, by its mark or its first letter."""
+    starts = {
+        b"\xff\xfe\0\0": "UTF-32",
+        b"\0\0\xfe\xff": "UTF-32",
+        b"\xff\xfe": "UTF-16",
+        b"\xfe\xff": "UTF-16",
+        sample[:1] + b"\0": "UTF-16LE",
+        b"\0" + sample[1:2]: "UTF-16BE",
+    }
+    return next((encoding for start, encoding in starts.items() if sample.startswith(start)), None)
 
 
 def not_utf8(path: Path, line: int) -> InputError:

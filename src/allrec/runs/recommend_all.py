@@ -1,0 +1,252 @@
+"""Recommendations for every user of a run, into files, by any engine: ``AllRec.recommend`` for all of them.
+
+A part of the users is a file; so is what is recommended to them. Each is named by what decides it, so a job that was
+killed goes on where it was, and no user comes twice.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+from numpy import ndarray
+
+from allrec import storage
+from allrec.data.recommendations import parts_of_users, read_histories, write_histories, write_recommendations
+from allrec.errors import InputError
+from allrec.files import sha256_file, sha256_text
+from allrec.hybrid.features import histories_of
+from allrec.hybrid.fusion import Scope
+from allrec.hybrid.ranking import FusedRanker, Scored
+from allrec.parallel import Engine, Needs, OnProgress, ThisProcess, no_progress
+from allrec.runs.run_folder import REFIT, RunFolder
+from allrec.runs.trained_model import TrainedModel
+from allrec.shards import Shard, ShardTask
+
+USERS_A_PART = 4_096
+"""Users of one file: seconds of work without a language model, and what a kill costs at most, a worker."""
+REQUEST, DONE = "request.json", "recommendations.json"
+"""What is being made, written first; and what was made, written last."""
+FORMAT_VERSION = 1
+NOT_SERVED = ("evaluate", REFIT)
+"""Stages of a run that change nothing of what it recommends itself."""
+
+
+def best_of_catalogue(
+    model: TrainedModel,
+    sequences: Sequence[Int[ndarray, "length"]],
+    k: int,
+    *,
+    with_history: bool = False,
+    num_ranked: int | None = None,
+    use_llm: bool = True,
+) -> Iterator[Scored]:
+    """Ranks the catalogue for some users, some rows at a time, with k candidates in each where there are so many.
+
+    Args:
+        model: ranks.
+        sequences: the users' histories, item positions, oldest first.
+        k: how many are wanted.
+        with_history: see ``AllRec.recommend``.
+        num_ranked: see ``AllRec.recommend``.
+        use_llm: see ``AllRec.recommend``.
+    """
+    reader = model.llm_reader(sequences) if use_llm and reads_llm(model, "catalogue") else None
+    excepted, histories = None if with_history else np.full(len(sequences), -1), histories_of(sequences)
+    for scored in model.ranker.rank_catalogue(histories, excepted, reader, depth=k, num_ranked=num_ranked):
+        is_short = (scored.items >= 0).sum(axis=1) < k
+        if not is_short.any():
+            yield scored
+            continue
+        # Filling compares with the whole catalogue, so it is done for those who need it alone.
+        for one, needs_more in zip(map(scored.row, range(len(is_short))), is_short, strict=True):
+            yield model.backbone_ranker.filled(one, histories, excepted) if needs_more else one
+
+
+def reads_llm(model: TrainedModel, scope: Scope) -> bool:
+    """Whether the language model has a say, so that it need not be loaded where it has none."""
+    return model.has_llm and bool(model.ranker.llm_names(scope))
+
+
+class Best(NamedTuple):
+    """The best items of some users, a row each, best first.
+
+    Attributes:
+        users: rows of the task.
+        items: positions.
+        ranks: from 0.
+        scores: what orders them.
+        contributions: what each evidence, and last the language model, adds; nan where it adds nothing, and None
+            without a fusion.
+    """
+
+    users: Int[ndarray, "rows"]
+    items: Int[ndarray, "rows"]
+    ranks: Int[ndarray, "rows"]
+    scores: Float[ndarray, "rows"]
+    contributions: Float[ndarray, "rows evidence"] | None
+
+
+def best_rows(model: TrainedModel, scored: Scored, k: int) -> Best:
+    """The k best of every row of a ranking."""
+    places = scored.best(k)
+    items = np.take_along_axis(scored.items, places, axis=1)
+    rows, ranks = np.nonzero(items >= 0)
+    scores = np.take_along_axis(scored.scores, places, axis=1)
+    ranker = model.ranker
+    parts = ranker.contribution_table(scored, places, "catalogue") if isinstance(ranker, FusedRanker) else None
+    return Best(
+        rows + scored.rows.start, items[rows, ranks], ranks, scores[rows, ranks].astype(np.float64),
+        None if parts is None else parts[rows, ranks],
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RecommendUsers(ShardTask):
+    """Makes recommendations of a file of histories.
+
+    Attributes:
+        out: folder or URL of the files.
+        run: path of the run, the refitted one where there is one.
+        request: what decides the recommendations beside the users: ``request_of``.
+        device: where the language model answers.
+    """
+
+    out: str
+    run: str
+    request: str
+    device: str | None = None
+
+    @property
+    def recipe(self) -> Mapping[str, Any]:
+        """See ``ShardTask``."""
+        known: dict[str, Any] = json.loads(self.request)
+        return known
+
+    def make(self, shard: Shard, path: Path) -> None:
+        """See ``ShardTask``."""
+        with storage.local_file(shard.location) as file:
+            users = read_histories(file)
+        sequences = np.split(users.items, users.offsets[1:-1])
+        recipe, model = self.recipe, loaded(self.run, self.device)
+        if fingerprint(model.run) != recipe["run"]:
+            raise InputError(f"{self.run} has changed since this job began. Begin anew with another --out.")
+        ranked = best_of_catalogue(model, sequences, recipe["k"], use_llm=recipe["use_llm"])
+        found = [best_rows(model, scored, recipe["k"]) for scored in ranked]
+        columns = [np.concatenate(one) for one in zip(*(part[:4] for part in found), strict=True)]
+        rows, items, ranks, scores = columns
+        contributions: dict[str, ndarray] = {}
+        if isinstance(model.ranker, FusedRanker):
+            values = np.concatenate([part.contributions for part in found if part.contributions is not None])
+            contributions = dict(zip(model.ranker.contribution_names, values.T, strict=True))
+        user_ids, item_ids = [users.user_ids[row] for row in rows], [model.catalogue.item_ids[item] for item in items]
+        write_recommendations(path, user_ids, item_ids, ranks, scores, contributions)
+
+
+_loaded: dict[tuple[str, str | None], TrainedModel] = {}
+
+
+def loaded(run: str, device: str | None) -> TrainedModel:
+    """A run's model, loaded once a process."""
+    if (run, device) not in _loaded:
+        _loaded.clear()
+        _loaded[run, device] = TrainedModel.load(RunFolder.open(run), device=device)
+    return _loaded[run, device]
+
+
+def fingerprint(run: RunFolder) -> str:
+    """A hash of all that was trained or added in a run; to evaluate it again changes nothing."""
+    noted = run.manifest["stages"]
+    stages = {name: noted[name].get("sha256") for name in noted if name not in NOT_SERVED}
+    known = {"stages": stages, "added": run.manifest.get("added", []), "llm": run.manifest["llm"]}
+    known["recipe"] = run.manifest.get("recipe_sha256")
+    return sha256_text(json.dumps(known, sort_keys=True))
+
+
+def recommend_all(
+    model: TrainedModel,
+    out: Path | str,
+    *,
+    k: int = 10,
+    use_llm: bool = True,
+    engine: Engine | None = None,
+    needs: Needs = Needs(),
+    users_a_part: int = USERS_A_PART,
+    on_progress: OnProgress = no_progress,
+) -> dict[str, Any]:
+    """Writes the k best items of every user as Parquet files; a job that was stopped goes on where it was.
+
+    Args:
+        model: a run's.
+        out: folder or URL; new, or of the same job.
+        k: items a user.
+        use_llm: False leaves the language model out.
+        engine: where it is done; this process where None. The bytes do not depend on it.
+        needs: of one worker.
+        users_a_part: users of one file; scores may depend on it in the last digits.
+        on_progress: sees the share of the users that are done, and ``users``.
+
+    Returns:
+        What ``recommendations.json`` holds: ``request``, ``users``, and ``parts`` in the users' order.
+
+    Raises:
+        InputError: k below 1, or a folder of another job.
+    """
+    if k < 1:
+        raise InputError(f"got k = {k}, expected at least 1.")
+    out, catalogue = str(out), model.catalogue
+    request = {
+        "format": FORMAT_VERSION, "run": fingerprint(model.run), "k": k, "use_llm": use_llm and model.has_llm,
+        "users_a_part": users_a_part,
+    }  # fmt: skip
+    done = _begin(out, request)
+    if done is not None:
+        return done
+    task = RecommendUsers(storage.join(out, "parts"), str(model.run.path), json.dumps(request), model.device)
+    if engine is None:
+        engine = ThisProcess()
+        _loaded[task.run, task.device] = model
+    num_users, parts = len(catalogue.user_ids), list[str]()
+    for part in engine.map(task, _shards(out, model, users_a_part), needs):
+        parts.append(part)
+        users = min(num_users, len(parts) * users_a_part)
+        on_progress(users / num_users, {"users": float(users)})
+    done = {"request": request, "users": num_users, "parts": [Path(part).name for part in parts]}
+    storage.remove_leftovers(task.out)
+    storage.write_json(storage.join(out, DONE), done)
+    storage.remove(storage.join(out, "users"))
+    return done
+
+
+def _begin(out: str, request: dict[str, Any]) -> dict[str, Any] | None:
+    """Notes what is to be made, and returns what has been made where all is done already."""
+    noted = storage.join(out, REQUEST)
+    if storage.exists(noted):
+        earlier = storage.read_json(noted)
+        different = [name for name in request if earlier.get(name) != request[name]]
+        if different:
+            raise InputError(
+                f"{out} holds recommendations of another job: {', '.join(different)} differ. Give another --out."
+            )
+    elif storage.is_used(out):
+        raise InputError(f"{out} is in use and holds no recommendations, expected a new or empty folder. Give another.")
+    else:
+        storage.write_json(noted, request)
+    done = storage.join(out, DONE)
+    return dict(storage.read_json(done)) if storage.exists(done) else None
+
+
+def _shards(out: str, model: TrainedModel, size: int) -> Iterator[Shard]:
+    """Files of histories, written where they are not there yet, just before they are needed."""
+    for number, histories in enumerate(parts_of_users(model.catalogue, size)):
+        location = storage.join(storage.join(out, "users"), f"{number:06d}.parquet")
+        if not storage.exists(location):
+            with storage.whole_file(location) as path:
+                write_histories(path, histories)
+        with storage.local_file(location) as path:
+            yield Shard(location, sha256_file(path))

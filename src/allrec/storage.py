@@ -1,0 +1,127 @@
+"""Files in folders or behind URLs (``s3://...``, by fsspec): whole or not at all in both.
+
+A path is anything without ``scheme://``. A file behind a URL is written on this machine and put there in one piece: an
+object store shows an object once it is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from allrec import files
+from allrec.errors import InputError
+from allrec.files import atomic_path
+
+SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]+)://")
+
+
+def is_url(location: str | Path) -> bool:
+    """Whether it is a URL and no path of this machine.
+
+    Example:
+        >>> is_url("s3://bucket/run"), is_url("/runs/a")
+        (True, False)
+    """
+    return SCHEME.match(str(location)) is not None
+
+
+def join(folder: str, name: str) -> str:
+    """A file or folder in another.
+
+    Example:
+        >>> join("s3://bucket/run/", "users.parquet")
+        's3://bucket/run/users.parquet'
+    """
+    return f"{folder.rstrip('/')}/{name}" if is_url(folder) else str(Path(folder) / name)
+
+
+def exists(location: str) -> bool:
+    """Whether there is such a file."""
+    if not is_url(location):
+        return Path(location).exists()
+    system, path = _system(location)
+    return bool(system.exists(path))
+
+
+@contextmanager
+def whole_file(location: str) -> Iterator[Path]:
+    """Yields a local path; when the block ends well its file is at ``location``, whole.
+
+    Raises:
+        Whatever the block raises; nothing is then there.
+    """
+    if not is_url(location):
+        with atomic_path(location) as path:
+            yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="allrec-") as folder:
+        path = Path(folder) / location.rsplit("/", 1)[1]
+        yield path
+        system, target = _system(location)
+        system.put_file(str(path), target)
+
+
+@contextmanager
+def local_file(location: str) -> Iterator[Path]:
+    """Yields a local path of a file: its own, or that of a copy that is removed at the end."""
+    if not is_url(location):
+        yield Path(location)
+        return
+    with tempfile.TemporaryDirectory(prefix="allrec-") as folder:
+        path = Path(folder) / location.rsplit("/", 1)[1]
+        system, source = _system(location)
+        system.get_file(source, str(path))
+        yield path
+
+
+def read_json(location: str) -> Any:
+    """Reads a JSON file; see ``files.read_json``."""
+    with local_file(location) as path:
+        return files.read_json(path)
+
+
+def write_json(location: str, value: Any) -> None:
+    """Writes a JSON file whole or not at all; NaN is refused."""
+    with whole_file(location) as path:
+        path.write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def is_used(folder: str) -> bool:
+    """Whether there is a file of that name, or anything in the folder."""
+    if not is_url(folder):
+        local = Path(folder)
+        return local.exists() and (not local.is_dir() or any(local.iterdir()))
+    system, path = _system(folder)
+    return bool(system.exists(path) and system.ls(path))
+
+
+def remove(folder: str) -> None:
+    """Removes a folder with all that is in it; none is no error."""
+    if not is_url(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    system, path = _system(folder)
+    if system.exists(path):
+        system.rm(path, recursive=True)
+
+
+def remove_leftovers(folder: str) -> None:
+    """Removes what killed writers left half-written in a folder that nobody writes to any more; a URL has none."""
+    for path in [] if is_url(folder) else Path(folder).glob(".*.part"):
+        path.unlink(missing_ok=True)
+
+
+def _system(location: str) -> tuple[Any, str]:
+    try:
+        return fsspec.core.url_to_fs(location)
+    except (ImportError, ValueError) as error:
+        raise InputError(f"{location}: {error} Give a path, or install what reads such URLs.") from None

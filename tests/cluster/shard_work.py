@@ -1,0 +1,62 @@
+"""Work over shards that tests can watch: importable by workers, harmless to repeat."""
+
+import os
+import signal
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from allrec.errors import InputError
+from allrec.files import sha256_file
+from allrec.shards import Shard, ShardTask
+
+
+def write_shards(folder, count):
+    folder.mkdir(parents=True, exist_ok=True)
+    shards = []
+    for number in range(count):
+        path = folder / f"{number}.txt"
+        path.write_text(f"shard {number}")
+        shards.append(Shard(str(path), sha256_file(path)))
+    return shards
+
+
+@dataclass(frozen=True)
+class Upper(ShardTask):
+    """Writes a shard in capitals, and a line of ``log`` for every call: name, process, threads."""
+
+    out: str
+    log: str
+    kill: str | None = None
+    is_fatal: bool = False
+    fail: str | None = None
+    suffix: str = ".txt"
+
+    @property
+    def recipe(self) -> Mapping[str, Any]:
+        return {"what": "capitals"}
+
+    def make(self, shard: Shard, path: Path) -> None:
+        name = Path(shard.location).name
+        first = not any(line.startswith(f"{name} ") for line in lines_of(self.log))
+        with open(self.log, "a") as file:
+            file.write(f"{name} {os.getpid()} {torch.get_num_threads()}\n")
+        path.write_text(Path(shard.location).read_text().upper()[:3])
+        if name == self.kill and (first or self.is_fatal):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if name == self.fail:
+            raise InputError(f"{name} is bad")
+        path.write_text(Path(shard.location).read_text().upper())
+
+
+def lines_of(log):
+    return Path(log).read_text().splitlines() if Path(log).exists() else []
+
+
+def pid_after(seconds):
+    time.sleep(seconds)
+    return os.getpid()
