@@ -48,7 +48,7 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# What takes many minutes: ten kills of the store's writer and of its server.
+# What takes many minutes: kills of the store and of its server, and 20,000 requests of every kind to the service.
 soak: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -n 0 -m soak tests
 

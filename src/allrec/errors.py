@@ -32,7 +32,7 @@ def nearest(word: str, known: list[str]) -> str:
         "did you mean 'seed'? known: epochs, seed"
     """
     matches = get_close_matches(word, known, n=1, cutoff=0.5)
-    listing = "known: " + ", ".join(sorted(known))
+    listing = "known: " + ", ".join(sorted(known)) if known else "there is none"
     return f"did you mean {matches[0]!r}? {listing}" if matches else listing
 
 

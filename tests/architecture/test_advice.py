@@ -115,7 +115,7 @@ def end_of(body: list[ast.stmt]) -> ast.stmt:
     match last:
         case ast.With(items=items) if not any(text for item in items for text in checked(item)):
             return end_of(last.body)
-        case ast.For():
+        case ast.For() | ast.Try():
             return end_of(last.body)
         case _:
             return last

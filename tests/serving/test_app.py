@@ -183,10 +183,12 @@ def test_a_users_data_are_shown_and_erased_and_everything_moves(client, run, tmp
         ("POST", "/v1/import", {"kind": "nothing"}, 400, "line 1"),
         ("GET", "/v1/export?cursor=x", None, 400, "got the cursor"),
         ("GET", "/v1/nothing", None, 404, "Not Found"),
+        ("GET", "/v1/popular?kk=3", None, 422, "unknown parameter 'kk': did you mean 'k'"),
+        ("POST", "/v1/recommendations", {"scenario": "home"}, 404, "unknown scenario 'home': there is none."),
         ("PUT", "/v1/scenarios/s", {"filter": "price <"}, 400, "does not compile"),
         ("POST", "/v1/models", {"run": "../../etc"}, 422, "/body/run"),
-        ("POST", "/v1/models", {"run": "missing"}, 400, "missing"),
-        ("POST", "/v1/models/roll-back", None, 400, "no earlier model version"),
+        ("POST", "/v1/models", {"run": "missing"}, 404, "no run 'missing'"),
+        ("POST", "/v1/models/roll-back", None, 409, "no earlier model version"),
     ],
 )
 def test_what_is_refused_is_a_problem_document(client, method, path, body, status, words):

@@ -247,7 +247,7 @@ def test_another_run_is_published_before_one_goes_back(client, run, system):
     other = run.parent / "second"
     if not other.exists():
         system.save_pretrained(other)
-    detail = refusal(client.post("/v1/models/roll-back"), 400)
+    detail = refusal(client.post("/v1/models/roll-back"), 409)
     advises(detail, "has no earlier model version to go back to. Publish another run.")
     good(client.post("/v1/models", json={"run": "second"}))
     assert good(client.post("/v1/models/roll-back"))["version"] == 1

@@ -116,7 +116,7 @@ def run_app() -> int | str | None:
 def say_stopped() -> None:
     """Says, after Ctrl-C, how to go on; within a command typer turns that into an exit code."""
     sys.stderr.write(
-        "allrec: stopped. Nothing that was finished is lost: train and compare go on with --resume, "
+        "allrec: stopped. Nothing that was finished is lost: train and compare continue with --resume, "
         "data fetch by itself.\n"
     )
 

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from fastapi import Depends, Request
 from starlette.concurrency import run_in_threadpool
 
+from allrec.errors import nearest
 from allrec.serving.keys import SCOPES
 from allrec.serving.problems import ProblemError
 from allrec.serving.service import DEFAULT_TENANT
@@ -131,5 +132,18 @@ class Scope:
         return await access.check(request, self.name, self.cookie)
 
 
+def refuse_unknown_parameters(request: Request) -> None:
+    """Refuses a parameter behind the ``?`` that the route does not know: a misspelt filter must not filter nothing.
+
+    Raises:
+        ProblemError: the parameter, and the nearest known one.
+    """
+    known = [parameter.alias for parameter in request.scope["route"].dependant.query_params]
+    for name in request.query_params:
+        if name not in known:
+            raise ProblemError(422, f"/query: unknown parameter {name[:80]!r}: {nearest(name, known)}.")
+
+
+KNOWN = Depends(refuse_unknown_parameters)
 READ, WRITE, ADMIN = (Depends(Scope(name)) for name in SCOPES)
 READ_PAGE, WRITE_PAGE = (Depends(Scope(name, COOKIE)) for name in ("read", "write"))

@@ -7,25 +7,42 @@ import numpy as np
 from fastapi import APIRouter, Path, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
-from allrec.errors import InputError
-from allrec.serving.access import ADMIN, READ, Caller
-from allrec.serving.bodies import ExperimentBody, KeyBody, Name, Publish, Settings
+from allrec.errors import InputError, nearest
+from allrec.runs.run_folder import MANIFEST
+from allrec.serving.access import ADMIN, KNOWN, READ, Caller
+from allrec.serving.bodies import ExperimentBody, KeyBody, KeyId, Name, Publish, Settings
 from allrec.serving.data_routes import service_of
 from allrec.serving.experiments import experiment_result
 from allrec.serving.problems import ProblemError
 from allrec.serving.ranking import RequestRanker, Wanted
-from allrec.serving.recommend_routes import PROBLEMS
 from allrec.serving.refresh import reports
+from allrec.serving.replies import (
+    PROBLEM,
+    PROBLEMS,
+    ExperimentShown,
+    KeyMade,
+    KeyNamed,
+    KeysShown,
+    Named,
+    Published,
+    Ready,
+    Refreshes,
+    Scenarios,
+    Version,
+    Versions,
+)
+from allrec.serving.self_test import load_checked
 from allrec.serving.service import Service
-from allrec.serving.snapshots import Served, Snapshot
+from allrec.serving.snapshots import Snapshot
 from allrec.serving.store import Experiment, ModelVersion
 
-router = APIRouter(prefix="/v1", tags=["administer"], responses=PROBLEMS)
-operating = APIRouter(tags=["operate"])
+router = APIRouter(prefix="/v1", tags=["administer"], responses=PROBLEMS, dependencies=[KNOWN])
+operating = APIRouter(tags=["operate"], responses={503: PROBLEMS[503]})
 TESTED_USERS = 20
+FIGURE = 'allrec_answers_total{scorer="fusion"} 12.0\n'
 
 
-@router.put("/scenarios/{name}")
+@router.put("/scenarios/{name}", response_model=Named)
 def put_scenario(
     request: Request, name: Annotated[Name, Path()], body: Settings, caller: Caller = ADMIN
 ) -> JSONResponse:
@@ -39,13 +56,13 @@ def put_scenario(
     return JSONResponse({"name": name})
 
 
-@router.get("/scenarios")
+@router.get("/scenarios", response_model=Scenarios)
 def show_scenarios(request: Request, caller: Caller = READ) -> JSONResponse:
     """All scenarios."""
     return JSONResponse({"scenarios": service_of(request).store.scenarios(caller.tenant)})
 
 
-@router.delete("/scenarios/{name}")
+@router.delete("/scenarios/{name}", response_model=Named)
 def delete_scenario(request: Request, name: Annotated[Name, Path()], caller: Caller = ADMIN) -> JSONResponse:
     """Deletes a scenario."""
     if not service_of(request).store.delete_scenario(caller.tenant, name):
@@ -53,7 +70,7 @@ def delete_scenario(request: Request, name: Annotated[Name, Path()], caller: Cal
     return JSONResponse({"name": name})
 
 
-@router.put("/experiments/{name}")
+@router.put("/experiments/{name}", response_model=Named)
 def put_experiment(
     request: Request, name: Annotated[Name, Path()], body: ExperimentBody, caller: Caller = ADMIN
 ) -> JSONResponse:
@@ -68,7 +85,7 @@ def put_experiment(
     return JSONResponse({"name": name})
 
 
-@router.get("/experiments/{name}")
+@router.get("/experiments/{name}", response_model=ExperimentShown)
 def show_experiment(request: Request, name: Annotated[Name, Path()], caller: Caller = READ) -> JSONResponse:
     """Click and conversion rates of an experiment's groups, and their differences with intervals, for one look."""
     store = service_of(request).store
@@ -77,7 +94,7 @@ def show_experiment(request: Request, name: Annotated[Name, Path()], caller: Cal
     return JSONResponse(asdict(experiment_result(store, caller.tenant, name)))
 
 
-@router.get("/models")
+@router.get("/models", response_model=Versions)
 def show_models(request: Request, caller: Caller = READ) -> JSONResponse:
     """What serves, in the store and in this worker, and what served before."""
     service = service_of(request)
@@ -86,28 +103,31 @@ def show_models(request: Request, caller: Caller = READ) -> JSONResponse:
     return JSONResponse({"loaded": loaded, "versions": [_version(one) for one in history]})
 
 
-@router.get("/refreshes")
+@router.get("/refreshes", response_model=Refreshes)
 def show_refreshes(request: Request, caller: Caller = ADMIN) -> JSONResponse:
     """How far each refresh is whose folder lies among the runs, and how it ended."""
     return JSONResponse({"refreshes": reports(service_of(request).runs_root)})
 
 
-@router.post("/models")
+@router.post("/models", response_model=Published)
 def publish(request: Request, body: Publish, caller: Caller = ADMIN) -> JSONResponse:
     """Loads a run beside the one that serves, checks it, and lets every worker switch to it without a dropped request.
 
-    Checked are the checksums of its files, and that it answers the users of the run that serves: finite scores, as many
-    items as the run before. How many of the first ten are the same is told, and refuses nothing.
+    Checked are the checksums of its files, that it answers some users as when it was published first, and that it
+    answers the users of the run that serves: finite scores, as many items as the run before. How many of the first ten
+    are the same is told, and refuses nothing.
     """
     service = service_of(request)
     path = service.runs_root / body.run
-    served = Served.load(str(path), 0)
-    overlap = tested(service, caller.tenant, served)
+    if not (path / MANIFEST).is_file():
+        known = sorted(file.parent.name for file in service.runs_root.glob(f"*/{MANIFEST}"))
+        raise ProblemError(404, f"no run {body.run!r} beside the one of the command line: {nearest(body.run, known)}.")
+    overlap = tested(service, caller.tenant, load_checked(str(path), 0))
     version = service.store.publish(caller.tenant, run=str(path))
     return JSONResponse({**_version(version), "overlap_at_10": overlap})
 
 
-def tested(service: Service, tenant: str, served: Served) -> float | None:
+def tested(service: Service, tenant: str, new: Snapshot) -> float | None:
     """The mean share of the first ten items that two runs have in common, for users of the one that serves.
 
     Raises:
@@ -115,7 +135,7 @@ def tested(service: Service, tenant: str, served: Served) -> float | None:
     """
     if service.store.serving(tenant) is None:
         return None
-    old, new = service.tenant(tenant).snapshot, Snapshot.first(served)
+    old = service.tenant(tenant).snapshot
     ids = old.model.catalogue
     shares = []
     for user in range(min(TESTED_USERS, len(ids.user_ids))):
@@ -136,10 +156,13 @@ def _answered(snapshot: Snapshot, history: list[str]) -> tuple[list[str], Any]:
     return [snapshot.model.catalogue.item_ids[item] for item in ranked.items[:10]], ranked.scores[:10]
 
 
-@router.post("/models/roll-back")
+@router.post("/models/roll-back", response_model=Version, responses={409: PROBLEM})
 def roll_back(request: Request, caller: Caller = ADMIN) -> JSONResponse:
     """Lets every worker switch back to the version before."""
-    return JSONResponse(_version(service_of(request).store.roll_back(caller.tenant)))
+    try:
+        return JSONResponse(_version(service_of(request).store.roll_back(caller.tenant)))
+    except InputError as error:
+        raise ProblemError(409, str(error)) from None
 
 
 def _version(version: ModelVersion) -> dict[str, Any]:
@@ -149,13 +172,13 @@ def _version(version: ModelVersion) -> dict[str, Any]:
     }  # fmt: skip
 
 
-@router.post("/keys")
+@router.post("/keys", response_model=KeyMade)
 def create_key(request: Request, body: KeyBody, caller: Caller = ADMIN) -> JSONResponse:
     """Makes an API key of the tenant. Its text is in this answer alone."""
     return JSONResponse({"key": service_of(request).store.keys.create(caller.tenant, scopes=body.scopes)})
 
 
-@router.get("/keys")
+@router.get("/keys", response_model=KeysShown)
 def show_keys(request: Request, caller: Caller = ADMIN) -> JSONResponse:
     """The tenant's keys, without their texts."""
     entries = service_of(request).store.keys.entries(caller.tenant)
@@ -166,21 +189,23 @@ def show_keys(request: Request, caller: Caller = ADMIN) -> JSONResponse:
     return JSONResponse({"keys": rows})
 
 
-@router.delete("/keys/{key_id}")
-def revoke_key(request: Request, key_id: Annotated[str, Path(max_length=64)], caller: Caller = ADMIN) -> JSONResponse:
+@router.delete("/keys/{key_id}", response_model=KeyNamed)
+def revoke_key(request: Request, key_id: Annotated[KeyId, Path()], caller: Caller = ADMIN) -> JSONResponse:
     """Makes a key invalid from the next request on."""
     if not service_of(request).store.keys.revoke(caller.tenant, key_id=key_id):
         raise ProblemError(404, f"no valid key has the id {key_id!r}.")
     return JSONResponse({"key_id": key_id})
 
 
-@operating.get("/healthz")
+@operating.get(
+    "/healthz", response_class=PlainTextResponse, responses={200: {"content": {"text/plain": {"example": "ok"}}}}
+)
 def healthz() -> PlainTextResponse:
     """Whether the process lives."""
     return PlainTextResponse("ok")
 
 
-@operating.get("/readyz")
+@operating.get("/readyz", response_model=Ready)
 def readyz(request: Request) -> Response:
     """Whether requests are answered: the run is loaded, and the store can be read. The language model may be down."""
     service = service_of(request)
@@ -190,7 +215,9 @@ def readyz(request: Request) -> Response:
     return JSONResponse({"status": "ready", "language_model": llm})
 
 
-@operating.get("/metrics")
+@operating.get(
+    "/metrics", response_class=PlainTextResponse, responses={200: {"content": {"text/plain": {"example": FIGURE}}}}
+)
 def metrics(request: Request) -> Response:
     """Figures for Prometheus. Keep this path from the public where a proxy stands before the service."""
     service, figures = service_of(request), request.app.state.figures

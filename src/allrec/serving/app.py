@@ -15,13 +15,13 @@ from allrec.errors import InputError
 from allrec.serving import admin_routes, data_routes, page_routes, recommend_routes
 from allrec.serving.access import LOOPBACK, Access, Rates
 from allrec.serving.answers import Recorder
+from allrec.serving.description import describe
 from allrec.serving.monitoring import Figures, Watched, log_json_lines
 from allrec.serving.problems import handle_problems, problem
 from allrec.serving.service import DEFAULT_TENANT, Retention, Service
 from allrec.serving.store import Store
 
 STOP_SECONDS = 30
-DESCRIPTION = "Recommendations of a trained run: for users, sessions and texts, fresh with the next request."
 
 
 @dataclass(frozen=True)
@@ -93,9 +93,7 @@ def create_app(config: ServeConfig) -> FastAPI:
         retention.close()
         store.close()
 
-    app = FastAPI(
-        title="allrec", version="1", description=DESCRIPTION, lifespan=lifespan, docs_url=None, redoc_url=None
-    )
+    app = FastAPI(title="allrec", version="1", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.service, app.state.store, app.state.figures, app.state.recorder = service, store, figures, recorder
     app.state.access = Access(store, config.needs_key, Rates(config.rate, config.burst))
     for router in (
@@ -107,6 +105,7 @@ def create_app(config: ServeConfig) -> FastAPI:
     ):
         app.include_router(router)
     handle_problems(app)
+    describe(app, config.needs_key)
     if config.origins:
         app.add_middleware(CORSMiddleware, allow_origins=list(config.origins), allow_methods=["GET", "POST"])
 

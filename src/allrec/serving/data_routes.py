@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
 from allrec.errors import InputError
-from allrec.serving.access import ADMIN, READ, WRITE, Caller
+from allrec.serving.access import ADMIN, KNOWN, READ, WRITE, Caller
 from allrec.serving.bodies import (
     FIELD_BYTES,
     Availability,
@@ -18,15 +18,26 @@ from allrec.serving.bodies import (
     Fields,
     Id,
     ItemBodies,
+    UserId,
 )
 from allrec.serving.lookups import encoder_of
 from allrec.serving.problems import ProblemError, unknown_item
-from allrec.serving.recommend_routes import PROBLEMS
+from allrec.serving.replies import (
+    PROBLEMS,
+    Erased,
+    Imported,
+    ItemChanged,
+    ItemShown,
+    ItemsReceived,
+    Received,
+    UserNamed,
+    UserShown,
+)
 from allrec.serving.service import Service
 from allrec.serving.snapshots import Snapshot, text_of
 from allrec.serving.store import Event, Feedback, Item
 
-router = APIRouter(prefix="/v1", tags=["data"], responses=PROBLEMS)
+router = APIRouter(prefix="/v1", tags=["data"], responses=PROBLEMS, dependencies=[KNOWN])
 DEEPEST = 8
 """Levels of lists and objects in an item's or a user's fields."""
 NESTED = 20
@@ -38,7 +49,7 @@ def service_of(request: Request) -> Service:
     return service
 
 
-@router.post("/events")
+@router.post("/events", response_model=Received)
 def add_events(request: Request, body: Events, caller: Caller = WRITE) -> JSONResponse:
     """Stores events, at most once each by ``event_id``. With the answer they are on disk, and they count at once."""
     events = [Event(**one.model_dump()) for one in body.events]
@@ -46,7 +57,7 @@ def add_events(request: Request, body: Events, caller: Caller = WRITE) -> JSONRe
     return JSONResponse({"received": len(events), "new": num_new})
 
 
-@router.post("/feedback")
+@router.post("/feedback", response_model=Received)
 def add_feedback(request: Request, body: FeedbackBody, caller: Caller = WRITE) -> JSONResponse:
     """Stores impressions and clicks of recommendations, at most once each."""
     entries = [Feedback(**one.model_dump()) for one in body.feedback]
@@ -54,7 +65,7 @@ def add_feedback(request: Request, body: FeedbackBody, caller: Caller = WRITE) -
     return JSONResponse({"received": len(entries), "new": num_new})
 
 
-@router.post("/items")
+@router.post("/items", response_model=ItemsReceived)
 def put_items(request: Request, body: ItemBodies, caller: Caller = WRITE) -> JSONResponse:
     """Adds items, or replaces the fields of those that are there; what is hidden stays hidden.
 
@@ -86,7 +97,7 @@ def embedded(snapshot: Snapshot, body: ItemBodies) -> list[Item]:
     ]
 
 
-@router.patch("/items/{item_id:path}")
+@router.patch("/items/{item_id:path}", response_model=ItemChanged)
 def set_availability(
     request: Request, item_id: Annotated[Id, Path()], body: Availability, caller: Caller = WRITE
 ) -> JSONResponse:
@@ -95,7 +106,7 @@ def set_availability(
     return JSONResponse({"item_id": item_id, "version": version})
 
 
-@router.get("/items/{item_id:path}")
+@router.get("/items/{item_id:path}", response_model=ItemShown)
 def show_item(request: Request, item_id: Annotated[Id, Path()], caller: Caller = READ) -> JSONResponse:
     """What is known of an item."""
     snapshot = service_of(request).tenant(caller.tenant).snapshot
@@ -110,16 +121,18 @@ def show_item(request: Request, item_id: Annotated[Id, Path()], caller: Caller =
     return JSONResponse({"item_id": item_id, "fields": fields, **state, "is_recommendable": bool(places)})
 
 
-@router.put("/users/{user_id:path}")
-def put_user(request: Request, user_id: Annotated[Id, Path()], body: Fields, caller: Caller = WRITE) -> JSONResponse:
+@router.put("/users/{user_id:path}", response_model=UserNamed)
+def put_user(
+    request: Request, user_id: Annotated[UserId, Path()], body: Fields, caller: Caller = WRITE
+) -> JSONResponse:
     """Sets a user's fields, which filters and boosts read as ``user``."""
     check_size(body.fields, f"user {user_id!r}")
     service_of(request).store.put_user(caller.tenant, user_id, fields=body.fields)
     return JSONResponse({"user_id": user_id})
 
 
-@router.get("/users/{user_id:path}")
-def show_user(request: Request, user_id: Annotated[Id, Path()], caller: Caller = ADMIN) -> JSONResponse:
+@router.get("/users/{user_id:path}", response_model=UserShown)
+def show_user(request: Request, user_id: Annotated[UserId, Path()], caller: Caller = ADMIN) -> JSONResponse:
     """Everything that is stored about a user, and the run's history of the user."""
     service = service_of(request)
     catalogue = service.tenant(caller.tenant).snapshot.model.catalogue
@@ -129,8 +142,8 @@ def show_user(request: Request, user_id: Annotated[Id, Path()], caller: Caller =
     return JSONResponse(service.store.show_user(caller.tenant, user_id) | {"trained_on": trained})
 
 
-@router.delete("/users/{user_id:path}")
-def erase_user(request: Request, user_id: Annotated[Id, Path()], caller: Caller = ADMIN) -> JSONResponse:
+@router.delete("/users/{user_id:path}", response_model=Erased)
+def erase_user(request: Request, user_id: Annotated[UserId, Path()], caller: Caller = ADMIN) -> JSONResponse:
     """Erases everything that is stored about a user.
 
     What the run that serves was trained on of the user is not used from now on, and goes with the next refresh.
@@ -138,13 +151,24 @@ def erase_user(request: Request, user_id: Annotated[Id, Path()], caller: Caller 
     return JSONResponse({"erased": service_of(request).store.erase_user(caller.tenant, user_id)})
 
 
-@router.get("/export")
+class JsonLines(StreamingResponse):
+    """Lines of JSON, one after the other."""
+
+    media_type = "application/x-ndjson"
+
+
+LINE = '{"kind": "user", "row": {"user_id": "A1YJEY40YUW4SE", "fields": {"country": "DE"}}}'
+CURSOR = "WyJ1c2VyIiwgIkExWUpFWTQwWVVXNFNFIl0="
+LINES: dict[str, Any] = {JsonLines.media_type: {"schema": {"type": "string"}, "example": LINE}}
+
+
+@router.get("/export", response_class=JsonLines, responses={200: {"content": LINES}})
 def export(
     request: Request,
-    cursor: Annotated[str | None, Query(max_length=1_000)] = None,
-    limit: Annotated[int | None, Query(ge=1, le=1_000_000)] = None,
+    cursor: Annotated[str | None, Query(max_length=1_000, examples=[CURSOR])] = None,
+    limit: Annotated[int | None, Query(ge=1, le=1_000_000, examples=[1_000])] = None,
     caller: Caller = ADMIN,
-) -> StreamingResponse:
+) -> JsonLines:
     """Everything of the tenant as JSON lines, each with the cursor to go on after it."""
     lines = service_of(request).store.export(caller.tenant, cursor=cursor, limit=limit)
     # The first line is read here, so that a bad cursor is answered by a problem document.
@@ -156,15 +180,10 @@ def export(
         for line in lines:
             yield line + "\n"
 
-    return StreamingResponse(every(), media_type="application/x-ndjson")
+    return JsonLines(every())
 
 
-@router.post(
-    "/import",
-    openapi_extra={
-        "requestBody": {"required": True, "content": {"application/x-ndjson": {"schema": {"type": "string"}}}}
-    },
-)
+@router.post("/import", response_model=Imported, openapi_extra={"requestBody": {"required": True, "content": LINES}})
 async def load(request: Request, caller: Caller = ADMIN) -> JSONResponse:
     """Takes the lines of an export. A line that was taken before changes nothing, so an import is just repeated."""
     body = await request.body()

@@ -13,22 +13,19 @@ from starlette.concurrency import run_in_threadpool
 
 from allrec.errors import InputError, nearest
 from allrec.serving import service as serving
-from allrec.serving.access import READ, Caller
+from allrec.serving.access import KNOWN, READ, Caller
 from allrec.serving.answers import Page, body_of, described, new_id, page_of
-from allrec.serving.bodies import Id, Problem, Rank, Recommend, Recommendations, Settings, Similar
+from allrec.serving.bodies import BOOST, FILTER, Id, Rank, Recommend, Settings, Similar, UserId
 from allrec.serving.lookups import audiences_of, by_text, encoder_of, ranked_list, similar
 from allrec.serving.problems import ProblemError, unknown_item
 from allrec.serving.ranking import Ranked, Wanted, boosted, mask_of
+from allrec.serving.replies import PROBLEMS, Audiences, Listed, Ranking, Recommendations
 from allrec.serving.service import Answered, Service
 from allrec.serving.snapshots import Snapshot
 from allrec.serving.store import Answer
 from allrec.serving.store_settings import group_of
 
-PROBLEMS: dict[int | str, dict[str, Any]] = {
-    status: {"model": Problem, "content": {"application/problem+json": {}}}
-    for status in (400, 401, 403, 404, 413, 422, 429, 503)
-}
-router = APIRouter(prefix="/v1", tags=["recommend"], responses=PROBLEMS)
+router = APIRouter(prefix="/v1", tags=["recommend"], responses=PROBLEMS, dependencies=[KNOWN])
 OWN = ("filter", "boost", "diversity", "with_history")
 MONTH = 30 * 86_400.0
 COUNTED = 1_000
@@ -49,10 +46,10 @@ async def recommend(request: Request, body: Recommend, caller: Caller = READ) ->
 @router.get("/users/{user_id:path}/recommendations", response_model=Recommendations)
 async def recommend_user(
     request: Request,
-    user_id: Annotated[Id, Path()],
-    k: Annotated[int, Query(ge=1, le=100)] = 10,
-    filter: Annotated[str | None, Query(max_length=1_000)] = None,
-    boost: Annotated[str | None, Query(max_length=1_000)] = None,
+    user_id: Annotated[UserId, Path()],
+    k: Annotated[int, Query(ge=1, le=100, examples=[5])] = 10,
+    filter: Annotated[str | None, Query(max_length=1_000, examples=[FILTER])] = None,
+    boost: Annotated[str | None, Query(max_length=1_000, examples=[BOOST])] = None,
     caller: Caller = READ,
 ) -> JSONResponse:
     """The best items for a user, by address alone."""
@@ -152,7 +149,7 @@ def _note(request: Request, caller: Caller, body: Recommend, found: dict[str, An
     )  # fmt: skip
 
 
-@router.post("/items/{item_id:path}/similar")
+@router.post("/items/{item_id:path}/similar", response_model=Listed)
 def similar_items(
     request: Request, item_id: Annotated[Id, Path()], body: Similar, caller: Caller = READ
 ) -> JSONResponse:
@@ -165,11 +162,11 @@ def similar_items(
     return _listed(snapshot, ranked, body.k, "similar")
 
 
-@router.get("/items/{item_id:path}/users")
+@router.get("/items/{item_id:path}/users", response_model=Audiences)
 def users_for_item(
     request: Request,
     item_id: Annotated[Id, Path()],
-    k: Annotated[int, Query(ge=1, le=1_000)] = 10,
+    k: Annotated[int, Query(ge=1, le=1_000, examples=[5])] = 10,
     caller: Caller = READ,
 ) -> JSONResponse:
     """Users of the run to whom an item would go, likeliest first; also for one that was added a moment ago."""
@@ -179,7 +176,7 @@ def users_for_item(
     return JSONResponse({"model_version": snapshot.served.version, "users": users})
 
 
-@router.post("/rankings")
+@router.post("/rankings", response_model=Ranking)
 def rank(request: Request, body: Rank, caller: Caller = READ) -> JSONResponse:
     """Given items, best first. Those that are unknown or unavailable are named and left out."""
     service = _service(request)
@@ -196,11 +193,11 @@ def rank(request: Request, body: Rank, caller: Caller = READ) -> JSONResponse:
     return _listed(snapshot, ranked, len(items), "fusion" if known else "popular", more)
 
 
-K = Annotated[int, Query(ge=1, le=100)]
-Category = Annotated[str | None, Query(max_length=200)]
+K = Annotated[int, Query(ge=1, le=100, examples=[5])]
+Category = Annotated[str | None, Query(max_length=200, examples=["Skin Care"])]
 
 
-@router.get("/popular")
+@router.get("/popular", response_model=Listed)
 def popular(request: Request, k: K = 10, category: Category = None, caller: Caller = READ) -> JSONResponse:
     """Items by how many users had them in the last 30 days; by training interactions where nobody had any."""
     service, now = _service(request), time()
@@ -213,7 +210,7 @@ def popular(request: Request, k: K = 10, category: Category = None, caller: Call
     return _listed(snapshot, _kept(snapshot, scores, category, now), k, scorer)
 
 
-@router.get("/trending")
+@router.get("/trending", response_model=Listed)
 def trending(request: Request, k: K = 10, category: Category = None, caller: Caller = READ) -> JSONResponse:
     """Items that get more events today than is usual for them."""
     service, now = _service(request), time()
@@ -222,7 +219,7 @@ def trending(request: Request, k: K = 10, category: Category = None, caller: Cal
     return _listed(snapshot, _kept(snapshot, scores, category, now), k, "trending")
 
 
-@router.get("/latest")
+@router.get("/latest", response_model=Listed)
 def latest(request: Request, k: K = 10, category: Category = None, caller: Caller = READ) -> JSONResponse:
     """Items by when they were added, the newest first; scores are seconds since 1970-01-01 UTC."""
     service, now = _service(request), time()

@@ -30,6 +30,7 @@ from allrec.parallel import Observer, ignore
 from allrec.recommender import AllRec
 from allrec.runs.run_folder import MANIFEST, RECIPE
 from allrec.serving.records import Event, Item, ModelVersion
+from allrec.serving.self_test import load_checked
 from allrec.serving.snapshots import behind, refresh_folder, text_of
 from allrec.serving.store import Store
 from allrec.serving.store_users import digest_of
@@ -100,6 +101,7 @@ def refresh(
     )
     report |= compared(old, new, newest(dataset, old.model.catalogue, config.num_users), config.margin)
     if report["published"]:
+        load_checked(str(out), 0)
         is_published = serving.run == str(out)  # before a kill that came ahead of the report
         report["version"] = serving.version if is_published else store.publish(tenant, run=str(out)).version
     report |= {"state": "done", "at": time.time()}

@@ -16,6 +16,7 @@ from allrec.errors import InputError
 from allrec.serving.batching import Batcher
 from allrec.serving.llm_process import LlmProcess, LlmUnavailableError
 from allrec.serving.ranking import Ranked, RequestRanker, Wanted, diversified, log_factor, mask_of
+from allrec.serving.self_test import load_checked
 from allrec.serving.snapshots import Served, Snapshot, behind
 from allrec.serving.store import ModelVersion, Store
 
@@ -106,10 +107,10 @@ class Service:
         self.store, self.cache = store, cache or default_cache()
         self.runs_root = Path(run).resolve().parent
         published = published_run(store, str(Path(run).resolve()))
-        served = Served.load(published.run, published.version)
-        self.tenants = {DEFAULT_TENANT: Tenant(Snapshot.first(served))}
+        snapshot = load_checked(published.run, published.version)
+        self.tenants = {DEFAULT_TENANT: Tenant(snapshot)}
         self.lock = Lock()
-        self.llm_wanted, self.llm = with_llm, self._new_llm(served) if with_llm else None
+        self.llm_wanted, self.llm = with_llm, self._new_llm(snapshot.served) if with_llm else None
         self.batcher: Batcher[Request, Answered | InputError] = Batcher(self.answer)
 
     def close(self) -> None:
@@ -146,7 +147,7 @@ class Service:
                 published = self.store.serving(name)
                 if published is None:
                     raise InputError(f"tenant {name!r} has no run. Publish one: POST /v1/models.")
-                self.tenants[name] = Tenant(Snapshot.first(Served.load(published.run, published.version)))
+                self.tenants[name] = Tenant(load_checked(published.run, published.version))
             return self.tenants[name]
 
     def _fresh(self, name: str, snapshot: Snapshot) -> Snapshot:
@@ -166,8 +167,7 @@ class Service:
 
     def _switch(self, name: str, tenant: Tenant, published: ModelVersion) -> None:
         try:
-            served = Served.load(published.run, published.version)
-            loaded = self._fresh(name, Snapshot.first(served))
+            loaded = self._fresh(name, load_checked(published.run, published.version))
         except Exception as error:
             logger.exception("a published run cannot be loaded", extra={"run": published.run})
             tenant.failed[published.version] = str(error)
@@ -178,7 +178,7 @@ class Service:
             tenant.snapshot = self._fresh(name, loaded)
             tenant.ranker, tenant.loading = RequestRanker(), None
         if name == DEFAULT_TENANT and self.llm is not None:
-            old, self.llm = self.llm, self._new_llm(served)
+            old, self.llm = self.llm, self._new_llm(loaded.served)
             old.close()
 
     def _new_llm(self, served: Served) -> LlmProcess | None:
