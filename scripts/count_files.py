@@ -11,6 +11,7 @@ import threading
 from pathlib import Path
 
 import allrec
+from allrec.cli.commands import main as program
 
 PACKAGE = str(Path(allrec.__file__).parent)
 
@@ -26,10 +27,6 @@ def main() -> None:
         if event == "call" and is_function and code.co_filename.startswith(PACKAGE):
             called.add(code.co_filename)
 
-    try:
-        from allrec.cli.commands import main as program
-    except ImportError:  # before version 0.2
-        from allrec.cli import main as program
     run, *rest = sys.argv[1:]
     sys.argv = ["allrec", "recommend", run, *rest, "--no-llm"]
     threading.setprofile(note)

@@ -207,3 +207,13 @@ def test_numbers_that_are_no_numbers_are_refused():
         with pytest.raises(InputError, match="learning_rate"):
             load_recipe("a-llmrec", (f"backbone.loop.learning_rate={value}",))
     assert math.isfinite(load_recipe("a-llmrec").backbone.loop.learning_rate)
+
+
+def test_a_changed_recipe_differs_in_the_named_keys_alone():
+    recipe = load_recipe("a-llmrec")
+    changed = recipe.changed(seed=3, alignment__loop__epochs=2)
+    assert (changed.seed, changed.alignment.loop.epochs) == (3, 2)
+    assert changed != recipe == changed.changed(seed=recipe.seed, alignment__loop__epochs=recipe.alignment.loop.epochs)
+    for unknown in ("sead", "alignment__lop__epochs", "alignment__loop__epoch"):
+        with pytest.raises(AttributeError):
+            recipe.changed(**{unknown: 1})

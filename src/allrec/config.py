@@ -151,19 +151,19 @@ def choose_language_model(recipe: Recipe, requested: str | None) -> Recipe:
     if recipe.llm.chosen is not None and requested is None:
         return recipe
     if requested is not None:
-        chosen = recipe.llm.published.model_copy(update={"name": requested, "revision": None})
+        chosen = recipe.llm.published.changed(name=requested, revision=None)
     elif torch.cuda.is_available() and is_within_reach(recipe.llm.published):
         chosen = recipe.llm.published
     else:
         stand_in = recipe.llm.stand_in
         name = DEFAULT if stand_in in PACKAGED and not is_installed(stand_in) else stand_in
-        chosen = recipe.llm.published.model_copy(update={"name": name, "revision": None})
-    return recipe.model_copy(update={"llm": recipe.llm.model_copy(update={"chosen": chosen})})
+        chosen = recipe.llm.published.changed(name=name, revision=None)
+    return recipe.changed(llm__chosen=chosen)
 
 
 def chosen_of(recipe: Recipe) -> LanguageModelConfig:
     """The language model that a run of the recipe has; the one that stands in where none has been chosen yet."""
-    return recipe.llm.chosen or recipe.llm.published.model_copy(update={"name": recipe.llm.stand_in, "revision": None})
+    return recipe.llm.chosen or recipe.llm.published.changed(name=recipe.llm.stand_in, revision=None)
 
 
 def settled(recipe: Recipe, dtype: str, num_weights: int) -> Recipe:
@@ -174,11 +174,9 @@ def settled(recipe: Recipe, dtype: str, num_weights: int) -> Recipe:
         dtype: precision that it was loaded in.
         num_weights: parameters that it has.
     """
-    prompt, chosen = recipe.prompt, chosen_of(recipe)
-    if prompt.lists_candidates is None:
-        prompt = prompt.model_copy(update={"lists_candidates": num_weights >= LISTING_WEIGHTS})
-    llm = recipe.llm.model_copy(update={"chosen": chosen.model_copy(update={"dtype": dtype})})
-    return recipe.model_copy(update={"llm": llm, "prompt": prompt})
+    if recipe.prompt.lists_candidates is None:
+        recipe = recipe.changed(prompt__lists_candidates=num_weights >= LISTING_WEIGHTS)
+    return recipe.changed(llm__chosen=chosen_of(recipe).changed(dtype=dtype))
 
 
 def is_within_reach(config: LanguageModelConfig) -> bool:

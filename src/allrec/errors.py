@@ -3,7 +3,7 @@
 import errno
 import warnings
 from difflib import get_close_matches
-from typing import Any, get_args
+from typing import Any, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -56,6 +56,23 @@ class Config(BaseModel):
                     hint = nearest(str(key), list(cls.model_fields))
                     raise InputError(f"unknown key {key!r} in {cls.__name__}: {hint}")
         return values
+
+    def changed(self, **changes: Any) -> Self:
+        """A copy with other values, which are not validated again; ``__`` leads into a table inside this one.
+
+        Example:
+            >>> Wording().changed(verb="read").verb
+            'read'
+
+        Raises:
+            AttributeError: there is no such key.
+        """
+        copy = self
+        for path, value in changes.items():
+            key, _, rest = path.partition("__")
+            current = getattr(copy, key)
+            copy = copy.model_copy(update={key: current.changed(**{rest: value}) if rest else value})
+        return copy
 
     @model_validator(mode="before")
     @classmethod

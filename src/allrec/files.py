@@ -116,11 +116,10 @@ def link_or_copy(source: Path, path: Path) -> None:
             shutil.copyfile(source, temporary)
 
 
-def save_tensors(path: Path | str, tensors: Mapping[str, Tensor]) -> str:
-    """Writes named tensors as safetensors, whole or not at all, and returns the file's SHA-256."""
+def save_tensors(path: Path | str, tensors: Mapping[str, Tensor]) -> None:
+    """Writes named tensors as safetensors, whole or not at all."""
     with atomic_path(path) as temporary:
         save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, temporary)
-    return sha256_file(path)
 
 
 def load_tensors(path: Path | str) -> dict[str, Tensor]:

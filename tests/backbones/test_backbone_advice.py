@@ -4,12 +4,12 @@ import pickle
 
 import numpy as np
 import torch
+from tests.backbones.test_importer import PublicLayout
 from tests.remedies import refused
 
 from allrec.backbones.pretrained import import_sasrec, load_checkpoint, read_vectors
 from allrec.backbones.sasrec import SASRec, SASRecConfig
 from allrec.data import prepare
-from backbones.test_importer import PublicLayout
 
 
 class Vectors:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tests.oracles.marketplace import true_probabilities
 from tests.remedies import program, refused
 
 from allrec.data import PrepareConfig, SimulationConfig, load_dataset, prepare, simulate
@@ -19,7 +20,6 @@ from allrec.data.items import clean_new_items, read_new_items
 from allrec.data.published import PublishedFile, PublishedSet
 from allrec.errors import InputError
 from data.file_server import FileServer, serving
-from oracles.marketplace import true_probabilities
 
 Make = Callable[..., Path]
 

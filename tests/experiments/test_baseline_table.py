@@ -16,7 +16,7 @@ from allrec.experiments import baselines
 from allrec.experiments.baselines import Measured, run_baselines, summarise_baselines
 from allrec.runs.run_folder import RunFolder
 from allrec.runs.stages import STAGES
-from worlds import FUSED, make_world
+from worlds import FUSED
 
 NAMES = [
     "popularity", "popularity-repeat", "most-recent", "itemknn", "ease", "ease-titles", "bpr", "text", "sasrec-bce",
@@ -26,12 +26,12 @@ NAMES = [
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("world")
-    dataset, _, recipe = make_world(folder, (*FUSED, "llm.enabled=false"))
+def world(small_world, tmp_path_factory):
+    folder, dataset = tmp_path_factory.mktemp("world"), small_world.dataset
+    recipe = small_world.recipe(*FUSED, "llm.enabled=false")
     told = []
     result = run_baselines(
-        dataset, folder / "out", seeds=(0, 1), recipe=recipe, bce=recipe.backbone, cache=folder / "cache",
+        dataset, folder / "out", seeds=(0, 1), recipe=recipe, bce=recipe.backbone, cache=small_world.cache,
         observer=lambda stage, share, values: told.append((stage, share)),
     )  # fmt: skip
     assert ("baselines", 1.0) in told
@@ -72,13 +72,13 @@ def test_what_was_chosen_and_tried_is_told(world):
     assert chosen["popularity"][0]["beyond@10"]["popularity_lift"] > chosen["text"][0]["beyond@10"]["popularity_lift"]
 
 
-def test_resuming_does_nothing_twice_and_gives_the_same(world, monkeypatch):
+def test_resuming_does_nothing_twice_and_gives_the_same(world, small_world, monkeypatch):
     folder, dataset, recipe, result = world
     monkeypatch.setattr(baselines, "choose", None)
     for name, stage in STAGES.items():
         monkeypatch.setitem(STAGES, name, replace(stage, train=None))
     again = run_baselines(
-        dataset, folder / "out", seeds=(0, 1), recipe=recipe, bce=recipe.backbone, cache=folder / "cache", resume=True
+        dataset, folder / "out", seeds=(0, 1), recipe=recipe, bce=recipe.backbone, cache=small_world.cache, resume=True
     )
     assert json.loads(json.dumps(again)) == result
 

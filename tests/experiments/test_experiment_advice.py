@@ -74,7 +74,7 @@ def test_a_comparison_is_gone_on_with_or_another_folder_given(world, tmp_path):
     stored = json.loads((tmp_path / "out" / COMPARISON).read_text())
     unfinished = {key: value for key, value in stored.items() if key != "table"}
     (tmp_path / "out" / COMPARISON).write_text(json.dumps(unfinished))
-    with refused("the comparison in {} has no table yet. Go on with it: allrec compare ... --resume"):
+    with refused("the comparison in {} has no table yet. Continue it: allrec compare ... --resume"):
         write_report(tmp_path / "out")
     program(*given, "0,1", "--out", tmp_path / "out", "--resume")
     assert write_report(tmp_path / "out").is_file()
@@ -115,7 +115,7 @@ def test_a_larger_data_set_has_unseen_targets():
 
 def test_unseen_items_join_without_a_refit(world, tmp_path):
     refitted = load_recipe(str(world.path), ("refit=valid",))
-    with refused("has items that are added after training, which no refit knows. Set refit=none."):
+    with refused("has items that are added after training, and a refit has none. Set refit=none."):
         train_scenario(world.dataset, "unseen", run=tmp_path / "run", recipe=refitted)
     given = ("scenario", world.dataset, "--scenario", "unseen", "--recipe", world.path, "--set", "refit=none")
     program(*given, "--out", tmp_path / "run")

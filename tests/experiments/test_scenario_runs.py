@@ -151,7 +151,7 @@ def test_what_cannot_cross_is_refused(world):
     own, other = system.model, load_dataset(world[0] / "other")
     with pytest.raises(InputError, match="was trained on 'world' itself"):
         call("evaluate", world[0] / "run", world[1], "--scenario", "cross-domain")
-    with pytest.raises(InputError, match="a object, reads no items but its own"):
+    with pytest.raises(InputError, match="a object, cannot encode other items than its own"):
         with_items(object(), torch.eye(3))
     plain = own.alignment
     own.alignment = type(plain)(4, 5, load_recipe("infonce").alignment.network)

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from tests.worlds import QUICK, make_world
 
 from allrec.alignment.model import AlignmentConfig
 from allrec.config import load_recipe
@@ -17,19 +16,14 @@ RECIPES = ("a-llmrec", "infonce", "deeper-mlp")
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def runs(small_world, tmp_path_factory):
     """Runs of three recipes and of every ablation of the first, trained on one small world."""
-    folder = tmp_path_factory.mktemp("world")
-    dataset, llm, recipe = make_world(folder)
-    base = (*QUICK, *SHORT, "soft_tokens.sample=8", f'text.name="{recipe.text.name}"')
+    folder, dataset = tmp_path_factory.mktemp("stage_one"), load_dataset(small_world.dataset)
+    base = small_world.sets(*SHORT, "soft_tokens.sample=8")
+    given = {"llm": str(small_world.llm), "cache": small_world.cache}
     asked = {name: load_recipe(name, base if name == "a-llmrec" else (*base, *SMALL)) for name in RECIPES}
     asked |= {name: load_recipe("a-llmrec", (*base, *sets)) for name, sets in STAGE_ONE.items()}
-    return {
-        name: AllRec.train(
-            load_dataset(dataset), run=folder / name, recipe=recipe, llm=str(llm), cache=folder / "cache"
-        )
-        for name, recipe in asked.items()
-    }
+    return {name: AllRec.train(dataset, run=folder / name, recipe=recipe, **given) for name, recipe in asked.items()}
 
 
 def differences(first, second, path=""):

@@ -13,7 +13,6 @@ from allrec.recommender import AllRec
 from allrec.report import html
 from allrec.report.page import flatten, paired_tests, write_report
 from allrec.report.view import load_view
-from worlds import make_world
 
 HOSTILE = '<script>alert("x")</script>&$x^$'
 PARTS = (
@@ -59,14 +58,14 @@ def read(path: Path) -> Reader:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("world")
-    dataset, llm, recipe = make_world(folder)
+def world(small_world, tmp_path_factory):
+    folder, recipe = tmp_path_factory.mktemp("world"), small_world.recipe()
+    given = {"llm": str(small_world.llm), "cache": small_world.cache}
     (folder / "recipe.toml").write_text(dump_recipe(recipe))
     rows = rows_of([str(folder / "recipe.toml")])
-    compare(dataset, rows, folder / "out", seeds=(0, 1), llm=str(llm), cache=folder / "cache")
+    compare(small_world.dataset, rows, folder / "out", seeds=(0, 1), **given)
     hostile = recipe.model_copy(update={"name": HOSTILE})
-    AllRec.train(dataset, run=folder / "run", recipe=hostile, llm=str(llm), cache=folder / "cache")
+    AllRec.train(small_world.dataset, run=folder / "run", recipe=hostile, **given)
     return folder
 
 

@@ -262,9 +262,7 @@ def test_a_run_with_a_language_model_and_a_head_is_trained(world, quick, tmp_pat
 def test_what_the_history_holds_may_come_again(world):
     every = ",".join(world.item_ids)
     shown = program("recommend", world.run, "--history", every, "--no-llm")
-    advises(
-        shown, "Nothing is left to recommend: the history holds every item. With --with-history they may come again."
-    )
+    advises(shown, "Nothing is left to recommend: every item is in the history. --with-history recommends them again.")
     again = program("recommend", world.run, "--history", every, "--no-llm", "--with-history", "--json")
     assert json.loads(again)
 

@@ -40,7 +40,7 @@ def test_it_recommends_to_three_users_and_writes_the_page(quickstart):
     users = [dataset.user_ids[user] for user in dataset.targets["test"].users[:3]]
     assert re.findall(r"^(\S+), \d+ interactions, the latest:$", said, re.MULTILINE) == users
     assert (folder / "report.html").is_file()
-    advises(said, "\nMore: allrec recommend {} --history ID,ID   (ids stand in {})")
+    advises(said, "\nMore: allrec recommend {} --history ID,ID   (ids are in {})")
     some = ",".join(dataset.item_ids[:2])
     assert json.loads(program("recommend", folder / "run", "--history", some, "--no-llm", "--json"))
 

@@ -234,7 +234,7 @@ def load_external(dataset: Dataset, config: ExternalConfig) -> Pretrained:
         InputError: see ``read_vectors``; or users and items differ in width, or no user who is known has a history.
     """
     items = read_vectors(config.items, config.item_ids, "item", dataset.item_ids)
-    model = External(dataset.num_items, config.model_copy(update={"dim": items.vectors.shape[1]}))
+    model = External(dataset.num_items, config.changed(dim=items.vectors.shape[1]))
     model.item_table.data.copy_(items.vectors)
     counts = _counts("items", items)
     if config.users is not None:

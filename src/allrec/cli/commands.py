@@ -320,7 +320,7 @@ def evaluate(
     recipe = system.run.recipe()
     if protocol:
         values = recipe.evaluation.model_dump() | {"protocols": protocol}
-        recipe = recipe.model_copy(update={"evaluation": type(recipe.evaluation)(**values)})
+        recipe = recipe.changed(evaluation=type(recipe.evaluation)(**values))
     with observing() as observer:
         own = system.run.manifest["dataset"].get("scenario", "standard")
         evaluate_scenario(system, dataset, scenario or own, plan_of(recipe, run / "evaluate", observer))

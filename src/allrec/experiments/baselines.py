@@ -450,12 +450,11 @@ def run_baselines(
 def _backbone_alone(recipe: Recipe, backbone: BackboneConfig) -> Recipe:
     """A recipe that trains another backbone and nothing else."""
     alignment = AlignmentStageConfig(network=AlignmentConfig(kind="identity"))
-    parts = {"alignment": alignment, "fusion": FusionStageConfig(enabled=False), "backbone": backbone}
-    return recipe.model_copy(update={**parts, "name": BCE})
+    return recipe.changed(alignment=alignment, fusion=FusionStageConfig(enabled=False), backbone=backbone, name=BCE)
 
 
 def _trained(runs: Runs, name: str, recipe: Recipe, seed: int, observer: Observer) -> TrainedModel:
-    recipe = choose_language_model(recipe.model_copy(update={"seed": seed}), None)
+    recipe = choose_language_model(recipe.changed(seed=seed), None)
     training, _ = runs.begin(f"{name}-seed{seed}", recipe)
     return train_stages(replace(training, observer=observer))
 

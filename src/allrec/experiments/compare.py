@@ -111,7 +111,7 @@ def rows_of(
 
 
 def _row(recipe: Recipe, name: str) -> Row:
-    return Row(name, _slug(name), recipe.model_copy(update={"name": name}))
+    return Row(name, _slug(name), recipe.changed(name=name))
 
 
 def _name(recipe: str) -> str:
@@ -133,7 +133,7 @@ def _on_backbone(recipe: str, kind: str, sets: Sequence[str]) -> list[Row]:
     stated = whole.backbone.model.model_dump(exclude_unset=True)
     shape = {key: value for key, value in stated.items() if key in KINDS[kind].config.model_fields} | {"kind": kind}
     backbone = type(whole.backbone)(**(whole.backbone.model_dump() | {"model": shape}))
-    whole = whole.model_copy(update={"backbone": backbone})
+    whole = whole.changed(backbone=backbone)
     row = _row(whole, f"{_name(recipe)} on {kind}")
     return [replace(row, name=f"{kind} alone", scorer="cf"), row]
 
@@ -304,7 +304,5 @@ def _cost(spent: Mapping[str, float], total: float, stages: float) -> dict[str, 
 def _wanted(rows: Sequence[Row], seeds: Sequence[int], llm: str | None) -> dict[str, Recipe]:
     # Seed after seed, so that a comparison that is stopped early has whole tables of fewer seeds.
     return {
-        run_name(row, seed): choose_language_model(row.recipe.model_copy(update={"seed": seed}), llm)
-        for seed in seeds
-        for row in rows
+        run_name(row, seed): choose_language_model(row.recipe.changed(seed=seed), llm) for seed in seeds for row in rows
     }

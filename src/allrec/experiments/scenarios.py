@@ -164,7 +164,7 @@ def unseen(dataset: Dataset, seed: int, share: float = UNSEEN_SHARE) -> Scenario
             "another item. Take a larger data set."
         )
     no_targets = evaluated.targets["valid"].take(np.zeros(len(evaluated.targets["valid"]), bool))
-    train = redraw_candidates(first_items(known, num_known), seed)
+    train = redraw_candidates(_chosen_items(known, np.arange(num_known)), seed)
     return Scenario(train, with_targets(evaluated, valid=no_targets, test=wanted))
 
 
@@ -270,11 +270,6 @@ def reorder_items(dataset: Dataset, order: Int[ndarray, "items"]) -> Dataset:
     return replace(_chosen_items(dataset, order), items=place[dataset.items], targets=targets)
 
 
-def first_items(dataset: Dataset, num_items: int) -> Dataset:
-    """The data set with its first items only; no interaction may be with another, and candidates must be redrawn."""
-    return _chosen_items(dataset, np.arange(num_items))
-
-
 def with_targets(dataset: Dataset, **targets: Targets) -> Dataset:
     """The data set with other targets for the splits that are named."""
     return replace(dataset, targets=dataset.targets | targets)
@@ -369,27 +364,19 @@ def few_shot_recipe(recipe: Recipe, num_interactions: int) -> Recipe:
         num_interactions: of training.
     """
     most = max(SMALLEST, num_interactions // STEPS)
-    content = recipe.fusion.evidence.content
-    tower = recipe.fusion.evidence.tower
-    small = {
-        "content": content.model_copy(update={"backbone": _small(content.backbone, most)}),
-        "tower": tower.model_copy(update={"batch_size": min(tower.batch_size, most)}),
-    }
-    alignment = recipe.alignment
-    loop = alignment.loop.model_copy(update={"epochs": max(alignment.loop.epochs, EPOCHS)})
-    return recipe.model_copy(
-        update={
-            "backbone": _small(recipe.backbone, most),
-            "alignment": alignment.model_copy(update={"batch_size": min(alignment.batch_size, most), "loop": loop}),
-            "fusion": recipe.fusion.model_copy(update={"evidence": recipe.fusion.evidence.model_copy(update=small)}),
-        }
+    evidence, alignment = recipe.fusion.evidence, recipe.alignment
+    return recipe.changed(
+        backbone=_small(recipe.backbone, most),
+        alignment__batch_size=min(alignment.batch_size, most),
+        alignment__loop__epochs=max(alignment.loop.epochs, EPOCHS),
+        fusion__evidence__content__backbone=_small(evidence.content.backbone, most),
+        fusion__evidence__tower__batch_size=min(evidence.tower.batch_size, most),
     )
 
 
 def _small(config: BackboneConfig, most: int) -> BackboneConfig:
     patience = max(config.loop.patience_steps, PATIENCE) if config.loop.patience_steps else 0
-    loop = config.loop.model_copy(update={"patience_steps": patience})
-    return config.model_copy(update={"tokens_per_batch": min(config.tokens_per_batch, most), "loop": loop})
+    return config.changed(tokens_per_batch=min(config.tokens_per_batch, most), loop__patience_steps=patience)
 
 
 def later_items(dataset: Dataset, num_known: int) -> NewItems:

@@ -287,7 +287,7 @@ def train_content_backbone(
     """
     shape = config.shape
     generator = seeds.torch_generator(seed, BACKBONE_STREAM, "weights")
-    content_config = config.content.model_copy(update={"dim": shape.dim})
+    content_config = config.content.changed(dim=shape.dim)
     content = ItemContent(catalogue.texts.shape[1], len(catalogue.vocabulary), content_config, generator)
     model = SASRec(dataset.num_items, shape, generator)
     is_seen = torch.from_numpy((dataset.train_counts() > 0).astype(np.float32))
@@ -301,7 +301,7 @@ def train_content_backbone(
             logits = model.states(batch.histories)[is_target] @ model.item_embeddings().T
         return functional.cross_entropy(logits + only_seen, batch.next_items[is_target])
 
-    source = TrainingBatches(dataset, config.backbone.model_copy(update={"loss": "softmax"}), seed, "cpu")
+    source = TrainingBatches(dataset, config.backbone.changed(loss="softmax"), seed, "cpu")
     validate = validation(model, dataset, config.backbone, seed)
     report = fit(
         model, source, loss, config.backbone.loop,
@@ -459,15 +459,14 @@ def _half(on_progress: OnProgress, half: int) -> OnProgress:
     return lambda share, values: on_progress((half + share) / 2, values)
 
 
-def save_content_parts(folder: Path, parts: ContentParts, name: str = "content") -> dict[str, str]:
-    """Writes ``NAME.safetensors`` and ``NAME.json``, without the texts. Returns the tensors' SHA-256."""
+def save_content_parts(folder: Path, parts: ContentParts, name: str = "content") -> None:
+    """Writes ``NAME.safetensors`` and ``NAME.json``, without the texts."""
     modules = {"tower": parts.tower, "content": parts.content, "model": parts.model}
     tensors = {
         f"{part}.{name}": value for part, module in modules.items() for name, value in module.state_dict().items()
     }
     write_json(folder / f"{name}.json", {"words": parts.catalogue.vocabulary.words})
-    rarity = parts.catalogue.vocabulary.rarity
-    return {f"{name}.safetensors": save_tensors(folder / f"{name}.safetensors", {**tensors, "rarity": rarity})}
+    save_tensors(folder / f"{name}.safetensors", {**tensors, "rarity": parts.catalogue.vocabulary.rarity})
 
 
 def save_training_histories(folder: Path, train: TrainingHistories) -> None:
@@ -514,7 +513,7 @@ def load_content_parts(
         catalogue = CatalogueContent(text_embeddings, vocabulary, vocabulary.weigh(titles))
     shape = config.content.shape
     generator, sizes = torch.Generator(), (text_embeddings.shape[1], len(catalogue.vocabulary))
-    content_config = config.content.content.model_copy(update={"dim": shape.dim})
+    content_config = config.content.content.changed(dim=shape.dim)
     content = _filled(ItemContent(*sizes, content_config, generator), tensors, "content")
     tower = ContentTower(ItemContent(*sizes, config.tower.content, generator), config.tower.dropout)
     with torch.no_grad():

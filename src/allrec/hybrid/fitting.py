@@ -32,7 +32,7 @@ from allrec.hybrid.fusion import (
     fused_scores,
     llm_features,
 )
-from allrec.hybrid.ranking import FusedRanker, Listed, LlmReader, Scored, listed_features, listed_scores, retrieve
+from allrec.hybrid.ranking import FusedRanker, LlmReader, listed_features, listed_scores, retrieve
 from allrec.training.batches import LazyBatches
 from allrec.training.loop import FitReport, LoopConfig, fit
 
@@ -184,7 +184,7 @@ def fit_fusions(
     if new_reader is None or config.llm_users == 0:
         return fitted
     ranker, rows = fitted.ranker(evidence, config, seed), sample_rows(len(folds), config.llm_users, sample_seed)
-    small, additions = _with_members(config.with_llm, config.training.model.members), {}
+    small, additions = config.with_llm.changed(model__members=config.training.model.members), {}
     for scope in SCOPES:
         lists, read = read_lists(scope, dataset, ranker, rows, folds, new_reader, llm_evidence)
         if _is_enough(folds[read]):
@@ -245,16 +245,11 @@ def read_lists(
     for scored in ranked:
         listed = ranker.read_best(scored, histories, reader, scope, names, ranker.num_ranked)
         listed = listed.take((listed.items == wanted[scored.rows][listed.rows][:, None]).any(axis=1))
-        parts.append(_lists_of_read(ranker, scored, listed, wanted, names))
+        others = listed_features(scored, listed)
+        features = llm_features(ranker.evidence.names, [*names, *CONTEXT], others, listed.values)
+        parts.append(Lists(features, listed.items, wanted[scored.rows][listed.rows], listed_scores(scored, listed)))
         kept.append(rows[scored.rows][listed.rows])
     return joined(parts), np.concatenate(kept)
-
-
-def _lists_of_read(
-    ranker: FusedRanker, scored: Scored, listed: Listed, wanted: Int[ndarray, "rows"], names: Sequence[str]
-) -> Lists:
-    features = llm_features(ranker.evidence.names, [*names, *CONTEXT], listed_features(scored, listed), listed.values)
-    return Lists(features, listed.items, wanted[scored.rows][listed.rows], listed_scores(scored, listed))
 
 
 def cross_fit(
@@ -277,7 +272,7 @@ def cross_fit(
     if config.model.members < 2:
         raise InputError(f"got {config.model.members} members of fusion, expected at least 2: a fold is left out each.")
     check(lists, roles.names)
-    alone = _with_members(config, 1)
+    alone = config.changed(model__members=1)
     scale = scale_of(lists, config.model.knots)
     fitted = []
     for fold in range(config.model.members):
@@ -332,10 +327,6 @@ def fit_fusion(
 
     report = fit(model, batches, loss, config.loop, seed=seed, stream=STREAM, validate=validate)
     return FittedFusion(freeze(model), [report])
-
-
-def _with_members(config: FusionTrainingConfig, members: int) -> FusionTrainingConfig:
-    return config.model_copy(update={"model": config.model.model_copy(update={"members": members})})
 
 
 def _is_enough(folds: Int[ndarray, "rows"]) -> bool:

@@ -245,11 +245,11 @@ def drawn(inputs: int, outputs: int, generator: torch.Generator) -> nn.Parameter
     return nn.Parameter(torch.randn(inputs, outputs, generator=generator) / math.sqrt(inputs))
 
 
-def save_fusion(folder: Path, fusion: Fusion, name: str = "fusion") -> dict[str, str]:
-    """Writes ``NAME.safetensors`` and ``NAME.json``. Returns the tensors' SHA-256."""
+def save_fusion(folder: Path, fusion: Fusion, name: str = "fusion") -> None:
+    """Writes ``NAME.safetensors`` and ``NAME.json``."""
     described = {"names": fusion.names, "free": fusion.free, "context": fusion.context}
     write_json(folder / f"{name}.json", described | {"config": fusion.config.model_dump()})
-    return {f"{name}.safetensors": save_tensors(folder / f"{name}.safetensors", fusion.state_dict())}
+    save_tensors(folder / f"{name}.safetensors", fusion.state_dict())
 
 
 def save_addition(folder: Path, fusion: Fusion | None, name: str) -> None:

@@ -231,7 +231,7 @@ _LOSSES = (
 )
 _FITS = (
     "Fusion on validation users by epoch, a line a member, each without the users of one fold: grey on the users it is "
-    "fitted on (weighted), dashed on those held out for early stopping. The language model's addition is fitted on top."
+    "fitted on (weighted), dashed on held-out ones. What the language model adds is fitted on top."
 )
 _SEGMENTS = (
     "HR@1 by segment of the target, with 95% bootstrap intervals over users: warm and cold are the most and least seen "
