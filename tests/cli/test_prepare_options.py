@@ -4,6 +4,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from tests.remedies import refused
 from typer.testing import CliRunner
 
 from allrec.cli.commands import app
@@ -82,9 +83,12 @@ def test_parts_and_an_engine_are_options(tmp_path: Path) -> None:
     parted = load_dataset(tmp_path / "out")
     prepare(tmp_path, text)
     assert load_dataset(tmp_path / "out").sha256 == parted.sha256
-    with pytest.raises(InputError, match="the engine processes works on parts, and there is one"):
+    with refused("the engine {} works on parts, and there is one. Give --partitions 16, or more."):
         prepare(tmp_path, text, "--engine", "processes")
+    prepare(tmp_path, text, "--engine", "processes", "--partitions", "16")
+    assert load_dataset(tmp_path / "out").sha256 == parted.sha256
     with pytest.raises(InputError, match=r"unknown engine 'procesess': did you mean 'processes'\?"):
         prepare(tmp_path, text, "--partitions", "3", "--engine", "procesess")
-    with pytest.raises(InputError, match="got 2 workers for the engine here"):
+    with refused("got {} workers for the engine here, which is one. Give --engine processes."):
         prepare(tmp_path, text, "--partitions", "3", "--workers", "2")
+    prepare(tmp_path, text, "--partitions", "3", "--workers", "2", "--engine", "processes")

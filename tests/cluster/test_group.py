@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 from safetensors.torch import load_file
 from tests.killing import Killed
+from tests.remedies import refused
 
 from allrec import seeds
 from allrec.backbones.registry import make_backbone
@@ -17,7 +18,7 @@ from allrec.errors import InputError
 from allrec.files import read_json
 from allrec.recommender import AllRec
 from allrec.training.distributed import Place, Workers, share_rows
-from cluster.training_work import QUIET, STILL, Die, Each, Train
+from cluster.training_work import QUIET, STILL, Alone, Die, Each, Train
 from worlds import make_world
 
 BCE, SAMPLED = "backbone.loss=bce", "backbone.loss=sampled-softmax"
@@ -134,8 +135,11 @@ def test_torchrun_trains_the_same_function(dataset, tmp_path, by_two):
 def test_a_workers_error_is_raised_and_a_death_is_said():
     with pytest.raises(InputError, match="no such column"):
         Workers(2).run(Die(InputError("no such column")))
-    with pytest.raises(InputError, match=r"a training worker died \(exit codes"):
+    with refused("for want of memory. Give fewer --trainers, and go on with --resume.") as caught:
         Workers(2).run(Die())
+    assert "a training worker died (exit codes" in str(caught.value)
+    # Fewer go on where more stopped: see test_another_number_of_workers_goes_on_with_a_checkpoint.
+    Workers(1).run(Alone())
     with pytest.raises(InputError, match="got 0 workers"):
         Workers(0)
 

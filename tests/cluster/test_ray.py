@@ -2,9 +2,11 @@
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tests.remedies import refused
 
 from allrec.cluster.training import RayWorkers
 from allrec.errors import InputError
@@ -59,11 +61,16 @@ def test_a_killed_workers_part_is_done_again_and_what_is_done_is_not(tmp_path, e
 
 
 def test_a_part_that_kills_its_worker_each_time_is_given_up(tmp_path, engine):
-    work = Upper(str(tmp_path / "out"), str(tmp_path / "log"), kill="1.txt", is_fatal=True)
-    results = engine.map(work, write_shards(tmp_path / "in", 2))
+    work, shards = Upper(str(tmp_path / "out"), str(tmp_path / "log"), "1.txt", True), write_shards(tmp_path / "in", 2)
+    results = engine.map(work, shards)
     next(results)
-    with pytest.raises(InputError, match="workers died 3 times at the same part"):
+    with refused(
+        "same part: {} Give fewer --workers or larger nodes; what is done is kept, so run the command again."
+    ) as caught:
         next(results)
+    assert "workers died 3 times" in str(caught.value)
+    # Run again, with nothing that kills it, it makes what is missing.
+    assert len(list(engine.map(replace(work, is_fatal=False), shards))) == 2
 
 
 def test_what_work_raises_is_raised_as_it_was(tmp_path, engine):

@@ -70,6 +70,13 @@ class Die:
         torch.distributed.barrier()
 
 
+class Alone:
+    """One worker, which does nothing."""
+
+    def __call__(self):
+        assert place().size == 1
+
+
 QUIET = (
     "backbone.model.dim=16",
     "backbone.model.dropout=0",

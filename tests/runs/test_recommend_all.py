@@ -10,6 +10,7 @@ import time
 import numpy as np
 import polars as pl
 import pytest
+from tests.remedies import refused
 
 from allrec.errors import InputError
 from allrec.files import read_json, write_json
@@ -101,14 +102,18 @@ def test_the_same_command_again_does_nothing_and_another_is_refused(fused, tmp_p
     times = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
     assert fused.recommend_all(out, k=3) == done
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == times
-    with pytest.raises(InputError, match="another job: k differ"):
+    with refused("holds recommendations of another job: {} differ. Give another --out.") as caught:
         fused.recommend_all(out, k=4)
+    assert "another job: k differ" in str(caught.value)
+    assert fused.recommend_all(tmp_path / "four", k=4)["request"]["k"] == 4
     with pytest.raises(InputError, match="got k = 0"):
         fused.recommend_all(out, k=0)
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "mine.txt").write_text("mine")
-    with pytest.raises(InputError, match="holds no recommendations"):
+    with refused("is in use and holds no recommendations, expected a new or empty folder. Give another."):
         fused.recommend_all(tmp_path / "used")
+    (tmp_path / "empty").mkdir()
+    assert fused.recommend_all(tmp_path / "empty", k=3)["parts"] == done["parts"]
 
 
 def test_a_run_that_changes_meanwhile_is_refused_by_its_workers(fused, tmp_path):
@@ -118,8 +123,10 @@ def test_a_run_that_changes_meanwhile_is_refused_by_its_workers(fused, tmp_path)
     manifest["added"] = []
     manifest["llm"] = {"name": "another"}
     write_json(tmp_path / "run" / "manifest.json", manifest)
-    with pytest.raises(InputError, match="has changed since this job began"):
+    with refused("has changed since this job began. Begin anew with another --out."):
         system.recommend_all(tmp_path / "out", engine=Processes(1))
+    again = AllRec.from_pretrained(tmp_path / "run")
+    assert again.recommend_all(tmp_path / "anew", engine=Processes(1))["users"] == len(again.model.catalogue.user_ids)
 
 
 PROGRAM = "from allrec.cli.commands import main\nif __name__ == '__main__':\n    main()\n"
