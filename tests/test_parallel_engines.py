@@ -14,7 +14,7 @@ import torch
 from tests.remedies import refused
 
 from allrec.errors import InputError
-from allrec.files import is_running
+from allrec.files import atomic_path, is_running
 from allrec.parallel import AHEAD, Needs, Processes, ThisProcess
 from cluster.shard_work import Upper, lines_of, pid_after, write_shards
 
@@ -129,6 +129,16 @@ def test_workers_end_with_a_parent_that_was_killed():
     while is_running(worker) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not is_running(worker)
+
+
+def test_two_writers_of_one_file_with_one_process_number_do_not_meet(tmp_path):
+    # As on two nodes, of which one was thought dead.
+    with atomic_path(tmp_path / "file") as first:
+        first.write_text("first")
+        with atomic_path(tmp_path / "file") as second:
+            second.write_text("second")
+        assert first.read_text() == "first"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_number_of_workers_is_one_at_least():

@@ -23,7 +23,7 @@ from allrec.hybrid.features import histories_of
 from allrec.hybrid.fusion import Scope
 from allrec.hybrid.ranking import FusedRanker, Scored, first_that_fit
 from allrec.parallel import Engine, Observer, ignore
-from allrec.runs.recommend_all import USERS_A_PART, best_of_catalogue, reads_llm, recommend_all
+from allrec.runs.recommend_all import USERS_A_PART, best_of_catalogue, open_run, reads_llm, recommend_all
 from allrec.runs.run_folder import MANIFEST, METRICS_FILE, REFIT, RunFolder, describe, refitted_run
 from allrec.runs.trained_model import TrainedModel, load_language_model
 
@@ -75,7 +75,7 @@ class AllRec:
     """
 
     def __init__(self, model: TrainedModel) -> None:
-        self.measured, self.run = model, model.run
+        self.measured, self.run, self.location = model, model.run, str(model.run.path)
         refitted = refitted_run(model.run)
         # The served model was trained on more data than the one that is evaluated on validation.
         self.model = model if refitted is None else TrainedModel.load(refitted, model.loaded_llm, model.device)
@@ -138,10 +138,16 @@ class AllRec:
     def from_pretrained(cls, path: Path | str, *, device: str | None = None) -> AllRec:
         """Loads a run. The language model's own weights are loaded at their first use, from where the recipe says.
 
+        Args:
+            path: its folder, or a URL such as ``s3://BUCKET/RUN``, which is copied to the cache.
+            device: see ``train``.
+
         Raises:
             InputError: no run there, a stage that is not done, or a damaged file.
         """
-        return cls(TrainedModel.load(RunFolder.open(path), device=device))
+        system = cls(TrainedModel.load(open_run(path), device=device))
+        system.location = str(path)
+        return system
 
     def save_pretrained(self, path: Path | str) -> None:
         """Copies the run folder: all that serving needs but the language model's own weights."""
@@ -311,7 +317,7 @@ class AllRec:
         """
         progress = partial(observer, "recommend_all")
         given: dict[str, Any] = {"engine": engine, "users_a_part": users_a_part, "on_progress": progress}
-        return recommend_all(self.model, out, k=k, use_llm=use_llm, **given)
+        return recommend_all(self.model, self.location, out, k=k, use_llm=use_llm, **given)
 
     def add_items(self, items: Sequence[Mapping[str, Any]], *, cache: Path | None = None) -> list[str]:
         """Adds new items to the run, which can be recommended at once; nothing is retrained, nothing stored changes.

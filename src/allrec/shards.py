@@ -15,9 +15,6 @@ from typing import Any
 from allrec import storage
 from allrec.files import sha256_text
 
-NAME_LENGTH = 32
-"""Hexadecimal digits of a hash that name a file: 128 bits."""
-
 
 @dataclass(frozen=True)
 class Shard:
@@ -54,7 +51,7 @@ class ShardTask(ABC):
 
     def location_of(self, shard: Shard) -> str:
         """Where the file of a shard is written."""
-        named = sha256_text(json.dumps([shard.sha256, self.recipe], sort_keys=True))[:NAME_LENGTH]
+        named = sha256_text(json.dumps([shard.sha256, self.recipe], sort_keys=True))[: storage.NAME_LENGTH]
         return storage.join(self.out, named + self.suffix)
 
     def __call__(self, shard: Shard) -> str:

@@ -11,7 +11,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from allrec import files
 from allrec.errors import InputError
 from allrec.files import atomic_path
 
+NAME_LENGTH = 32
+"""Hexadecimal digits of a hash that name a file: 128 bits."""
 SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]+)://")
 
 
@@ -49,6 +51,8 @@ def exists(location: str) -> bool:
     if not is_url(location):
         return Path(location).exists()
     system, path = _system(location)
+    # Others write there too.
+    system.invalidate_cache()
     return bool(system.exists(path))
 
 
@@ -83,6 +87,47 @@ def local_file(location: str) -> Iterator[Path]:
         yield path
 
 
+def local_folder(location: str, cache: Path) -> Path:
+    """A folder on this machine: itself, or a copy of what is behind a URL, made once for what is there now.
+
+    Args:
+        location: a path or a URL.
+        cache: folder of the copies.
+
+    Raises:
+        InputError: there is nothing behind the URL.
+    """
+    if not is_url(location):
+        return Path(location)
+    system, root = _system(location)
+    system.invalidate_cache()
+    found: dict[str, Any] = system.find(root, detail=True)
+    if not found:
+        raise InputError(f"{location} holds no file. Is this the URL that you meant?")
+    known = [[name, one["size"], str(one.get("ETag") or one.get("mtime"))] for name, one in sorted(found.items())]
+    copy = cache / files.sha256_text(json.dumps([location, known]))[:NAME_LENGTH]
+    if not copy.is_dir():
+        _copy_folder(system, root, sorted(found), copy)
+    return copy
+
+
+def _copy_folder(system: Any, root: str, names: list[str], copy: Path) -> None:
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=".", suffix=".part", dir=copy.parent))
+    try:
+        for name in names:
+            path = temporary / Path(name).relative_to(root)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            system.get_file(name, str(path))
+        # Of two processes that copy at once the first wins, and the second finds the same there.
+        with suppress(OSError):
+            temporary.rename(copy)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    if not copy.is_dir():
+        raise InputError(f"{copy} could not be written. Make its folder usable, or set ALLREC_CACHE to another.")
+
+
 def read_json(location: str) -> Any:
     """Reads a JSON file; see ``files.read_json``."""
     with local_file(location) as path:
@@ -101,6 +146,7 @@ def is_used(folder: str) -> bool:
         local = Path(folder)
         return local.exists() and (not local.is_dir() or any(local.iterdir()))
     system, path = _system(folder)
+    system.invalidate_cache()
     return bool(system.exists(path) and system.ls(path))
 
 

@@ -92,8 +92,7 @@ def train_alignment(
 
     batches = _batches(dataset, examples.users, text_embeddings, config, seed)
     named: dict[str, Any] = {"seed": seed, "stream": "alignment", "checkpoint": checkpoint, "on_progress": on_progress}
-    named["share"] = share_of
-    report = fit(module, batches, loss, config.loop, **named)
+    report = fit(module, batches, loss, config.loop, share=share_of, **named)
     module.requires_grad_(False)
     return alignment, report
 

@@ -473,7 +473,7 @@ def recommend(
 
 @app.command("recommend-all")
 def recommend_all(
-    run: Run,
+    run: Annotated[str, typer.Argument(help="A run folder or its URL, such as s3://BUCKET/RUN.", metavar="RUN")],
     out: Annotated[str, typer.Option(help="Folder or URL to write; of the same job where it was stopped.")],
     k: Annotated[int, typer.Option("-k", "--k", min=1, help="How many items a user.")] = 10,
     engine: Engine = "here",

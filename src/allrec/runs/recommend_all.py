@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 
 from allrec import storage
+from allrec.alignment.text_cache import default_cache
 from allrec.data.recommendations import parts_of_users, read_histories, write_histories, write_recommendations
 from allrec.errors import InputError
 from allrec.files import sha256_file, sha256_text
@@ -24,7 +25,7 @@ from allrec.hybrid.features import histories_of
 from allrec.hybrid.fusion import Scope
 from allrec.hybrid.ranking import FusedRanker, Scored
 from allrec.parallel import Engine, Needs, OnProgress, ThisProcess, no_progress
-from allrec.runs.run_folder import REFIT, RunFolder
+from allrec.runs.run_folder import REFIT, RunFolder, refitted_run
 from allrec.runs.trained_model import TrainedModel
 from allrec.shards import Shard, ShardTask
 
@@ -112,7 +113,7 @@ class RecommendUsers(ShardTask):
 
     Attributes:
         out: folder or URL of the files.
-        run: path of the run, the refitted one where there is one.
+        run: path or URL of the run.
         request: what decides the recommendations beside the users: ``request_of``.
         device: where the language model answers.
     """
@@ -152,11 +153,21 @@ _loaded: dict[tuple[str, str | None], TrainedModel] = {}
 
 
 def loaded(run: str, device: str | None) -> TrainedModel:
-    """A run's model, loaded once a process."""
+    """What a run serves, loaded once a process."""
     if (run, device) not in _loaded:
         _loaded.clear()
-        _loaded[run, device] = TrainedModel.load(RunFolder.open(run), device=device)
+        opened = open_run(run)
+        _loaded[run, device] = TrainedModel.load(refitted_run(opened) or opened, device=device)
     return _loaded[run, device]
+
+
+def open_run(location: Path | str) -> RunFolder:
+    """Opens a run of a path or a URL; one behind a URL is copied to the cache of this machine.
+
+    Raises:
+        InputError: see ``RunFolder.open``.
+    """
+    return RunFolder.open(storage.local_folder(str(location), default_cache().with_name("runs")))
 
 
 def fingerprint(run: RunFolder) -> str:
@@ -170,6 +181,7 @@ def fingerprint(run: RunFolder) -> str:
 
 def recommend_all(
     model: TrainedModel,
+    run: str,
     out: Path | str,
     *,
     k: int = 10,
@@ -182,7 +194,8 @@ def recommend_all(
     """Writes the k best items of every user as Parquet files; a job that was stopped goes on where it was.
 
     Args:
-        model: a run's.
+        model: what a run serves.
+        run: that run's path or URL, which workers read.
         out: folder or URL; new, or of the same job.
         k: items a user.
         use_llm: False leaves the language model out.
@@ -207,7 +220,7 @@ def recommend_all(
     done = _begin(out, request)
     if done is not None:
         return done
-    task = RecommendUsers(storage.join(out, "parts"), str(model.run.path), json.dumps(request), model.device)
+    task = RecommendUsers(storage.join(out, "parts"), run, json.dumps(request), model.device)
     if engine is None:
         engine = ThisProcess()
         _loaded[task.run, task.device] = model

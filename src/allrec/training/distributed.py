@@ -22,6 +22,8 @@ from allrec.errors import InputError
 
 Batch = TypeVar("Batch")
 
+FAILED = 1
+"""Exit code of a worker that has said what it failed of."""
 TIMEOUT = timedelta(minutes=30)
 """After which a worker gives up the others: rank 0 validates while they wait."""
 
@@ -142,29 +144,30 @@ class Workers:
             for process in processes:
                 process.start()
             try:
-                _wait_for_all(processes)
+                codes = _wait_for_all(processes)
             finally:
                 for process in processes:
                     process.terminate()
                     process.join()
-            if not failures.empty():
-                raise failures.get()
-            codes = [process.exitcode for process in processes]
-            if any(codes):
+            # Those that a death has left alone fail as well, so that it is said first.
+            if any(code not in (None, 0, FAILED) for code in codes):
                 raise InputError(
                     f"a training worker died (exit codes {codes}), killed from outside or for want of memory. Give "
-                    "fewer --trainers, and go on with --resume."
+                    "fewer --workers, and go on with --resume."
                 )
+            if any(codes):
+                raise failures.get()
 
 
-def _wait_for_all(processes: list[multiprocessing.context.SpawnProcess]) -> None:
-    """Waits until all have ended or one has failed; the others would wait for it."""
+def _wait_for_all(processes: list[multiprocessing.context.SpawnProcess]) -> list[int | None]:
+    """Waits until all have ended or one has failed, for which the others would wait; their exit codes by then."""
     running = list(processes)
     while running:
         multiprocessing.connection.wait([process.sentinel for process in running])
         running = [process for process in running if process.exitcode is None]
         if any(process.exitcode for process in processes):
-            return
+            break
+    return [process.exitcode for process in processes]
 
 
 def _work(
@@ -182,7 +185,7 @@ def _work(
         except Exception as error:
             # Said before the group is left, which fails the others.
             failures.put(error)
-            raise SystemExit(1) from None
+            raise SystemExit(FAILED) from None
 
 
 @contextmanager

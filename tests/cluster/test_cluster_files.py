@@ -1,0 +1,68 @@
+"""The files for Kubernetes and Slurm say what the program understands, and fall into no trap that it checks for."""
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import typer
+import yaml
+
+from allrec.cli.commands import app
+from allrec.cluster.checks import LEAST_SHARED, check_needs
+from allrec.parallel import Needs
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+
+
+def options_of(command):
+    return {option for one in typer.main.get_command(app).commands[command].params for option in one.opts}
+
+
+def groups():
+    spec = yaml.safe_load((DEPLOY / "rayjob.yaml").read_text())["spec"]
+    cluster = spec["rayClusterSpec"]
+    return spec, [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+
+
+def test_the_job_runs_a_command_that_there_is():
+    spec, _ = groups()
+    program, command, *rest = shlex.split(spec["entrypoint"])
+    assert program == "allrec"
+    used = {word for word in rest if word.startswith("--")}
+    assert {"--engine", "--workers", "--out"} <= used <= options_of(command)
+
+
+def test_pods_have_the_cpus_that_ray_is_told_and_enough_shared_memory():
+    spec, every = groups()
+    nodes = []
+    for group in every:
+        pod = group["template"]["spec"]
+        (container,) = pod["containers"]
+        (memory,) = [volume["emptyDir"] for volume in pod["volumes"] if volume["name"] == "memory"]
+        assert memory["medium"] == "Memory"
+        assert int(memory["sizeLimit"].removesuffix("Gi")) << 30 >= LEAST_SHARED
+        assert {"name": "memory", "mountPath": "/dev/shm"} in container["volumeMounts"]
+        cpus = int(group["rayStartParams"]["num-cpus"])
+        assert cpus in (0, int(container["resources"]["limits"]["cpu"]))
+        nodes += [{"CPU": float(cpus)}] * group.get("replicas", 1)
+    check_needs(Needs(), nodes)
+    workers = int(re.search(r"--workers (\d+)", spec["entrypoint"])[1])
+    assert workers == sum(node["CPU"] for node in nodes)
+
+
+def test_the_slurm_script_is_a_script_and_passes_options_that_its_commands_have():
+    script = DEPLOY / "slurm.sh"
+    assert subprocess.run(["bash", "-n", str(script)], check=False).returncode == 0
+    last = script.read_text().strip().splitlines()[-1]
+    used = set(re.findall(r"(--[a-z-]+)", last))
+    assert used == {"--engine", "--workers"}
+    named = re.search(r"COMMAND ARGUMENTS: ([a-z, -]+) or ([a-z]+) of allrec", script.read_text())
+    commands = [*named[1].split(", "), named[2]]
+    assert commands == ["recommend-all", "train", "prepare"]
+    assert all(used <= options_of(command) for command in commands)
+
+
+def test_the_slurm_script_says_what_is_missing():
+    done = subprocess.run(["bash", str(DEPLOY / "slurm.sh")], capture_output=True, text=True, check=False)
+    assert (done.returncode, "usage: sbatch" in done.stderr) == (2, True)

@@ -1,0 +1,113 @@
+"""Runs and recommendations behind URLs: an S3 of this machine in place of the cloud's."""
+
+import socket
+
+import pytest
+
+from allrec import storage
+from allrec.cli.commands import app
+from allrec.errors import InputError
+from allrec.parallel import Processes, ThisProcess
+from allrec.recommender import AllRec
+from cluster.shard_work import Upper, lines_of, write_shards
+from worlds import make_world
+
+pytest.importorskip("s3fs")
+moto = pytest.importorskip("moto.server")
+fsspec = pytest.importorskip("fsspec")
+typer_testing = pytest.importorskip("typer.testing")
+
+# Of the libraries of AWS alone, which set their own clocks and sockets.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+
+
+@pytest.fixture(scope="module")
+def bucket():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    patch = pytest.MonkeyPatch()
+    for name, value in {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        patch.setenv(name, value)
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
+    server.start()
+    fsspec.filesystem("s3").mkdir("bucket")
+    yield "s3://bucket"
+    server.stop()
+    patch.undo()
+
+
+def bytes_of(url):
+    system = fsspec.filesystem("s3", skip_instance_cache=True)
+    return {path.rsplit("/", 1)[1]: system.cat_file(path) for path in system.find(url)}
+
+
+def write_half(location):
+    with storage.whole_file(location) as path:
+        path.write_text("half")
+        raise RuntimeError("midway")
+
+
+def test_a_file_is_put_whole_or_not_at_all(bucket):
+    with storage.whole_file(f"{bucket}/a/b.txt") as path:
+        path.write_text("whole")
+        assert not storage.exists(f"{bucket}/a/b.txt")
+    assert storage.exists(f"{bucket}/a/b.txt")
+    with storage.local_file(f"{bucket}/a/b.txt") as path:
+        assert path.read_text() == "whole"
+    with pytest.raises(RuntimeError, match="midway"):
+        write_half(f"{bucket}/a/c.txt")
+    assert not storage.exists(f"{bucket}/a/c.txt")
+    assert storage.is_used(f"{bucket}/a")
+    storage.remove(f"{bucket}/a")
+    assert not storage.is_used(f"{bucket}/a")
+
+
+def test_what_is_done_behind_a_url_is_not_done_again(bucket, tmp_path):
+    shards, log = write_shards(tmp_path / "in", 3), tmp_path / "log"
+    work = Upper(f"{bucket}/shards", str(log))
+    list(ThisProcess().map(work, shards[:2]))
+    places = list(ThisProcess().map(work, shards))
+    assert sorted(line.split()[0] for line in lines_of(log)) == ["0.txt", "1.txt", "2.txt"]
+    assert sorted(bytes_of(f"{bucket}/shards")) == sorted(place.rsplit("/", 1)[1] for place in places)
+    assert set(bytes_of(f"{bucket}/shards").values()) == {b"SHARD 0", b"SHARD 1", b"SHARD 2"}
+
+
+def test_a_folder_is_copied_once_for_what_is_there(bucket, tmp_path):
+    storage.write_json(f"{bucket}/folder/deep/one.json", {"a": 1})
+    first = storage.local_folder(f"{bucket}/folder", tmp_path)
+    assert storage.read_json(str(first / "deep" / "one.json")) == {"a": 1}
+    assert storage.local_folder(f"{bucket}/folder", tmp_path) == first
+    storage.write_json(f"{bucket}/folder/deep/one.json", {"a": 2})
+    second = storage.local_folder(f"{bucket}/folder", tmp_path)
+    assert storage.read_json(str(second / "deep" / "one.json")) == {"a": 2}
+    assert sorted(tmp_path.iterdir()) == sorted([first, second])
+    with pytest.raises(InputError, match="holds no file"):
+        storage.local_folder(f"{bucket}/nothing", tmp_path)
+
+
+def test_a_url_that_nothing_reads_is_said():
+    with pytest.raises(InputError, match=r"^xyz://a/b: .* Give a path"):
+        storage.exists("xyz://a/b")
+
+
+def test_a_run_and_its_recommendations_may_lie_behind_urls(bucket, tmp_path, monkeypatch):
+    monkeypatch.setenv("ALLREC_CACHE", str(tmp_path / "cache" / "texts"))
+    dataset, _, recipe = make_world(tmp_path, ("llm.enabled=false",))
+    system = AllRec.train(dataset, run=tmp_path / "run", recipe=recipe, is_evaluated=False)
+    system.recommend_all(tmp_path / "local", k=3, users_a_part=20)
+    fsspec.filesystem("s3").put(str(tmp_path / "run"), "bucket/run", recursive=True)
+    options = ["--out", f"{bucket}/out", "--k", "3", "--users-a-part", "20"]
+    result = typer_testing.CliRunner().invoke(app, ["recommend-all", f"{bucket}/run", *options])
+    assert result.exit_code == 0, result.output
+    local = {path.name: path.read_bytes() for path in (tmp_path / "local" / "parts").iterdir()}
+    assert bytes_of(f"{bucket}/out/parts") == local
+    assert len(local) == 4
+    AllRec.from_pretrained(f"{bucket}/run").recommend_all(f"{bucket}/again", k=3, users_a_part=20, engine=Processes(1))
+    assert bytes_of(f"{bucket}/again/parts") == local
+    assert not storage.is_used(f"{bucket}/again/users")
