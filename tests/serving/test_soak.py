@@ -92,6 +92,10 @@ def wait_for(is_it, seconds=120):
         sleep(0.2)
 
 
+def publish(port, run):
+    httpx.post(f"http://127.0.0.1:{port}/v1/models", json={"run": run}, timeout=60).raise_for_status()
+
+
 def loaded(port):
     return httpx.get(f"http://127.0.0.1:{port}/v1/models").json()["loaded"]
 
@@ -113,9 +117,7 @@ def test_nothing_fails_while_the_model_is_switched_and_a_worker_is_killed(run, s
             stack.callback(load.is_over.set)
             watched = psutil.Process(first.pid)
             until(begin + SECONDS / 3, watched, memory)
-            httpx.post(
-                f"http://127.0.0.1:{ports[0]}/v1/models", json={"run": "switched"}, timeout=60
-            ).raise_for_status()
+            publish(ports[0], "switched")
             wait_for(lambda: {loaded(port) for port in ports} == {2})
             until(begin + SECONDS / 2, watched, memory)
             second.kill()
@@ -152,8 +154,12 @@ def summary(load, memory):
     """What the soak is reported by: requests, quantiles in milliseconds, and the growth of memory."""
     tenth = max(1, len(memory) // 10)
     warm, last = median(memory[tenth : 2 * tenth]), median(memory[-tenth:])
+    quantiles = {str(q): round(1e3 * float(np.quantile(load.seconds, q)), 1) for q in (0.5, 0.99, 0.999)}
+    counts = {"requests": len(load.seconds), "writes": len(load.sent), "failed": len(load.failed)}
     return {
-        "requests": len(load.seconds), "writes": len(load.sent), "failed": len(load.failed), "retried": load.num_retried,
-        "ms": {str(q): round(1e3 * float(np.quantile(load.seconds, q)), 1) for q in (0.5, 0.99, 0.999)},
-        "mib": [round(warm / 2**20, 1), round(last / 2**20, 1)], "growth": round(last / warm, 4),
-    }  # fmt: skip
+        **counts,
+        "retried": load.num_retried,
+        "ms": quantiles,
+        "mib": [round(warm / 2**20, 1), round(last / 2**20, 1)],
+        "growth": round(last / warm, 4),
+    }
