@@ -48,7 +48,8 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# What takes many minutes: kills of the store and of its server, and 20,000 requests of every kind to the service.
+# What takes long: kills of the store and of its server, 20,000 requests of every kind, and an hour of load on two workers
+# (make soak ALLREC_SOAK_SECONDS=600 for ten minutes of it).
 soak: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -n 0 -m soak tests
 

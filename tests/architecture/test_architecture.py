@@ -23,6 +23,7 @@ DOORS = {
     "rich": ("cli/",),
     "matplotlib": ("report/",),
     "faiss": ("hybrid/retrieval.py",),
+    "opentelemetry": ("serving/tracing.py",),
     "torch.utils.tensorboard": ("runs/tensorboard.py",),
     "sqlalchemy": ("serving/",),
     "alembic": ("serving/",),
@@ -44,6 +45,7 @@ OPTIONAL = (
     "ray",
     "faiss",
     "matplotlib",
+    "opentelemetry",
 )
 
 

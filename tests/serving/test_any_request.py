@@ -3,6 +3,7 @@
 import json
 import zlib
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import schemathesis
@@ -159,14 +160,52 @@ def test_hostile_texts_are_answered_or_refused(client, header, name, text):
     assert answer.status_code in (200, 400, 422), answer.text
 
 
+def headers_of(client, run, tenants):
+    """Tenants are entered, and each gets an administrator's key."""
+    store, header = client.app.state.store, {}
+    for tenant in tenants:
+        store.put_tenant(tenant, run=str(run))
+        header[tenant] = {"Authorization": f"Bearer {store.keys.create(tenant, scopes=['admin'])}"}
+    return header
+
+
+@pytest.mark.parametrize("num_requests", [200, pytest.param(1_000, marks=pytest.mark.soak)])
+def test_crossing_requests_of_two_tenants_see_their_own_alone(run, tmp_path, system, num_requests):
+    """Both know the same users and items, had different ones, hide different ones, and ask at once."""
+    item_ids = system.model.catalogue.item_ids
+    own = {"default": item_ids[::2], "other": item_ids[1::2]}
+    with client_of(run, tmp_path, needs_key=True) as client, ThreadPoolExecutor(8) as pool:
+        header = headers_of(client, run, own)
+        for tenant, kept in own.items():
+            for item in sorted(set(item_ids) - set(kept)):
+                good(client.patch(f"/v1/items/{item}", json={"is_hidden": True}, headers=header[tenant]))
+            added = {"item_id": f"of-{tenant}", "fields": {"title": "rose cream", "whose": tenant}}
+            good(client.post("/v1/items", json={"items": [added]}, headers=header[tenant]))
+
+        def ask(number):
+            tenant, user = ("default", "other")[number % 2], f"u{number // 2 % 25}"
+            mine, given = header[tenant], {*own[tenant], f"of-{tenant}"}
+            seen = event(number, user, own[tenant][number % len(own[tenant])])
+            assert good(client.post("/v1/events", json={"events": [seen]}, headers=mine))["new"] == 1
+            body = {"user_id": user, "k": 100, "with_history": True}
+            assert set(ids(good(client.post("/v1/recommendations", json=body, headers=mine)))) <= given
+            body |= {"filter": f'whose == "{tenant}"'}
+            assert ids(good(client.post("/v1/recommendations", json=body, headers=mine))) == [f"of-{tenant}"]
+            shown = good(client.get(f"/v1/users/{user}", headers=mine))
+            assert {one["item_id"] for one in shown["events"]} <= given
+            return tenant, user
+
+        sent = Counter(pool.map(ask, range(num_requests)))
+        for (tenant, user), number in sent.items():
+            assert len(good(client.get(f"/v1/users/{user}", headers=header[tenant]))["events"]) == number
+        for tenant, other in (("default", "other"), ("other", "default")):
+            assert f"of-{other}" not in client.get("/v1/export", headers=header[tenant]).text
+
+
 def test_tenants_see_nothing_of_each_other(run, tmp_path, system):
     item_ids = system.model.catalogue.item_ids
     with client_of(run, tmp_path, needs_key=True) as client:
-        store = client.app.state.store
-        header = {}
-        for tenant in ("default", "other"):
-            store.put_tenant(tenant, run=str(run))
-            header[tenant] = {"Authorization": f"Bearer {store.keys.create(tenant, scopes=['admin'])}"}
+        header = headers_of(client, run, ("default", "other"))
         mine, theirs = header["default"], header["other"]
         for number in range(20):
             item = item_ids[number]

@@ -22,10 +22,10 @@ def free_port():
 
 
 @contextmanager
-def serving(run, folder, port, name):
+def serving(run, folder, port, name, database=None):
     """A process that is ready; its log goes to a file, as a pipe that nobody reads would fill."""
     command = [sys.executable, "-c", "from allrec.cli.commands import main; main()", "serve", str(run)]
-    options = ["--port", str(port), "--no-llm", "--database", f"sqlite:///{folder}/store.db"]
+    options = ["--port", str(port), "--no-llm", "--database", database or f"sqlite:///{folder}/store.db"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     with (folder / name).open("w") as log:
         process = subprocess.Popen([*command, *options], stderr=log, env=environment)

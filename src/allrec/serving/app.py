@@ -20,6 +20,7 @@ from allrec.serving.monitoring import Figures, Watched, log_json_lines
 from allrec.serving.problems import handle_problems, problem
 from allrec.serving.service import DEFAULT_TENANT, Retention, Service
 from allrec.serving.store import Store
+from allrec.serving.tracing import begin_tracing
 
 STOP_SECONDS = 30
 
@@ -123,6 +124,7 @@ def serve(config: ServeConfig) -> None:
         InputError: see ``create_app``.
     """
     log_json_lines()
+    begin_tracing()
     uvicorn.run(
         create_app(config), host=config.host, port=config.port, access_log=False, log_level="warning",
         timeout_graceful_shutdown=STOP_SECONDS, server_header=False, backlog=2048,

@@ -14,6 +14,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from allrec.serving.tracing import end_request, request_span
+
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
@@ -105,11 +107,12 @@ class Watched:
                 message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode()), *SAFE_HEADERS]
             await send(message)
 
-        try:
-            await self._answer(scope, self._limited(headers, receive), watched_send, seen)
-        finally:
-            self._note(scope, seen["status"], perf_counter() - begin)
-            current_request.reset(token)
+        with request_span(scope["method"], headers) as span:
+            try:
+                await self._answer(scope, self._limited(headers, receive), watched_send, seen)
+            finally:
+                self._note(scope, seen["status"], perf_counter() - begin, span)
+                current_request.reset(token)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, seen: dict[str, int]) -> None:
         try:
@@ -136,12 +139,14 @@ class Watched:
 
         return limited
 
-    def _note(self, scope: Scope, status: int, seconds: float) -> None:
-        route = getattr(scope.get("route"), "path", "none")
+    def _note(self, scope: Scope, status: int, seconds: float, span: Any) -> None:
+        route, tenant = getattr(scope.get("route"), "path", "none"), scope.get("state", {}).get("tenant")
+        own = {"allrec.request_id": current_request.get(), "allrec.tenant": tenant}
+        end_request(span, scope["method"], route, status, own)
         self.figures.seconds.labels(route, str(status)).observe(seconds)
         if route not in QUIET:
             noted = {"method": scope["method"], "route": route, "status": status, "ms": round(seconds * 1e3, 2)}
-            logger.info("request", extra=noted | {"tenant": scope.get("state", {}).get("tenant")})
+            logger.info("request", extra=noted | {"tenant": tenant})
 
 
 QUIET = ("/healthz", "/readyz", "/metrics")

@@ -24,6 +24,7 @@ from allrec.serving.service import Answered, Service
 from allrec.serving.snapshots import Snapshot
 from allrec.serving.store import Answer
 from allrec.serving.store_settings import group_of
+from allrec.serving.tracing import step
 
 router = APIRouter(prefix="/v1", tags=["recommend"], responses=PROBLEMS, dependencies=[KNOWN])
 OWN = ("filter", "boost", "diversity", "with_history")
@@ -67,20 +68,24 @@ async def recommended(request: Request, body: Recommend, caller: Caller) -> dict
         caller.tenant, body.user_id, None if body.history is None else tuple(body.history), body.item_id,
         {"k": body.k, **{name: getattr(body, name) for name in OWN}}, tuple(body.exclude), body.budget_ms / 1e3, begin,
     )  # fmt: skip
-    answered = await asyncio.wrap_future(service.submit(asked))
+    with step("ranking"):
+        answered = await asyncio.wrap_future(service.submit(asked))
     if isinstance(answered, InputError):
         raise answered
     figures = request.app.state.figures
     figures.step.labels("ranking").observe(monotonic() - begin)
     if body.query is not None:
-        answered = await run_in_threadpool(_by_text, answered, body.query)
+        with step("text"):
+            answered = await run_in_threadpool(_by_text, answered, body.query)
     elif asked.budget > 0:
-        answered = await run_in_threadpool(service.with_llm, answered, asked)
+        with step("language model"):
+            answered = await run_in_threadpool(service.with_llm, answered, asked)
         figures.llm.labels("ordered" if answered.llm == "ordered" else "left out").inc()
         figures.step.labels("language model").observe(monotonic() - begin)
     recommendation_id = new_id()
     if body.with_reason:
-        found = await run_in_threadpool(body_of, answered, recommendation_id, with_reason=True, group=group)
+        with step("reasons"):
+            found = await run_in_threadpool(body_of, answered, recommendation_id, with_reason=True, group=group)
     else:
         found = body_of(answered, recommendation_id, group=group)
     _note(request, caller, body, found)
