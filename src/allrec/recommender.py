@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from allrec.llm.generation import Task, WrittenGenres, WrittenTitle
     from allrec.llm.language_model import LanguageModel
     from allrec.runs.stages import Training
+    from allrec.training.distributed import Group
 
 FORMAT_VERSION = 2
 NO_LLM = {"name": "none"}
@@ -92,6 +93,7 @@ class AllRec:
         device: str | None = None,
         observer: Observer = ignore,
         is_evaluated: bool = True,
+        group: Group | None = None,
     ) -> AllRec:
         """Trains every stage of a recipe and evaluates it on validation and test.
 
@@ -106,6 +108,8 @@ class AllRec:
                 the accelerator where there is one.
             observer: receives the progress.
             is_evaluated: whether the run is evaluated at the end.
+            group: workers that train backbone and stage 1 together, such as ``Workers(4)``; this process where None.
+                They read the data set and the run by their paths.
 
         Raises:
             InputError: what is wrong with the data, the recipe or the folder, and what to do.
@@ -120,8 +124,12 @@ class AllRec:
         if not known:
             check_before_training(dataset, recipe, model, is_evaluated)
         training = begin_training(dataset, run, recipe, model, resume=resume, cache=cache, device=device)
+        if group is not None and dataset.scenario != "standard":
+            raise InputError(
+                f"{dataset.name} was changed for scenario {dataset.scenario}, and workers read it from its folder."
+            )
         with recording(training.run.path / "events", observer) as recorder:
-            system = cls(train_stages(replace(training, observer=recorder)))
+            system = cls(train_stages(replace(training, observer=recorder, group=group)))
         if is_evaluated:
             system.evaluate(dataset, observer=observer)
         return system

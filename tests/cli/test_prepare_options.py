@@ -74,3 +74,17 @@ def test_how_times_were_read_is_said(tmp_path: Path) -> None:
 def test_a_separator_of_ones_own(tmp_path: Path) -> None:
     prepare(tmp_path, "user_id^item_id\nu^a\n", "--separator", "^")
     assert load_dataset(tmp_path / "out").item_ids == ["a"]
+
+
+def test_parts_and_an_engine_are_options(tmp_path: Path) -> None:
+    text = "user_id,item_id\n" + "".join(f"u{n % 5},i{n}\n" for n in range(40))
+    prepare(tmp_path, text, "--partitions", "3", "--engine", "processes", "--workers", "2")
+    parted = load_dataset(tmp_path / "out")
+    prepare(tmp_path, text)
+    assert load_dataset(tmp_path / "out").sha256 == parted.sha256
+    with pytest.raises(InputError, match="the engine processes works on parts, and there is one"):
+        prepare(tmp_path, text, "--engine", "processes")
+    with pytest.raises(InputError, match=r"unknown engine 'procesess': did you mean 'processes'\?"):
+        prepare(tmp_path, text, "--partitions", "3", "--engine", "procesess")
+    with pytest.raises(InputError, match="got 2 workers for the engine here"):
+        prepare(tmp_path, text, "--partitions", "3", "--workers", "2")

@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from allrec.cluster.training import RayWorkers
 from allrec.errors import InputError
 from allrec.parallel import AHEAD, Needs, Processes, ThisProcess
 from allrec.recommender import AllRec
+from allrec.training.distributed import Workers
 from cluster.shard_work import Upper, lines_of, pid_after, write_shards
+from cluster.training_work import Die, Train
 from worlds import make_world
 
 ray = pytest.importorskip("ray")
@@ -76,6 +79,29 @@ def test_recommendations_for_every_user_are_the_same_bytes(tmp_path, engine):
         system.recommend_all(tmp_path / name, k=3, users_a_part=20, engine=one)
     assert bytes_of(tmp_path / "here" / "parts") == bytes_of(tmp_path / "ray" / "parts")
     assert len(bytes_of(tmp_path / "ray" / "parts")) == 4
+
+
+# A minute on two busy cores. Ray warns of its own parts when Ray Train is imported.
+@pytest.mark.soak
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_workers_of_ray_train_the_same_function(tmp_path, engine):
+    dataset = make_world(tmp_path)[0]
+    for name, group in (("ray", RayWorkers(workers=2)), ("processes", Workers(2))):
+        (tmp_path / name).mkdir()
+        group.run(Train("backbone", dataset, tmp_path / name))
+    found = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("ray", "processes")]
+    assert found[0] == found[1]
+    with pytest.raises(InputError, match="no such column"):
+        RayWorkers(workers=2).run(Die(InputError("no such column")))
+
+
+def test_training_that_would_wait_for_ever_is_refused_at_once(engine):
+    with pytest.raises(InputError, match="4 workers need 1 CPUs each, and the nodes have places for 3"):
+        RayWorkers(workers=4)
+    with pytest.raises(InputError, match="2 workers need 2 CPUs each, and the nodes have places for 0"):
+        RayWorkers(workers=2, needs=Needs(cpus=2))
+    with pytest.raises(InputError, match="none is left for the tasks that read their data"):
+        RayWorkers(workers=3)
 
 
 def test_few_parts_are_begun_before_they_are_asked_for(engine):

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from allrec.data import PrepareConfig, load_dataset, prepare
 from allrec.data.config import PrepareConfig as Config
-from allrec.data.preparation import ITEM_BELOW, USER_BELOW, count_filter, number_anew
+from allrec.data.count_filter import ITEM_BELOW, USER_BELOW, count_filter
+from allrec.data.preparation import number_anew
 from allrec.errors import InputWarning
 
 GOOD = [f"a,{item},{time},5,{time}" for time, item in enumerate("xyz")]

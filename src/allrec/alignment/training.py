@@ -19,6 +19,7 @@ from allrec.data.dataset import Dataset
 from allrec.data.negatives import NegativeSampler
 from allrec.errors import InputError
 from allrec.parallel import OnProgress
+from allrec.training.distributed import Place, share_rows
 from allrec.training.examples import initialized, training_examples
 from allrec.training.loop import FitReport, fit
 
@@ -29,6 +30,12 @@ class Batch(NamedTuple):
     rows: Int[ndarray, "batch"]
     negatives: Int[ndarray, "batch"]
     distinct: Int[ndarray, "items"] | None
+
+
+def share_of(batch: Batch, here: Place) -> tuple[Batch, float]:
+    """A worker's rows of a batch; InfoNCE compares all items with each other, so every worker has them all."""
+    rows, weight = share_rows(len(batch.rows), here)
+    return Batch(batch.rows[rows], batch.negatives[rows], batch.distinct), weight
 
 
 def train_alignment(
@@ -85,6 +92,7 @@ def train_alignment(
 
     batches = _batches(dataset, examples.users, text_embeddings, config, seed)
     named: dict[str, Any] = {"seed": seed, "stream": "alignment", "checkpoint": checkpoint, "on_progress": on_progress}
+    named["share"] = share_of
     report = fit(module, batches, loss, config.loop, **named)
     module.requires_grad_(False)
     return alignment, report

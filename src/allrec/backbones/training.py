@@ -26,6 +26,7 @@ from allrec.evaluation.metrics import ndcg_at
 from allrec.evaluation.ranks import dot_product_ranks
 from allrec.parallel import OnProgress
 from allrec.training.batches import LazyBatches, length_batches, pad_histories, windows
+from allrec.training.distributed import Place, share_rows
 from allrec.training.loop import FitReport, fit
 
 STREAM = "backbone"
@@ -44,6 +45,20 @@ class Batch(NamedTuple):
     histories: Int[Tensor, "batch length"]
     next_items: Int[Tensor, "batch length"]
     negatives: Negatives | None
+
+
+def share_of(batch: Batch, here: Place) -> tuple[Batch, float]:
+    """A worker's histories of a batch, weighed by the places that predict a next item; see ``distributed.Share``."""
+    rows, weight = share_rows(len(batch.histories), here)
+    is_target = batch.next_items >= 0
+    counts = is_target.sum(dim=1)
+    negatives = batch.negatives
+    if negatives is not None and negatives.log_expected is None:
+        # One for each token, in the order of the tokens.
+        before = int(counts[: rows.start].sum())
+        negatives = Negatives(negatives.items[before : before + int(counts[rows].sum())])
+    share = int(counts[rows].sum()) / int(counts.sum()) if weight else 0.0
+    return Batch(batch.histories[rows], batch.next_items[rows], negatives), share
 
 
 def train_backbone(
@@ -93,6 +108,7 @@ def train_backbone(
         checkpoint=checkpoint,
         validate=validate,
         on_progress=on_progress,
+        share=share_of,
     )
     return TrainedBackbone(freeze(model), report)
 

@@ -69,6 +69,9 @@ Engine = Annotated[
     str, typer.Option(help="here, processes (of this machine), ray://local, ray://auto, or ray://HOST:PORT.")
 ]
 Workers = Annotated[int, typer.Option(min=1, help="Workers at a time, each with a model in memory of its own.")]
+Partitions = Annotated[
+    int, typer.Option(min=1, help="Parts, one at a time in memory, for more than memory holds; the same bytes.")
+]
 Run = Annotated[Path, typer.Argument(help="A run folder, written by train.", metavar="RUN")]
 NewRun = Annotated[Path, typer.Option(help="The run folder to write.")]
 DatasetFolder = Annotated[Path, typer.Argument(help="A data set folder, written by prepare.")]
@@ -251,6 +254,9 @@ def prepare(
     separator: Separator = None,
     time_format: TimeFormat = None,
     max_rejected: MaxRejected = None,
+    partitions: Partitions = 1,
+    engine: Engine = "here",
+    workers: Workers = 1,
 ) -> None:
     """Clean, index and split interactions and items into a data set folder."""
     from allrec.cli.progress import noting
@@ -263,7 +269,7 @@ def prepare(
         names=names and tuple(split_ids(names)), item_names=item_names and tuple(split_ids(item_names)),
     )  # fmt: skip
     with noting():
-        show_counts(_prepare(source, out, items, config))
+        show_counts(_prepare(source, out, items, config, **_parted(partitions, engine, workers)))
         show_times(out)
 
 
@@ -276,9 +282,14 @@ def train(
     sets: Sets = None,
     resume: Resume = False,
     device: Device = None,
+    engine: Engine = "here",
+    workers: Workers = 1,
 ) -> None:
-    """Train a recipe's stages and evaluate them on validation and test."""
-    _train(dataset, run, _recipe(run, recipe, sets, resume), resume=resume, llm=llm, device=device)
+    """Train a recipe's stages and evaluate them on validation and test; several workers share backbone and stage 1."""
+    from allrec.cli.engines import open_group
+
+    group = open_group(engine, workers)
+    _train(dataset, run, _recipe(run, recipe, sets, resume), resume=resume, llm=llm, device=device, group=group)
 
 
 @app.command()
@@ -601,7 +612,16 @@ def _prepare_config(sets: list[str] | None, **given: Any) -> PrepareConfig:
     return PrepareConfig(**values | {key: value for key, value in given.items() if value is not None})
 
 
-def _prepare(source: Path, folder: Path, items: Path | None, config: PrepareConfig) -> Dataset:
+def _parted(partitions: int, engine: str, workers: int) -> dict[str, Any]:
+    """What preparation takes of the options of parts."""
+    from allrec.cli.engines import HERE, open_engine
+
+    if engine != HERE and partitions == 1:
+        raise InputError(f"the engine {engine} works on parts, and there is one. Give --partitions 16, or more.")
+    return {"partitions": partitions, "engine": open_engine(engine, workers)}
+
+
+def _prepare(source: Path, folder: Path, items: Path | None, config: PrepareConfig, **given: Any) -> Dataset:
     from allrec.cli.progress import observing
     from allrec.data.preparation import prepare
 
@@ -610,7 +630,7 @@ def _prepare(source: Path, folder: Path, items: Path | None, config: PrepareConf
         def on_step(name: str, share: float) -> None:
             observer("prepare", share, {"rows": 0.0}, name)
 
-        dataset = prepare(source, folder, items=items, config=config, on_step=on_step)
+        dataset = prepare(source, folder, items=items, config=config, on_step=on_step, **given)
         num_rows = dataset.counts["interactions"] + dataset.counts["rejected_rows"]
         observer("prepare", 1.0, {"rows": float(num_rows)})
     return dataset

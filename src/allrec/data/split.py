@@ -3,8 +3,10 @@
 from typing import NamedTuple
 
 import numpy as np
+import polars as pl
 
 from allrec.data.time_forms import SECOND
+from allrec.errors import InputError
 
 MIN_EVALUATED = 3
 
@@ -49,6 +51,11 @@ def split_at_times(users: np.ndarray, times: np.ndarray, num_users: int, valid_f
     lengths = np.bincount(users, minlength=num_users)
     before_valid = np.bincount(users[times < valid_from * SECOND], minlength=num_users)
     before_test = np.bincount(users[times < test_from * SECOND], minlength=num_users)
+    return split_at_counts(lengths, before_valid, before_test)
+
+
+def split_at_counts(lengths: np.ndarray, before_valid: np.ndarray, before_test: np.ndarray) -> Split:
+    """``split_at_times`` of what it counts: interactions of every user, in all and before each of the two times."""
     valid = np.flatnonzero((before_test > before_valid) & (before_valid > 0))
     test = np.flatnonzero((lengths > before_test) & (before_test > 0))
     targets = {
@@ -56,3 +63,13 @@ def split_at_times(users: np.ndarray, times: np.ndarray, num_users: int, valid_f
         "test": (test.astype(np.int32), before_test[test]),
     }
     return Split(before_valid.astype(np.int64), targets)
+
+
+def refuse_no_times(frame: pl.DataFrame) -> None:
+    """Refuses a split at global times of a source without times.
+
+    Raises:
+        InputError: what to do.
+    """
+    if "time" not in frame.columns:
+        raise InputError("split global-time needs a timestamp column, and the source has none. Use leave-last-out.")

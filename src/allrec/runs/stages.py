@@ -22,7 +22,7 @@ from allrec.backbones.pretrained import is_pretrained
 from allrec.backbones.training import train_backbone
 from allrec.config import Recipe
 from allrec.data.catalogue import Catalogue
-from allrec.data.dataset import Dataset
+from allrec.data.dataset import Dataset, load_dataset
 from allrec.errors import InputError
 from allrec.evaluation.evaluate import RankingRequest
 from allrec.files import save_tensors, write_json
@@ -36,6 +36,7 @@ from allrec.runs.refit import begin_refit, refit_dataset
 from allrec.runs.run_folder import CHECKPOINT, REFIT, RunFolder, describe
 from allrec.runs.scorers import stored_reader
 from allrec.runs.trained_model import ADAPTER, PRIORS, SHAPE, TrainedModel, read_backbone, read_texts
+from allrec.training.distributed import Group, place
 from allrec.training.loop import FitReport
 
 if TYPE_CHECKING:
@@ -61,12 +62,14 @@ class Training:
         dataset: the run's data set.
         cache: folder of cached text embeddings.
         observer: sees the progress.
+        group: workers that train together what can be shared; None trains in this process.
     """
 
     model: TrainedModel
     dataset: Dataset
     cache: Path
     observer: Observer = ignore
+    group: Group | None = None
 
     @property
     def recipe(self) -> Recipe:
@@ -94,6 +97,7 @@ class Stage:
         inputs: of (recipe as plain values): all of it that decides what the stage comes to, beside the data set; None
             where the stage is its run's own and never taken over from another.
         timed_as: the entry of ``seconds`` in ``metrics.json``.
+        is_shared: whether a group of workers can train it: all call ``train``, and rank 0 writes.
     """
 
     name: str
@@ -101,6 +105,7 @@ class Stage:
     is_wanted: Callable[[Recipe], bool]
     inputs: Callable[[Mapping[str, Any]], dict[str, Any]] | None
     timed_as: str
+    is_shared: bool = False
 
 
 def train_stages(training: Training) -> TrainedModel:
@@ -108,8 +113,44 @@ def train_stages(training: Training) -> TrainedModel:
     for stage in STAGES.values():
         if stage.is_wanted(training.recipe) and not training.run.is_done(stage.name):
             with training.run.stage(stage.name) as folder:
-                stage.train(training, folder)
+                if training.group is None or not stage.is_shared:
+                    stage.train(training, folder)
+                else:
+                    training.group.run(SharedStage.of(stage, training, folder))
     return training.model.complete()
+
+
+@dataclass(frozen=True)
+class SharedStage:
+    """A stage as a worker of a group trains it: of files that all workers read.
+
+    Attributes:
+        name: of the stage.
+        run: the run's folder.
+        dataset: the data set's folder.
+        folder: the stage's, where rank 0 writes.
+        cache: folder of cached text embeddings.
+        device: where to train.
+    """
+
+    name: str
+    run: Path
+    dataset: Path
+    folder: Path
+    cache: Path
+    device: str
+
+    @classmethod
+    def of(cls, stage: Stage, training: Training, folder: Path) -> SharedStage:
+        """A stage of a training under way."""
+        paths = (training.run.path, training.dataset.path, folder, training.cache)
+        run, dataset, folder, cache = (path.absolute() for path in paths)
+        return cls(stage.name, run, dataset, folder, cache, training.model.device)
+
+    def __call__(self) -> None:
+        """Trains the stage together with the others of the group."""
+        model = TrainedModel(RunFolder.open(self.run), None, self.device)
+        STAGES[self.name].train(Training(model, load_dataset(self.dataset), self.cache), self.folder)
 
 
 def seconds_of(run: RunFolder, prepare: float) -> dict[str, float]:
@@ -174,6 +215,8 @@ def _train_backbone(training: Training, folder: Path) -> None:
         seed=training.recipe.seed, checkpoint=folder / CHECKPOINT, on_progress=training.progress("backbone"),
         device=training.model.device,
     )  # fmt: skip
+    if place().rank > 0:
+        return
     _save(folder, model, report)
     # A backbone that others trained decides on its sizes itself, so the recipe does not have them.
     write_json(folder / SHAPE, model.config.model_dump(mode="json"))
@@ -194,6 +237,8 @@ def _train_alignment(training: Training, folder: Path) -> None:
         seed=recipe.seed, checkpoint=folder / CHECKPOINT, on_progress=training.progress("alignment"),
         device=training.model.device,
     )  # fmt: skip
+    if place().rank > 0:
+        return
     if encoder is not None:
         save_tensors(folder / "text_encoder.safetensors", encoder.weights())
         tuned = embed_texts(dataset.texts, encoder.encode, encoder.dim)
@@ -400,6 +445,7 @@ _ALL = (
         _always,
         lambda recipe: {key: recipe[key] for key in ("backbone", "seed")},
         "backbone",
+        is_shared=True,
     ),
     Stage("text", _encode_texts, _always, lambda recipe: {"text": recipe["text"]}, "text"),
     Stage(
@@ -408,6 +454,7 @@ _ALL = (
         _always,
         lambda recipe: {key: value for key, value in recipe.items() if key not in {*AFTER_ALIGNMENT, "fingerprint"}},
         "alignment",
+        is_shared=True,
     ),
     Stage("content", _train_content, _has_fusion, partial(_content_inputs, is_ensemble=False), "fusion"),
     Stage("ensemble", _train_ensemble, _has_ensemble, partial(_content_inputs, is_ensemble=True), "fusion"),

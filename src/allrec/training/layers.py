@@ -12,6 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from allrec.training.distributed import place
+
 SHARES = 1 << 16
 """A share dropped is a multiple of one over this, to the nearest."""
 LARGE = 1 << 20
@@ -70,11 +72,13 @@ class Dropout(nn.Module):
 
 
 def look_up(ids: Int[Tensor, "*places"], table: Float[Tensor, "items dim"]) -> Float[Tensor, "*places dim"]:
-    """Rows of a table; of a large one that is itself a parameter, the gradient is sparse.
+    """Rows of a table; of a large one that is itself a parameter, the gradient is sparse, but among several workers.
 
     Optimizers without sparse gradients need ``DenseGradients`` before each step, as ``training.loop`` has.
     """
-    return functional.embedding(ids, table, sparse=table.is_leaf and table.numel() >= LARGE)
+    # Workers add up gradients in buffers that are laid out before the first of them.
+    is_sparse = table.is_leaf and table.numel() >= LARGE and place().size == 1
+    return functional.embedding(ids, table, sparse=is_sparse)
 
 
 class DenseGradients:

@@ -18,6 +18,7 @@ from allrec import seeds
 from allrec.errors import Config, InputError
 from allrec.files import atomic_path, load_tensors
 from allrec.parallel import OnProgress
+from allrec.training.distributed import Share, of_first, place, summed, together
 from allrec.training.layers import DenseGradients
 
 Batch_co = TypeVar("Batch_co", covariant=True)
@@ -108,10 +109,13 @@ def fit(
     checkpoint: Path | None = None,
     validate: Callable[[], float] | None = None,
     on_progress: OnProgress | None = None,
+    share: Share[Batch] | None = None,
 ) -> FitReport:
     """Trains ``module`` in place and leaves it in eval mode, with the best parameters where there is a validation.
 
-    Given the same arguments it ends in the same bytes, killed and resumed from ``checkpoint`` or not.
+    Given the same arguments it ends in the same bytes, killed and resumed from ``checkpoint`` or not. In a group of
+    workers (``training.distributed``) all call it, each with a share of every batch: gradients are those of one process
+    but for rounding and dropout, and another number of workers may go on.
 
     Args:
         module: what learns; parameters without ``requires_grad`` are neither optimised nor stored.
@@ -123,7 +127,8 @@ def fit(
         checkpoint: file to write every ``checkpoint_every`` steps, and to resume from where it exists.
         validate: called in eval mode without gradients after each epoch; larger is better.
         on_progress: called after each step with the share of all epochs done, the named losses, ``step`` and ``epoch``
-            (numbers done) and, once there is one, the last ``validation``.
+            (numbers done) and, once there is one, the last ``validation``; of several workers, by rank 0.
+        share: a worker's part of a batch; needed where there are several.
 
     Raises:
         InputError: there is nothing to train on, the loss is not finite, or the checkpoint is another run's.
@@ -131,18 +136,23 @@ def fit(
     state = _State(module, config, {"config": config.model_dump(mode="json"), "seed": seed, "stream": stream})
     if checkpoint is not None and checkpoint.exists():
         state.load(checkpoint)
-    progress = state.progress
+    progress, here, learner = state.progress, place(), together(module, loss)
+    if here.size > 1 and share is None:
+        raise ValueError(f"{stream} cannot be trained by {here.size} workers: it does not say how a batch is shared")
     while not progress.is_over(config):
         epoch_batches = _nonempty(batches(progress.epoch))
         module.train()
         while progress.batch < len(epoch_batches):
-            with seeded_dropout(module, seed, stream, progress.step):
-                values = _step(state, loss(epoch_batches[progress.batch]), config.gradient_clip)
+            batch, weight = epoch_batches[progress.batch], 1.0
+            if share is not None and here.size > 1:
+                batch, weight = share(batch, here)
+            with seeded_dropout(module, seed, stream, progress.step, here.rank):
+                values = _step(state, learner(batch), config.gradient_clip, weight)
             progress.step, progress.batch = progress.step + 1, progress.batch + 1
             progress.loss_sum += values["total"]
             if checkpoint is not None and progress.step % config.checkpoint_every == 0:
                 state.save(checkpoint)
-            if on_progress is not None:
+            if on_progress is not None and here.rank == 0:
                 on_progress(_share(progress, len(epoch_batches), config.epochs), values | _position(progress))
         _end_epoch(state, validate)
     if checkpoint is not None:
@@ -179,6 +189,8 @@ class _State:
             self.parameters[name].data.copy_(value)
 
     def save(self, path: Path) -> None:
+        if place().rank > 0:
+            return
         # One file, since two could not be renamed at one moment; one metadata key, since their order is not fixed.
         tensors: dict[str, Tensor] = {f"parameter/{name}": value for name, value in self.parameters.items()}
         tensors |= {f"best/{name}": value for name, value in self.best.items()}
@@ -234,32 +246,33 @@ def _header(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def seeded_dropout(module: nn.Module, seed: int, stream: str, step: int) -> Iterator[None]:
-    """Within the block, dropout draws from a seed of this step alone; afterwards torch's generators are as before.
+def seeded_dropout(module: nn.Module, seed: int, stream: str, step: int, rank: int = 0) -> Iterator[None]:
+    """Within the block, dropout draws from a seed of this step and worker alone; afterwards torch's generators are as
+    before.
 
     Torch's dropout takes no generator as an argument, hence the global one, forked for a step.
     """
     devices = sorted({value.device.index for value in module.parameters() if value.device.type == "cuda"})
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seeds.derived(seed, stream, "step", step))
+        torch.manual_seed(seeds.derived(seed, stream, "step", step, *([rank] if rank else [])))
         yield
 
 
-def _step(state: _State, values: Loss, gradient_clip: float) -> dict[str, float]:
-    named = values if isinstance(values, Mapping) else {"total": values}
-    total = named["total"]
-    if not math.isfinite(total.item()):
+def _step(state: _State, named: dict[str, Tensor], gradient_clip: float, weight: float) -> dict[str, float]:
+    values = summed(named, weight)
+    if not math.isfinite(values["total"]):
         raise InputError(
-            f"the loss became {total.item()} at step {state.progress.step}, expected a number. "
+            f"the loss became {values['total']} at step {state.progress.step}, expected a number. "
             "Lower learning_rate, or set gradient_clip (1.0 is usual)."
         )
     state.optimizer.zero_grad()
-    total.backward()  # type: ignore[no-untyped-call]
+    # Gradients become means over the workers, hence the number of them.
+    (named["total"] * (weight * place().size)).backward()  # type: ignore[no-untyped-call]
     state.gradients.take_over(state.parameters)
     if gradient_clip > 0:
         nn.utils.clip_grad_norm_(state.parameters.values(), gradient_clip)
     state.optimizer.step()
-    return {name: value.item() for name, value in named.items()}
+    return values
 
 
 def _end_epoch(state: _State, validate: Callable[[], float] | None) -> None:
@@ -268,7 +281,7 @@ def _end_epoch(state: _State, validate: Callable[[], float] | None) -> None:
     if validate is not None:
         state.module.eval()
         with torch.no_grad():
-            value = float(validate())
+            value = of_first(lambda: float(validate()))
         if not math.isfinite(value):
             raise ValueError(f"validation gave {value} after epoch {progress.epoch}, expected a finite number")
         progress.validations.append(value)

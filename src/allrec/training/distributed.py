@@ -1,0 +1,206 @@
+"""One training in one process or in several: each has a share of every batch, and gradients are as of one process.
+
+The batches are those of one process, whatever the number of workers, so that any number goes on with the checkpoint of
+another. Workers are started by ``Workers`` on one machine, by Ray (``cluster.training``) or by ``torchrun``.
+"""
+
+import multiprocessing.connection
+import multiprocessing.queues
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import NamedTuple, Protocol, TypeVar
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from allrec.errors import InputError
+
+Batch = TypeVar("Batch")
+
+TIMEOUT = timedelta(minutes=30)
+"""After which a worker gives up the others: rank 0 validates while they wait."""
+
+
+class Place(NamedTuple):
+    """Which worker this process is.
+
+    Attributes:
+        rank: from 0.
+        size: how many there are.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    def share(self, num_rows: int) -> slice:
+        """This worker's rows of a batch: as many as the others', but for one."""
+        return slice(num_rows * self.rank // self.size, num_rows * (self.rank + 1) // self.size)
+
+
+def place() -> Place:
+    """Which worker this process is: the only one where no group was joined."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return Place()
+    return Place(distributed.get_rank(), distributed.get_world_size())
+
+
+Share = Callable[[Batch, Place], tuple[Batch, float]]
+"""(a batch, a worker) -> the worker's part of it, with one row at least, and that part's weight in the batch's loss.
+
+The weights of all workers sum to 1; a worker that has no row takes any, with weight 0."""
+
+
+def share_rows(num_rows: int, here: Place) -> tuple[slice, float]:
+    """A worker's rows of a batch whose loss is a mean over rows, and their weight; see ``Share``."""
+    rows = here.share(num_rows)
+    if rows.start == rows.stop:
+        return slice(0, 1), 0.0
+    return rows, (rows.stop - rows.start) / num_rows
+
+
+class Loss(nn.Module):
+    """What learns, with its loss as ``forward``: gradients are averaged after one backward pass through it."""
+
+    def __init__(self, module: nn.Module, loss: Callable[..., Tensor | Mapping[str, Tensor]]) -> None:
+        super().__init__()
+        self.module, self.loss = module, loss
+
+    def forward(self, batch: object) -> dict[str, Tensor]:
+        """Named losses of a batch, ``total`` among them."""
+        values = self.loss(batch)
+        return dict(values) if isinstance(values, Mapping) else {"total": values}
+
+
+def together(module: nn.Module, loss: Callable[[Batch], Tensor | Mapping[str, Tensor]]) -> nn.Module:
+    """The loss of a module; in a group of workers with gradients that are means over them."""
+    own = Loss(module, loss)
+    return own if place().size == 1 else DistributedDataParallel(own, find_unused_parameters=True)
+
+
+def summed(values: Mapping[str, Tensor], weight: float) -> dict[str, float]:
+    """Named losses of the whole batch: the workers' own, weighed. Every worker gets the same, a nan as well."""
+    if place().size == 1:
+        return {name: value.item() for name, value in values.items()}
+    names = sorted(values)
+    # A weight of 0 takes out a row that only fills in, even where its loss were no number.
+    own = torch.stack([values[name].detach().double() * weight if weight else values[name].new_zeros(()).double()
+                       for name in names])  # fmt: skip
+    distributed.all_reduce(own)
+    return dict(zip(names, own.tolist(), strict=True))
+
+
+def of_first(compute: Callable[[], float]) -> float:
+    """A number that rank 0 computes and all workers get."""
+    here = place()
+    if here.size == 1:
+        return compute()
+    value = [compute() if here.rank == 0 else None]
+    distributed.broadcast_object_list(value, src=0)
+    return float(value[0] or 0.0)
+
+
+class Group(Protocol):
+    """Workers that train together."""
+
+    def run(self, work: Callable[[], None]) -> None:
+        """Calls ``work`` in every worker, and returns when all are done.
+
+        Args:
+            work: can be pickled; reads and writes files that all workers reach, and writes as rank 0 alone.
+
+        Raises:
+            Exception: what ``work`` raised in one of them.
+        """
+        ...
+
+
+class Workers:
+    """A group of processes of this machine.
+
+    Args:
+        workers: how many.
+        threads: torch threads of each.
+    """
+
+    def __init__(self, workers: int, threads: int = 1) -> None:
+        if workers < 1:
+            raise InputError(f"got {workers} workers, expected at least 1.")
+        self.workers, self.threads = workers, threads
+
+    def run(self, work: Callable[[], None]) -> None:
+        """See ``Group``."""
+        context = multiprocessing.get_context("spawn")
+        with tempfile.TemporaryDirectory(prefix="allrec-") as folder:
+            failures = context.SimpleQueue()
+            arguments = (work, self.workers, self.threads, Path(folder) / "store", failures)
+            processes = [context.Process(target=_work, args=(rank, *arguments)) for rank in range(self.workers)]
+            for process in processes:
+                process.start()
+            try:
+                _wait_for_all(processes)
+            finally:
+                for process in processes:
+                    process.terminate()
+                    process.join()
+            if not failures.empty():
+                raise failures.get()
+            codes = [process.exitcode for process in processes]
+            if any(codes):
+                raise InputError(
+                    f"a training worker died (exit codes {codes}), killed from outside or for want of memory. Give "
+                    "fewer --trainers, and go on with --resume."
+                )
+
+
+def _wait_for_all(processes: list[multiprocessing.context.SpawnProcess]) -> None:
+    """Waits until all have ended or one has failed; the others would wait for it."""
+    running = list(processes)
+    while running:
+        multiprocessing.connection.wait([process.sentinel for process in running])
+        running = [process for process in running if process.exitcode is None]
+        if any(process.exitcode for process in processes):
+            return
+
+
+def _work(
+    rank: int,
+    work: Callable[[], None],
+    size: int,
+    threads: int,
+    store: Path,
+    failures: "multiprocessing.queues.SimpleQueue[Exception]",
+) -> None:
+    torch.set_num_threads(threads)
+    with joined(f"file://{store}", rank, size):
+        try:
+            work()
+        except Exception as error:
+            # Said before the group is left, which fails the others.
+            failures.put(error)
+            raise SystemExit(1) from None
+
+
+@contextmanager
+def joined(address: str = "env://", rank: int = -1, size: int = -1) -> Iterator[Place]:
+    """Inside, this process is a worker of a group; ``torchrun`` says of which in the environment.
+
+    Args:
+        address: where the workers meet.
+        rank: of this worker; -1 is as the environment says.
+        size: how many there are; -1 is as the environment says.
+    """
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", max(rank, 0))) % torch.cuda.device_count())
+    distributed.init_process_group(backend, init_method=address, rank=rank, world_size=size, timeout=TIMEOUT)
+    try:
+        yield place()
+        # Nobody leaves before all are done: a store that is gone fails those that still ask it.
+        distributed.barrier()
+    finally:
+        distributed.destroy_process_group()
