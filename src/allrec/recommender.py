@@ -23,8 +23,8 @@ from allrec.hybrid.features import histories_of
 from allrec.hybrid.fusion import Scope
 from allrec.hybrid.ranking import FusedRanker, Scored, first_that_fit
 from allrec.parallel import Engine, Observer, ignore
-from allrec.runs.recommend_all import USERS_A_PART, best_of_catalogue, open_run, reads_llm, recommend_all
-from allrec.runs.run_folder import MANIFEST, METRICS_FILE, REFIT, RunFolder, describe, refitted_run
+from allrec.runs.recommend_all import USERS_A_PART, recommend_all
+from allrec.runs.run_folder import MANIFEST, METRICS_FILE, REFIT, RunFolder, describe, open_run, refitted_run
 from allrec.runs.trained_model import TrainedModel, load_language_model
 
 if TYPE_CHECKING:
@@ -243,7 +243,7 @@ class AllRec:
             InputError: an unknown id, an item given twice, or candidates that outgrow the model's prompt.
         """
         items, known = self._given(candidates)[None], self.history_of(user, history)
-        model, reads = self.model, use_llm and reads_llm(self.model, "lists")
+        model, reads = self.model, use_llm and self.model.reads_llm("lists")
         if reads and model.fused_ranker is None and not model.titles.fits(items):
             raise InputError(
                 f"{items.shape[1]} candidates outgrow the prompt: the language model reads {model.llm.max_length} "
@@ -283,7 +283,7 @@ class AllRec:
             raise InputError(f"got k = {k}, expected at least 1.")
         known = self.history_of(user, history)
         options: dict[str, Any] = {"with_history": with_history, "num_ranked": num_ranked, "use_llm": use_llm}
-        scored = next(best_of_catalogue(self.model, [known], k, **options))
+        scored = next(self.model.best_of_catalogue([known], k, **options))
         return self._recommendations(known, scored, "catalogue", k)
 
     def recommend_all(

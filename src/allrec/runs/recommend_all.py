@@ -7,7 +7,7 @@ killed goes on where it was, and no user comes twice.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,15 +17,12 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 
 from allrec import storage
-from allrec.alignment.text_cache import default_cache
 from allrec.data.recommendations import parts_of_users, read_histories, write_histories, write_recommendations
 from allrec.errors import InputError
 from allrec.files import sha256_file, sha256_text
-from allrec.hybrid.features import histories_of
-from allrec.hybrid.fusion import Scope
 from allrec.hybrid.ranking import FusedRanker, Scored
 from allrec.parallel import Engine, Needs, OnProgress, ThisProcess, no_progress
-from allrec.runs.run_folder import REFIT, RunFolder, refitted_run
+from allrec.runs.run_folder import REFIT, RunFolder, open_run, refitted_run
 from allrec.runs.trained_model import TrainedModel
 from allrec.shards import Shard, ShardTask
 
@@ -36,42 +33,6 @@ REQUEST, DONE = "request.json", "recommendations.json"
 FORMAT_VERSION = 1
 NOT_SERVED = ("evaluate", REFIT)
 """Stages of a run that change nothing of what it recommends itself."""
-
-
-def best_of_catalogue(
-    model: TrainedModel,
-    sequences: Sequence[Int[ndarray, "length"]],
-    k: int,
-    *,
-    with_history: bool = False,
-    num_ranked: int | None = None,
-    use_llm: bool = True,
-) -> Iterator[Scored]:
-    """Ranks the catalogue for some users, some rows at a time, with k candidates in each where there are so many.
-
-    Args:
-        model: ranks.
-        sequences: the users' histories, item positions, oldest first.
-        k: how many are wanted.
-        with_history: see ``AllRec.recommend``.
-        num_ranked: see ``AllRec.recommend``.
-        use_llm: see ``AllRec.recommend``.
-    """
-    reader = model.llm_reader(sequences) if use_llm and reads_llm(model, "catalogue") else None
-    excepted, histories = None if with_history else np.full(len(sequences), -1), histories_of(sequences)
-    for scored in model.ranker.rank_catalogue(histories, excepted, reader, depth=k, num_ranked=num_ranked):
-        is_short = (scored.items >= 0).sum(axis=1) < k
-        if not is_short.any():
-            yield scored
-            continue
-        # Filling compares with the whole catalogue, so it is done for those who need it alone.
-        for one, needs_more in zip(map(scored.row, range(len(is_short))), is_short, strict=True):
-            yield model.backbone_ranker.filled(one, histories, excepted) if needs_more else one
-
-
-def reads_llm(model: TrainedModel, scope: Scope) -> bool:
-    """Whether the language model has a say, so that it need not be loaded where it has none."""
-    return model.has_llm and bool(model.ranker.llm_names(scope))
 
 
 class Best(NamedTuple):
@@ -137,7 +98,7 @@ class RecommendUsers(ShardTask):
         recipe, model = self.recipe, loaded(self.run, self.device)
         if fingerprint(model.run) != recipe["run"]:
             raise InputError(f"{self.run} has changed since this job began. Begin anew with another --out.")
-        ranked = best_of_catalogue(model, sequences, recipe["k"], use_llm=recipe["use_llm"])
+        ranked = model.best_of_catalogue(sequences, recipe["k"], use_llm=recipe["use_llm"])
         found = [best_rows(model, scored, recipe["k"]) for scored in ranked]
         columns = [np.concatenate(one) for one in zip(*(part[:4] for part in found), strict=True)]
         rows, items, ranks, scores = columns
@@ -159,15 +120,6 @@ def loaded(run: str, device: str | None) -> TrainedModel:
         opened = open_run(run)
         _loaded[run, device] = TrainedModel.load(refitted_run(opened) or opened, device=device)
     return _loaded[run, device]
-
-
-def open_run(location: Path | str) -> RunFolder:
-    """Opens a run of a path or a URL; one behind a URL is copied to the cache of this machine.
-
-    Raises:
-        InputError: see ``RunFolder.open``.
-    """
-    return RunFolder.open(storage.local_folder(str(location), default_cache().with_name("runs")))
 
 
 def fingerprint(run: RunFolder) -> str:

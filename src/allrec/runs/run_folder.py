@@ -285,3 +285,17 @@ def describe(dataset: Dataset) -> dict[str, Any]:
         "interactions": dataset.num_interactions, "wording": dataset.wording.model_dump(),
         "scenario": dataset.scenario,
     }  # fmt: skip
+
+
+def open_run(location: Path | str) -> RunFolder:
+    """Opens a run of a path or a URL; one behind a URL is copied to the cache of this machine.
+
+    Raises:
+        InputError: see ``RunFolder.open``.
+    """
+    if "://" not in str(location):
+        return RunFolder.open(location)
+    from allrec import storage
+    from allrec.alignment.text_cache import default_cache
+
+    return RunFolder.open(storage.local_folder(str(location), default_cache().with_name("runs")))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
@@ -24,8 +24,8 @@ from allrec.errors import InputError
 from allrec.files import load_tensors, read_json
 from allrec.hybrid.content import load_content_parts, load_training_histories
 from allrec.hybrid.features import Evidence, Learned, collect, histories_of
-from allrec.hybrid.fusion import LENGTH, PRIOR, SCOPES, load_addition, load_fusion
-from allrec.hybrid.ranking import BackboneRanker, FusedRanker, LlmReader, Ranker
+from allrec.hybrid.fusion import LENGTH, PRIOR, SCOPES, Scope, load_addition, load_fusion
+from allrec.hybrid.ranking import BackboneRanker, FusedRanker, LlmReader, Ranker, Scored
 from allrec.llm.soft_tokens import SoftTokens, item_inputs_of
 from allrec.runs.run_folder import RunFolder
 
@@ -415,6 +415,39 @@ class TrainedModel:
             return self.llm_scores([histories[row] for row in rows], candidates, name)
 
         return LlmReader(score, self.titles.fits_each)
+
+    def reads_llm(self, scope: Scope) -> bool:
+        """Whether the language model's scores are used, so that it is loaded only then."""
+        return self.has_llm and bool(self.ranker.llm_names(scope))
+
+    def best_of_catalogue(
+        self,
+        sequences: Sequence[Int[ndarray, "length"]],
+        k: int,
+        *,
+        with_history: bool = False,
+        num_ranked: int | None = None,
+        use_llm: bool = True,
+    ) -> Iterator[Scored]:
+        """Ranks the catalogue for some users, some rows at a time, with k candidates in each where there are so many.
+
+        Args:
+            sequences: the users' histories, item positions, oldest first.
+            k: number of candidates.
+            with_history: see ``AllRec.recommend``.
+            num_ranked: see ``AllRec.recommend``.
+            use_llm: see ``AllRec.recommend``.
+        """
+        reader = self.llm_reader(sequences) if use_llm and self.reads_llm("catalogue") else None
+        excepted, histories = None if with_history else np.full(len(sequences), -1), histories_of(sequences)
+        for scored in self.ranker.rank_catalogue(histories, excepted, reader, depth=k, num_ranked=num_ranked):
+            is_short = (scored.items >= 0).sum(axis=1) < k
+            if not is_short.any():
+                yield scored
+                continue
+            # Filling compares with the whole catalogue, so it is done for those who need it alone.
+            for one, needs_more in zip(map(scored.row, range(len(is_short))), is_short, strict=True):
+                yield self.backbone_ranker.filled(one, histories, excepted) if needs_more else one
 
 
 def device_of(name: str | None) -> str:
