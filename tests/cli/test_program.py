@@ -38,6 +38,7 @@ def test_train_writes_what_the_design_says(world: tuple[Path, Path, Path]) -> No
     assert {row["split"] for row in metrics["results"]} == {"valid", "test"}
     assert metrics["chance"]["paper"]["HR@1"] == 1 / 20
     assert (world[1] / "recipe.toml").is_file()
+    assert len(json.loads((world[1] / "answers.json").read_text())["users"]) == 10
     assert list((world[1] / "events").iterdir())
 
 

@@ -8,11 +8,12 @@ import torch
 from tests.remedies import advises, refused
 from tests.serving.test_app import client_of, good, ids
 
-from allrec.files import load_tensors, read_json, save_tensors, sha256_file
+from allrec.files import FullError, load_tensors, read_json, save_tensors, sha256_file
 from allrec.recommender import AllRec
+from allrec.runs import self_test
 from allrec.runs.run_folder import MANIFEST
-from allrec.serving import self_test
-from allrec.serving.self_test import ANSWERS, is_same, load_checked
+from allrec.runs.self_test import ANSWERS, is_same
+from allrec.serving.snapshots import load_checked
 
 
 @pytest.fixture
@@ -106,11 +107,12 @@ def test_items_that_were_added_since_are_no_change_of_weights(other, monkeypatch
     assert read_json(other / ANSWERS) == kept
 
 
-def test_a_folder_that_cannot_be_written_keeps_nothing_and_serves(other, monkeypatch):
-    def full(*_):
-        raise OSError("read-only")
+@pytest.mark.parametrize("error", [PermissionError("read-only"), FullError("No space left on device")])
+def test_a_folder_that_cannot_be_written_keeps_nothing_and_serves(other, monkeypatch, error):
+    def refuse(*_):
+        raise error
 
-    monkeypatch.setattr(self_test, "write_json", full)
+    monkeypatch.setattr(self_test, "write_json", refuse)
     assert load_checked(str(other), 1).num_items > 0
     assert not (other / ANSWERS).exists()
 

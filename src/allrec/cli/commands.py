@@ -640,9 +640,11 @@ def _train(dataset: Path, run: Path, recipe: Recipe, **given: Any) -> AllRec:
     from allrec.cli.progress import noting, observing
     from allrec.cli.tables import show_results
     from allrec.recommender import AllRec
+    from allrec.runs.self_test import check_answers
 
     with noting(), observing() as observer:
         system = AllRec.train(dataset, run=run, recipe=recipe, observer=observer, **given)
+    check_answers(system.model)
     show_results(system.run)
     return system
 

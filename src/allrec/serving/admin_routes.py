@@ -31,9 +31,8 @@ from allrec.serving.replies import (
     Version,
     Versions,
 )
-from allrec.serving.self_test import load_checked
 from allrec.serving.service import Service
-from allrec.serving.snapshots import Snapshot
+from allrec.serving.snapshots import Snapshot, load_checked
 from allrec.serving.store import Experiment, ModelVersion
 
 router = APIRouter(prefix="/v1", tags=["administer"], responses=PROBLEMS, dependencies=[KNOWN])

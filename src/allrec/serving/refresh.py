@@ -30,8 +30,7 @@ from allrec.parallel import Observer, ignore
 from allrec.recommender import AllRec
 from allrec.runs.run_folder import MANIFEST, RECIPE
 from allrec.serving.records import Event, Item, ModelVersion
-from allrec.serving.self_test import load_checked
-from allrec.serving.snapshots import behind, refresh_folder, text_of
+from allrec.serving.snapshots import behind, load_checked, refresh_folder, text_of
 from allrec.serving.store import Store
 from allrec.serving.store_users import digest_of
 

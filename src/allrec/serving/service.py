@@ -16,8 +16,7 @@ from allrec.errors import InputError
 from allrec.serving.batching import Batcher
 from allrec.serving.llm_process import LlmProcess, LlmUnavailableError
 from allrec.serving.ranking import Ranked, RequestRanker, Wanted, diversified, log_factor, mask_of
-from allrec.serving.self_test import load_checked
-from allrec.serving.snapshots import Served, Snapshot, behind
+from allrec.serving.snapshots import Served, Snapshot, behind, load_checked
 from allrec.serving.store import ModelVersion, Store
 
 DEFAULT_TENANT = "default"

@@ -1,5 +1,6 @@
 """What serves a tenant at one moment: a run, with the items of the store joined, and which items are available."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +13,15 @@ from numpy import ndarray
 from torch import Tensor
 
 from allrec.data.items import NewItems, clean_text, flatten, join_parts
+from allrec.files import FullError
 from allrec.runs.add_items import encode_texts, encoder_fingerprint
 from allrec.runs.run_folder import RunFolder, refitted_run
+from allrec.runs.self_test import check_answers
 from allrec.runs.trained_model import TrainedModel
 from allrec.serving.expressions import Expressions, Items
 from allrec.serving.records import Item
 
+logger = logging.getLogger("allrec.serving")
 OWN_FIELDS = ("item_id", "title", "category", "genres", "popularity", "is_cold", "is_new")
 """Fields that every item has, whatever the store knows of it."""
 
@@ -55,6 +59,20 @@ class Served:
     def encode(self, texts: Sequence[str | None], cache: Any) -> Float[Tensor, "texts text_dim"]:
         """Q of texts, by the run's own encoder."""
         return encode_texts(self.model.run, texts, cache)
+
+
+def load_checked(run: str, version: int) -> "Snapshot":
+    """Reads a run, and sees that it answers some users as it did when it was trained or first published.
+
+    Raises:
+        InputError: no run there, a damaged one, or one that answers otherwise.
+    """
+    served = Served.load(run, version)
+    try:
+        check_answers(served.model)
+    except (OSError, FullError) as error:
+        logger.warning("the answers of a run cannot be kept beside it", extra={"run": run, "reason": str(error)})
+    return Snapshot.first(served)
 
 
 def refresh_folder(run: Path) -> Path:
