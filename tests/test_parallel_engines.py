@@ -6,7 +6,11 @@ import signal
 import subprocess
 import sys
 import time
+<<<<<<< HEAD
 from dataclasses import replace
+=======
+from concurrent.futures.process import BrokenProcessPool
+>>>>>>> h/b
 from pathlib import Path
 
 import pytest
@@ -67,6 +71,31 @@ def test_a_killed_workers_part_is_done_again_whole(tmp_path, two):
     times = [line.split()[0] for line in lines_of(log)].count("2.txt")
     assert times == 2
     assert not [path for path in bytes_of(tmp_path / "out") if not path.endswith(".part")][5:]
+
+
+class BrokenAtOnce:
+    """A pool that is found broken when a part is handed over, as where a worker dies between two parts."""
+
+    def submit(self, work, part):
+        raise BrokenProcessPool
+
+    def shutdown(self, cancel_futures):
+        pass
+
+
+def test_no_part_is_lost_where_a_worker_dies_between_two_parts(monkeypatch):
+    made = Processes._pool
+    pools = [BrokenAtOnce(), BrokenAtOnce()]
+    monkeypatch.setattr(Processes, "_pool", lambda self, needs: pools.pop() if pools else made(self, needs))
+    assert list(Processes(1).map(abs, range(6))) == list(range(6))
+    assert pools == []
+
+
+def test_deaths_at_other_parts_are_counted_apart(tmp_path, two):
+    shards, log = write_shards(tmp_path / "in", 12), tmp_path / "log"
+    work = Upper(str(tmp_path / "out"), str(log), kill="0.txt,5.txt,10.txt")
+    assert len(list(two.map(work, shards))) == 12
+    assert len(lines_of(log)) >= 12 + 3
 
 
 def test_a_part_that_kills_its_worker_each_time_is_given_up(tmp_path, two):

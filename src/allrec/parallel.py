@@ -176,7 +176,19 @@ AHEAD = 2
 @dataclass
 class _Begun(Generic[Part, Result]):
     part: Part
-    future: Future[Result]
+    future: Future[Result] | None = None
+
+    def result(self) -> Result:
+        """What came of it."""
+        if self.future is None:
+            raise ValueError("this part was not handed over to a worker yet")
+        return self.future.result()
+
+    def forget_lost(self) -> None:
+        """Makes it a part that is to be done, unless it is done."""
+        lost = self.future is None or not self.future.done() or self.future.cancelled()
+        if lost or (self.future is not None and isinstance(self.future.exception(), BrokenProcessPool)):
+            self.future = None
 
 
 class Processes:
@@ -199,18 +211,19 @@ class Processes:
         pool, begun = self._pool(needs), deque[_Begun[Part, Result]]()
         try:
             while True:
-                room = AHEAD * self.workers - len(begun)
+                # Taken before any is handed over, so that none is lost where the pool breaks meanwhile.
+                begun.extend(map(_Begun, islice(ahead, AHEAD * self.workers - len(begun))))
+                if not begun:
+                    return
                 try:
-                    begun.extend(_Begun(part, pool.submit(work, part)) for part in islice(ahead, room))
-                    if not begun:
-                        return
-                    done = begun[0].future.result()
+                    for one in begun:
+                        one.future = one.future or pool.submit(work, one.part)
+                    done = begun[0].result()
                 except BrokenProcessPool:
                     deaths += 1
                     pool = self._replaced(pool, needs, deaths)
                     for one in begun:
-                        if not _is_done(one.future):
-                            one.future = pool.submit(work, one.part)
+                        one.forget_lost()
                     continue
                 deaths = 0
                 begun.popleft()
@@ -239,10 +252,6 @@ def _context() -> BaseContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch"])
     return context
-
-
-def _is_done(future: Future[Result]) -> bool:
-    return future.done() and not future.cancelled() and not isinstance(future.exception(), BrokenProcessPool)
 
 
 def _begin_worker(threads: int) -> None:

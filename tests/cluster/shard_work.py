@@ -46,7 +46,7 @@ class Upper(ShardTask):
         with open(self.log, "a") as file:
             file.write(f"{name} {os.getpid()} {torch.get_num_threads()}\n")
         path.write_text(Path(shard.location).read_text().upper()[:3])
-        if name == self.kill and (first or self.is_fatal):
+        if name in (self.kill or "").split(",") and (first or self.is_fatal):
             os.kill(os.getpid(), signal.SIGKILL)
         if name == self.fail:
             raise InputError(f"{name} is bad")

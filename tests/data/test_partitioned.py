@@ -83,6 +83,17 @@ def test_parts_may_be_more_than_users_and_a_source_may_have_no_times(tmp_path):
     assert content(tmp_path / "whole") == content(tmp_path / "parted")
 
 
+def test_items_that_no_table_lists_are_numbered_as_they_first_occur_in_any_part(tmp_path):
+    rng = np.random.default_rng(0)
+    rows = "".join(
+        f"u{user},i{item}\n" for user, item in zip(rng.integers(20, size=90), rng.integers(40, size=90), strict=True)
+    )
+    (tmp_path / "log.csv").write_text("user_id,item_id\n" + rows)
+    for name, partitions in (("whole", 1), ("parted", 3)):
+        prepare(tmp_path / "log.csv", tmp_path / name, config=PrepareConfig(name="x"), partitions=partitions)
+    assert content(tmp_path / "whole") == content(tmp_path / "parted")
+
+
 def test_processes_give_the_same_bytes(source, tmp_path):
     config = PrepareConfig(name="x", count_filter="k-core", **BOTH)
     prepare(source, tmp_path / "here", config=config, partitions=3)

@@ -155,7 +155,7 @@ class SeeFirst:
 
 @dataclass(frozen=True)
 class Code:
-    """Exchanges the ids of a part for numbers, in the source's order."""
+    """Exchanges the ids of a part for numbers."""
 
     work: Path
 
@@ -165,7 +165,7 @@ class Code:
         for name, part in NUMBERS.items():
             ids = pl.scan_parquet(named(self.work, "ids", part), glob=False)
             frame = frame.join(ids.with_row_index(part).select(name, pl.col(part).cast(pl.Int32)), on=name)
-        frame.drop(*ID_PARTS).sort(ROW).sink_parquet(path, compression="uncompressed")
+        frame.drop(*ID_PARTS).sink_parquet(path, compression="uncompressed")
         return path
 
 
