@@ -6,11 +6,8 @@ import signal
 import subprocess
 import sys
 import time
-<<<<<<< HEAD
-from dataclasses import replace
-=======
 from concurrent.futures.process import BrokenProcessPool
->>>>>>> h/b
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
