@@ -135,7 +135,7 @@ def test_torchrun_trains_the_same_function(dataset, tmp_path, by_two):
 def test_a_workers_error_is_raised_and_a_death_is_said():
     with pytest.raises(InputError, match="no such column"):
         Workers(2).run(Die(InputError("no such column")))
-    with refused("for want of memory. Give fewer --trainers, and go on with --resume.") as caught:
+    with refused("for want of memory. Give fewer --workers, and go on with --resume.") as caught:
         Workers(2).run(Die())
     assert "a training worker died (exit codes" in str(caught.value)
     # Fewer go on where more stopped: see test_another_number_of_workers_goes_on_with_a_checkpoint.

@@ -3,6 +3,7 @@
 import socket
 
 import pytest
+from tests.remedies import refused
 
 from allrec import storage
 from allrec.cli.commands import app
@@ -87,8 +88,24 @@ def test_a_folder_is_copied_once_for_what_is_there(bucket, tmp_path):
     second = storage.local_folder(f"{bucket}/folder", tmp_path)
     assert storage.read_json(str(second / "deep" / "one.json")) == {"a": 2}
     assert sorted(tmp_path.iterdir()) == sorted([first, second])
-    with pytest.raises(InputError, match="holds no file"):
-        storage.local_folder(f"{bucket}/nothing", tmp_path)
+    with refused("holds no file. Is this the URL that you meant?"):
+        storage.local_folder(f"{bucket}/foldre", tmp_path)
+    assert storage.local_folder(f"{bucket}/folder", tmp_path) == second
+
+
+def test_a_copy_goes_to_another_cache_where_it_cannot_be_written(bucket, tmp_path, monkeypatch):
+    storage.write_json(f"{bucket}/copied/one.json", {"a": 1})
+
+    def full(path, target):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(tmp_path), "rename", full)
+        with refused("could not be written. Make its folder usable, or set ALLREC_CACHE to another."):
+            storage.local_folder(f"{bucket}/copied", tmp_path / "full")
+    assert not list((tmp_path / "full").rglob("*.json"))
+    copy = storage.local_folder(f"{bucket}/copied", tmp_path / "other")
+    assert storage.read_json(str(copy / "one.json")) == {"a": 1}
 
 
 def test_a_url_that_nothing_reads_is_said():
