@@ -138,11 +138,11 @@ class Engine(Protocol):
     """Maps work over shards, somewhere."""
 
     def map(self, work: Callable[[Part], Result], parts: Iterable[Part], needs: Needs = ...) -> Iterator[Result]:
-        """What ``work`` makes of each part, in their order; few parts are begun before they are asked for.
+        """What ``work`` makes of each part, in their order; few parts are begun ahead of the consumer.
 
         Args:
             work: can be pickled, and may be called again for a part that it has done: its outcome is a file whose name
-                follows from the part, so that it is then found done.
+                follows from the part, so that a retry finds it done.
             parts: read one by one; small, such as the path and hash of a file.
             needs: of one call of ``work``.
 
@@ -270,7 +270,7 @@ def _end_with_parent() -> None:
 
 @contextmanager
 def torch_threads(threads: int) -> Iterator[None]:
-    """Inside, torch computes with so many threads."""
+    """Within the block, torch computes with ``threads`` threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

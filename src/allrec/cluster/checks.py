@@ -11,7 +11,7 @@ from allrec.parallel import Needs
 
 SHARED_MEMORY = Path("/dev/shm")
 LEAST_SHARED = 512 << 20
-"""Bytes of shared memory; a container has 64 MiB where nothing else is asked for, and Ray then swaps to a disk."""
+"""Bytes of shared memory; a container has 64 MiB by default, and Ray then swaps to a disk."""
 
 Nodes = Sequence[Mapping[str, float]]
 

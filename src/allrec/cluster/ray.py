@@ -44,9 +44,13 @@ class RayEngine:
         import ray
 
         check_needs(needs, nodes())
-        asked: dict[str, Any] = {"num_cpus": needs.cpus, "num_gpus": needs.gpus or None, "memory": needs.memory or None}
+        resources: dict[str, Any] = {
+            "num_cpus": needs.cpus,
+            "num_gpus": needs.gpus or None,
+            "memory": needs.memory or None,
+        }
         task: Any = ray.remote(_done).options(
-            **asked, max_retries=ATTEMPTS - 1, retry_exceptions=False, scheduling_strategy="SPREAD"
+            **resources, max_retries=ATTEMPTS - 1, retry_exceptions=False, scheduling_strategy="SPREAD"
         )
         shared = ray.put(work)
         ahead, running = iter(parts), deque[Any]()
@@ -66,13 +70,13 @@ class RayEngine:
 
 
 def _done(work: Callable[[Part], Result], part: Part, threads: int) -> Result:
-    # Ray sets OMP_NUM_THREADS by the CPUs of the first task of a process; a later one may have asked for others.
+    # Ray sets OMP_NUM_THREADS by the CPUs of the first task of a process; a later one may need others.
     torch.set_num_threads(threads)
     return work(part)
 
 
 def connect(address: str, cpus: int | None = None) -> None:
-    """Connects to a cluster, or begins a Ray of this machine with so many CPUs; a second time it does nothing.
+    """Connects to a cluster, or starts a Ray of this machine with ``cpus`` CPUs; a second time it does nothing.
 
     Raises:
         InputError: see ``RayEngine``.

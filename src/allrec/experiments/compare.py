@@ -54,7 +54,6 @@ Source: arXiv:2404.11343, section 5.3.
 
 STAGE_TWO: dict[str, tuple[str, ...]] = {
     "no-user": ("prompt.has_user=false",),
-    # The quotes are TOML's: a bare none means that there is no value.
     "no-joint": ('prompt.soft_token="none"',),
     "random-joint": ('soft_tokens.item_source="random"',),
     "llm-alone": ("prompt.has_user=false", 'prompt.soft_token="none"'),

@@ -27,7 +27,7 @@ def causal_attention(
 
     Args:
         query: what each place asks.
-        key: what it is asked for.
+        key: what each query is compared with.
         value: what it answers.
         scale: of the products of queries and keys.
     """

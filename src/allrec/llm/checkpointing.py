@@ -19,7 +19,7 @@ def is_repeated() -> bool:
 
 
 def checkpoint_layer(layer: nn.Module) -> None:
-    """Keeps only what a layer reads for the gradient, and runs the layer once more when that is asked for.
+    """Keeps only what a layer reads for the gradient, and recomputes the layer in the backward pass.
 
     Where a layer reads on behind keys and values that are there already, a few answers behind a prompt, it is run as
     it was.

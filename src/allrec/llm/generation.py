@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Stop(NamedTuple):
-    """A text is whole once it holds so many of these characters."""
+    """A text is complete once it holds ``number`` of these characters."""
 
     marks: str
     number: int
@@ -126,7 +126,7 @@ class WrittenTitle:
     """A title that the language model wrote.
 
     Attributes:
-        title: what stands between the quotes; all that was written where there are none.
+        title: the text between the quotes; all that was written where there are none.
         score: log-likelihood of what was written up to its end, in nats, the sum over its tokens.
         item_ids: the items of exactly this title, all of them where several have it; empty where none has.
         is_in_catalogue: whether there is such an item.

@@ -46,7 +46,7 @@ class LanguageModel:
         dim: width of the input embeddings, which the layers may widen (OPT-350m).
         hidden_dim: width of the last hidden states.
         vocabulary: number of input embeddings.
-        num_tokens: so many of them, from the first on, the tokenizer knows.
+        num_tokens: of these, how many the tokenizer has, from the first on.
         max_length: positions that the model has, in tokens.
         adapter: what tunes the model; None where it is as it was published.
         window: so far back every layer looks, in tokens.
@@ -161,7 +161,7 @@ class LanguageModel:
             is_read: False where a row is padded.
             is_whole: whether a text is written to its end, from its token ids; the end of sequence ends one too.
             k: width of the beam; 1 is greedy.
-            max_tokens: it writes no more than so many.
+            max_tokens: the most that are generated.
 
         Returns:
             Token ids, best first, and their log-probabilities in nats; meaningless after a text's end.
@@ -311,7 +311,7 @@ class _KeysAndValues(DynamicCache):
 
     is_reading = True
     is_behind = False
-    """Whether it has the keys and values of what stands before."""
+    """Whether it already has the keys and values of a prefix."""
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
         if is_repeated():
@@ -324,7 +324,7 @@ class _KeysAndValues(DynamicCache):
         return updated
 
     def _stored(self, keys: Tensor, values: Tensor, layer_idx: int) -> tuple[Tensor, Tensor] | None:
-        """The first that a plain layer is told, kept as it is: joined to nothing it would be copied."""
+        """The first keys and values of a plain layer, kept without a copy; concatenation would copy them."""
         layer = self.layers[layer_idx] if layer_idx < len(self.layers) else None
         if type(layer) is not DynamicLayer or layer.is_initialized:
             return None

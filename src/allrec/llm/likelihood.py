@@ -81,7 +81,7 @@ def score_candidates(
         answers: an answer for each True of ``is_candidate``, users one after the other, candidates in their order.
         is_candidate: False where a row of candidates is padded.
         soft: soft tokens in the order of ``prompts.soft_items``.
-        tokens_per_batch: users are read together up to so many tokens, padding included.
+        tokens_per_batch: the most tokens that are read at once, padding included.
 
     Returns:
         Sums over the answers' tokens in float32 on the CPU, minus infinity where there is no candidate.
@@ -183,10 +183,10 @@ def _parts(
     ends = np.cumsum(num_answers)
     answer_rows = Packed(np.arange(len(answers)), np.concatenate([[0], ends]))
     answer_tokens = np.diff(answers.offsets[answer_rows.offsets])
-    asked = np.flatnonzero(num_answers)
-    for batch in _batches(prompts.tokens.lengths[asked], answer_tokens[asked], tokens_per_batch):
-        chosen, soft_rows = take_prompts(prompts, asked[batch])
-        rows = answer_rows.take(asked[batch])
+    answered = np.flatnonzero(num_answers)
+    for batch in _batches(prompts.tokens.lengths[answered], answer_tokens[answered], tokens_per_batch):
+        chosen, soft_rows = take_prompts(prompts, answered[batch])
+        rows = answer_rows.take(answered[batch])
         yield _Part(chosen, answers.take(rows.values), rows.lengths, rows.values, soft_rows)
 
 
@@ -248,7 +248,7 @@ def _read(
 ) -> Any:
     """Keys and values of prompts.
 
-    Where soft tokens stand behind the text, so that the text is most of it, that is read first, and nothing of it is
+    Where soft tokens follow the text, so that the text is most of it, that is read first, and nothing of it is
     kept for a gradient; an adapter that learns wants all of it.
     """
     places = torch.nonzero(is_soft.any(0))
@@ -329,7 +329,7 @@ class AnswerTrees:
     A node is a beginning that answers of one user share. An answer's last token predicts nothing and has no node.
 
     Attributes:
-        tokens: what is read at each node; 0 at the root, which stands in the prompt.
+        tokens: what is read at each node; 0 at the root, which belongs to the prompt.
         depths: the root's is 0; 0 as well where a row is padded.
         ancestors: a node's column among those of its user, from the root down to itself, one a depth; -1 below it, and
             everywhere where a row is padded.

@@ -1,4 +1,4 @@
-"""Causal models of transformers, packaged ones among them: found by name, loaded in the asked precision."""
+"""Causal models of transformers, packaged ones among them: found by name, loaded in the requested precision."""
 
 import hashlib
 import time
@@ -93,7 +93,7 @@ def load_model(
         device: where it goes.
 
     Raises:
-        InputError: weights are missing, or fewer bits a weight are asked for where they cannot be had.
+        InputError: weights are missing, or fewer bits a weight are requested where they are not available.
     """
     dtype = getattr(torch, faster_dtype(device.type) if config.dtype == "auto" else config.dtype)
     source = str(folder or config.name)
@@ -144,7 +144,7 @@ def faster_dtype(device: str) -> Literal["bfloat16", "float32"]:
 
 
 def spared(model: Any, config: LanguageModelConfig, device: torch.device) -> Any:
-    """The model on its device, compiled or checkpointed where that was asked for, on a CPU with our attention."""
+    """The model on its device, compiled or checkpointed as configured, on a CPU with our attention."""
     if config.weights == "whole":
         model = model.to(device)
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]

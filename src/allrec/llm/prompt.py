@@ -1,4 +1,4 @@
-"""The prompt of stage 2: what the language model reads about a user, and where the soft tokens stand in it.
+"""The prompt of stage 2: what the language model reads about a user, and the places of the soft tokens in it.
 
 A prompt is a list of pieces: wording, titles, markers. Every piece is turned into token ids once; a prompt is then put
 together from ids, and the places of its soft tokens are known because we laid them out. Nothing is searched for in
@@ -39,17 +39,21 @@ IN_HISTORY = (*BESIDE_TITLES, "instead")
 class PromptConfig(Config):
     """How a prompt is laid out."""
 
-    max_history: int = Field(10, ge=0, description="The latest so many items of the history are told (the paper: 10).")
-    max_title_tokens: int = Field(48, ge=4, description="A title is cut to so many tokens, quotes included.")
+    max_history: int = Field(
+        10, ge=0, description="Items of the history in the prompt, the latest, at most (the paper: 10)."
+    )
+    max_title_tokens: int = Field(
+        48, ge=4, description="Tokens of a title at most, quotes included; a longer one is cut."
+    )
     soft_token: Literal["after", "before", "instead", "last", "none"] = Field(
         "after",
-        description="Where an item's soft token stands: after its title (the paper), before it, nowhere, or, of the "
+        description="Place of an item's soft token: after its title (the paper), before it, nowhere, or, of the "
         "history alone, in place of its title, or behind the whole text, right before the answer.",
     )
     has_user: bool = Field(True, description="Whether the prompt has the user's soft token.")
     user_place: Literal["first", "history", "last"] = Field(
         "first",
-        description="Where the user's soft token stands: it begins the prompt (the paper), follows the titles of the "
+        description="Place of the user's soft token: it begins the prompt (the paper), follows the titles of the "
         "history as if it were one more, or ends the prompt, as it does for a user without a history, too.",
     )
     lists_candidates: bool | None = Field(
@@ -101,7 +105,7 @@ class Packed:
         return Packed(self.values[np.repeat(self.offsets[rows], lengths) + within], offsets)
 
     def cut(self, starts: Int[ndarray, "rows"], lengths: Int[ndarray, "rows"]) -> "Packed":
-        """A part of each row: so many of its values from its own place ``starts`` on; no loop over rows."""
+        """A slice of each row, ``lengths`` values from ``starts`` on; no loop over rows."""
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
         return Packed(self.values[np.repeat(self.offsets[:-1] + starts, lengths) + within], offsets)
@@ -242,7 +246,7 @@ class PromptBuilder:
         """Lays out a prompt a user.
 
         Args:
-            histories: item positions, oldest first, -1 pads; the latest that fit are told.
+            histories: item positions, oldest first, -1 pads; the latest that fit enter the prompt.
             candidates: item positions in the order in which they are listed, where the layout lists them; may be
                 empty, and -1 pads.
             closing: the piece that the answer follows: ``CLOSING`` asks for a title, ``GENRES`` for genres.
@@ -315,7 +319,7 @@ class PromptBuilder:
 
 
 def wording_pieces(wording: Wording, config: PromptConfig) -> tuple[str, ...]:
-    """What stands before a history, after it, in place of an empty one, before candidates, and before the answer."""
+    """The wording before a history, after it, in place of an empty one, before candidates, and before the answer."""
     is_told = config.has_user and config.user_place == "first"
     user = " is a user representation." if is_told else ""
     return (

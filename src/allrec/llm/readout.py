@@ -64,7 +64,7 @@ class ReadOut(nn.Module):
         soft_tokens: F_U and F_I of its own, where they are trained along.
 
     Attributes:
-        vector: what stands behind the prompt.
+        vector: the learned vector behind the prompt.
         reads: which of the two it is; see ``ReadOutConfig``.
         users: f_U, from the hidden state there, or from x_u.
         items: f_I, from a joint embedding.
@@ -112,7 +112,7 @@ def uniformity_loss(vectors: Float[Tensor, "batch dim"]) -> Float[Tensor, ""]:
 def read_out(
     llm: LanguageModel, prompts: Prompts, soft: Float[Tensor, "soft dim"], vector: Float[Tensor, "dim"]
 ) -> Float[Tensor, "batch hidden_dim"]:
-    """The last hidden state at a vector that stands right behind each prompt.
+    """The last hidden state at a vector right behind each prompt.
 
     Nothing before a place depends on it, so the prompts are read first, and without a gradient unless the soft tokens
     ask for one; the vectors follow in a second pass of one place a row.

@@ -59,9 +59,7 @@ class ReadOutStageConfig(Config):
     positions: Literal["last", "every"] = Field(
         "every", description="Targets: one a user, the last training item, or every one."
     )
-    sample: int | None = Field(
-        None, ge=1, description="Train on so many targets, drawn once at random; none takes all."
-    )
+    sample: int | None = Field(None, ge=1, description="Targets to train on, drawn once at random; none takes all.")
     batch_tokens: int = Field(4096, ge=1, description="Tokens of titles a step.")
     sampled_softmax_above: int = Field(
         100_000, ge=1, description="Catalogue size above which the softmax is over a sample of the catalogue."
@@ -75,7 +73,7 @@ class ReadOutStageConfig(Config):
 
 
 class Reader(NamedTuple):
-    """What reads a user: the frozen parts that the head stands behind.
+    """What reads a user: the frozen parts below the head.
 
     Attributes:
         llm: frozen.

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from allrec.llm.prompt import Packed, Prompts
 
 USERS_A_CHUNK = 64
-"""Users scored between two writes: at most so many are scored again after a kill."""
+"""Users scored between two writes: a kill costs at most these."""
 SCORES = "scores"
 
 

@@ -102,7 +102,7 @@ def _chains(prompts: Prompts, answers: Packed, places: Int[ndarray, "rows"]) -> 
 
 
 def _by_group(lengths: Int[ndarray, "rows"], members: Int[ndarray, "rows"]) -> Int[ndarray, "groups width"]:
-    """Which node, counted through all chains, stands where: a line a group, -1 pads."""
+    """The nodes of each group, counted through all chains, a row a group; -1 pads."""
     widths = np.bincount(members, lengths).astype(np.int64)
     order = np.argsort(members, kind="stable")
     nodes = Packed(np.arange(lengths.sum()), np.concatenate([[0], np.cumsum(lengths)])).take(order).values

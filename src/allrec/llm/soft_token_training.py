@@ -50,7 +50,7 @@ class WarmUpConfig(Config):
         "of its title, where the item's is drawn as well.",
     )
     learning_rate: float = Field(1e-3, gt=0, description="Step size of Adam.")
-    batch_size: int = Field(512, ge=1, description="Positions a step; all seen items are told apart.")
+    batch_size: int = Field(512, ge=1, description="Positions a step; the softmax is over all seen items.")
     kept: float = Field(
         0.2, gt=0, le=1, description="Share of the coordinates that a step compares: a model's heads read parts alone."
     )
@@ -80,7 +80,7 @@ class WarmUpMatch(nn.Module):
         Args:
             users: x_u.
             items: what F_I reads of each item.
-            titles: where the titles stand.
+            titles: mean token embeddings of the titles.
             targets: each user's next item, as its row among the items.
             own: rows of the items that are compared with the titles.
         """
@@ -133,14 +133,14 @@ def warm_up(
         soft_tokens: what learns.
         dataset: every training position is learned from.
         backbone: frozen; gives x_u.
-        item_inputs: what F_I reads of every item; items that training never saw are told apart from nothing.
+        item_inputs: what F_I reads of every item; items without training interactions are not in the softmax.
         embedding_scale: root mean square of the language model's token embeddings.
         config: steps, coordinates, size.
-        titles: where each item's title stands among the model's embeddings, see ``title_embeddings``; for
+        titles: the mean embedding of each item's title, see ``title_embeddings``; for
             ``towards="titles"``.
         seed: of batches and coordinates.
         checkpoint: where progress is kept.
-        on_progress: told of each step's loss.
+        on_progress: receives each step's loss.
     """
     examples = training_examples(dataset, "every")
     users = represent_users(backbone, dataset, examples.users, examples.positions)
@@ -195,9 +195,7 @@ class SoftTokensStageConfig(Config):
     positions: Literal["last", "every"] = Field(
         "last", description="Targets: one a user, the last training item, or every one."
     )
-    sample: int | None = Field(
-        None, ge=1, description="Train on so many targets, drawn once at random; none takes all."
-    )
+    sample: int | None = Field(None, ge=1, description="Targets to train on, drawn once at random; none takes all.")
     item_source: Literal["joint", "random"] = Field(
         "joint", description="What F_I reads: joint embeddings, or fixed random vectors in their place (an ablation)."
     )
@@ -234,7 +232,7 @@ def train_soft_tokens(
         config: targets, candidates, batches, steps.
         seed: of samples, negatives and first weights.
         checkpoint: where progress is kept.
-        on_progress: told of each step's loss.
+        on_progress: receives each step's loss.
         on_warm_up: the same, of the warm-up that comes before.
 
     Source: arXiv:2404.11343, section 4.3, equations 8 to 10.

@@ -142,7 +142,7 @@ def project(
         soft_tokens: F_U and F_I.
         users: x_u of each prompt's user.
         joint_items: e_i, or q_i where cold, of every item.
-        soft_items: whose soft token each place takes; ``USER`` stands for the users in their order.
+        soft_items: whose soft token each place takes; ``USER`` means the users in their order.
     """
     is_user = soft_items == USER
     unique, places = np.unique(soft_items[~is_user], return_inverse=True)

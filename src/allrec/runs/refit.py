@@ -23,7 +23,7 @@ KEPT = ("text", "fusion")
 def refit_dataset(dataset: Dataset, refit: Literal["valid", "all"]) -> Dataset:
     """The data set with validation targets, or everything, as training interactions.
 
-    Whatever stands before a user's validation target is training data, too. Of ``valid`` the test targets stay held
+    Whatever precedes a user's validation target is training data, too. Of ``valid`` the test targets stay held
     out; of ``all`` nothing is left to evaluate.
     """
     lengths, valid, test = dataset.train_lengths.copy(), dataset.targets["valid"], dataset.targets["test"]

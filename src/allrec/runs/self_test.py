@@ -17,11 +17,11 @@ TOLERANCE = 1e-3
 
 
 def check_answers(model: TrainedModel) -> None:
-    """Sees that a run answers as it did; where it has never been asked, writes down what it answers.
+    """Sees that a run answers as it did; at the first time, its answers are stored.
 
     Raises:
         InputError: it answers otherwise.
-        OSError, FullError: it was never asked, and its folder cannot be written.
+        OSError, FullError: there are no stored answers, and its folder cannot be written.
     """
     file, got = model.run.path / ANSWERS, answers_of(model)
     expected = read_json(file) if file.is_file() else None

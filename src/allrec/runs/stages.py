@@ -323,7 +323,7 @@ def _train_language_model(training: Training, folder: Path) -> None:
 
 
 def _title_priors(training: Training) -> ndarray:
-    """log P(title | no history) of every item, in nats, told block by block: it takes minutes on a CPU."""
+    """log P(title | no history) of every item, in nats, block by block with progress: it takes minutes on a CPU."""
     model, num_items, progress = training.model, training.dataset.num_items, training.progress("title_priors")
     blocks = []
     for start in range(0, num_items, TITLES_A_BLOCK):
