@@ -108,7 +108,7 @@ class AllRec:
                 the accelerator where there is one.
             observer: receives the progress.
             is_evaluated: whether the run is evaluated at the end.
-            group: workers that train backbone and stage 1 together, such as ``Workers(4)``; this process where None.
+            group: workers that train backbone and stages 1 and 2 together, such as ``Workers(4)``; None: this process.
                 They read the data set and the run by their paths.
 
         Raises:

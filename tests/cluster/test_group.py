@@ -9,6 +9,7 @@ import pytest
 from safetensors.torch import load_file
 from tests.killing import Killed
 from tests.remedies import refused
+from tests.tiny import save_tiny
 
 from allrec import seeds
 from allrec.backbones.registry import make_backbone
@@ -33,6 +34,11 @@ def dataset(tmp_path_factory):
     return folder / "dataset"
 
 
+@pytest.fixture(scope="module")
+def llm(tmp_path_factory):
+    return save_tiny(tmp_path_factory.mktemp("llm"))
+
+
 def trained(work, group=None):
     work.out.mkdir(exist_ok=True)
     work() if group is None else group.run(work)
@@ -54,14 +60,21 @@ STILL_ONES = {
     # Of two workers one has no row.
     "single": ("backbone", (BCE, "backbone.tokens_per_batch=1", "backbone.loop.epochs=1", f"backbone.{STILL}")),
 }
+BEHIND = ('prompt.soft_token="none"', "prompt.user_place=last", "soft_tokens.positions=every")
+STAGE_TWO = {
+    "paper": (),
+    "behind": (*BEHIND, "soft_tokens.warm_up.towards=titles"),
+    "lora": (*BEHIND, "llm.tuning=lora", "llm.lora.rank=2"),
+}
+STILL_ONES |= {name: ("language model", (f"soft_tokens.{STILL}", *sets)) for name, sets in STAGE_TWO.items()}
 DROPOUT = ("backbone.model.dropout=0.2",)
 
 
 @pytest.fixture(scope="module")
-def by_two(dataset, tmp_path_factory):
+def by_two(dataset, llm, tmp_path_factory):
     """What two workers make of each: they are started once for all."""
     out = tmp_path_factory.mktemp("two")
-    works = [Train(stage, dataset, out / name, sets) for name, (stage, sets) in STILL_ONES.items()]
+    works = [Train(stage, dataset, out / name, sets, llm=llm) for name, (stage, sets) in STILL_ONES.items()]
     works += [Train("backbone", dataset, out / name, DROPOUT) for name in ("first", "second")]
     works.append(Train("backbone", dataset, out / "plain"))
     for work in works:
@@ -75,9 +88,9 @@ def losses_of(out):
 
 
 @pytest.mark.parametrize("name", STILL_ONES)
-def test_gradients_of_two_workers_are_those_of_one(dataset, tmp_path, by_two, name):
+def test_gradients_of_two_workers_are_those_of_one(dataset, llm, tmp_path, by_two, name):
     stage, sets = STILL_ONES[name]
-    one, two = gradients(trained(Train(stage, dataset, tmp_path / "one", sets))), gradients(by_two / name)
+    one, two = gradients(trained(Train(stage, dataset, tmp_path / "one", sets, llm=llm))), gradients(by_two / name)
     assert one.keys() == two.keys()
     assert max(value.abs().max().item() for value in one.values()) > 1e-3
     for parameter, value in one.items():

@@ -15,6 +15,10 @@ from allrec.backbones.training import train_backbone
 from allrec.config import load_recipe
 from allrec.data import load_dataset
 from allrec.files import save_tensors
+from allrec.llm.language_model import LanguageModel
+from allrec.llm.loading import LanguageModelConfig
+from allrec.llm.prompt import PromptBuilder
+from allrec.llm.soft_token_training import train_soft_tokens
 from allrec.training.distributed import place
 
 
@@ -27,19 +31,35 @@ class Train:
     out: Path
     sets: tuple[str, ...] = ()
     kill_at: int | None = None
+    llm: Path | None = None
 
     def __call__(self):
         dataset, recipe = load_dataset(self.dataset), load_recipe("a-llmrec", (*QUIET, *self.sets))
         checkpoint = self.out / "checkpoint.safetensors"
         on_progress = None if self.kill_at is None else killed_at(self.kill_at)
         given = {"seed": 3, "checkpoint": checkpoint, "on_progress": on_progress}
-        if self.stage == "backbone":
+        if self.stage == "language model":
+            model, report = self.stage_two(dataset, recipe, given)
+        elif self.stage == "backbone":
             model, report = train_backbone(dataset, recipe.backbone, **given)
         else:
             generator = torch.Generator().manual_seed(1)
             backbone = freeze(make_backbone(dataset.num_items, recipe.backbone.model, generator))
             texts = torch.randn(dataset.num_items, 12, generator=generator)
             model, report = train_alignment(dataset, backbone, texts, recipe.alignment, **given)
+        self.write(model, report)
+
+    def stage_two(self, dataset, recipe, given):
+        llm = LanguageModel.load(LanguageModelConfig(name=str(self.llm), dtype="float32"))
+        if recipe.llm.tuning == "lora":
+            llm = llm.adapted(recipe.llm.lora, seed=3)
+        generator = torch.Generator().manual_seed(1)
+        backbone = freeze(make_backbone(dataset.num_items, recipe.backbone.model, generator))
+        joint = torch.randn(dataset.num_items, 8, generator=generator)
+        builder = PromptBuilder.of(llm, dataset.titles, dataset.wording, recipe.prompt)
+        return train_soft_tokens(dataset, backbone, joint, llm, builder, recipe.soft_tokens, **given)
+
+    def write(self, model, report):
         if place().rank == 0:
             save_tensors(self.out / "model.safetensors", model.state_dict())
             (self.out / "losses.txt").write_text(" ".join(map(str, report.losses)))
@@ -78,6 +98,13 @@ class Alone:
 
 
 QUIET = (
+    "soft_tokens.sample=40",
+    "soft_tokens.batch_tokens=300",
+    "soft_tokens.loop.epochs=2",
+    "soft_tokens.loop.checkpoint_every=3",
+    "soft_tokens.warm_up.epochs=1",
+    "prompt.max_title_tokens=8",
+    "prompt.lists_candidates=false",
     "backbone.model.dim=16",
     "backbone.model.dropout=0",
     "backbone.tokens_per_batch=300",

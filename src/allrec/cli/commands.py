@@ -285,7 +285,7 @@ def train(
     engine: Engine = "here",
     workers: Workers = 1,
 ) -> None:
-    """Train a recipe's stages and evaluate them on validation and test; several workers share backbone and stage 1."""
+    """Train a recipe's stages and evaluate them on validation and test; several workers share the three stages."""
     from allrec.cli.engines import open_group
 
     group = open_group(engine, workers)

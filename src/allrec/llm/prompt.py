@@ -210,6 +210,11 @@ class PromptBuilder:
         return begins_alike and self.config.soft_token not in IN_HISTORY and not self.lists_candidates
 
     @property
+    def num_end(self) -> int:
+        """Tokens that end an answer behind its title."""
+        return int(self._lengths[END])
+
+    @property
     def title_lengths(self) -> Int[ndarray, "items"]:
         """Tokens of each item's title, quotes included."""
         return self._lengths[FIRST_TITLE:]

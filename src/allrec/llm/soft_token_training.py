@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from allrec.llm.prompt import FIRST_TITLE, Packed, PromptBuilder
 from allrec.llm.soft_tokens import SoftTokens, SoftTokensConfig, project
 from allrec.parallel import OnProgress
 from allrec.training.batches import LazyBatches, length_batches
+from allrec.training.distributed import Place, Share, share_rows
 from allrec.training.examples import Examples, initialized, sampled_groups, training_examples
 from allrec.training.loop import FitReport, LoopConfig, fit
 
@@ -37,7 +38,14 @@ if TYPE_CHECKING:
 
 WARM_UP = "warm-up"
 """Stream of the warm-up's random numbers."""
-WarmUpBatch = tuple[Int[ndarray, "batch"], Bool[Tensor, "llm_dim"]]
+
+
+class WarmUpBatch(NamedTuple):
+    """A step of the warm-up: rows of the examples, the compared coordinates, and the items whose titles are learned."""
+
+    rows: Int[ndarray, "batch"]
+    is_kept: Bool[Tensor, "llm_dim"]
+    own: Int[Tensor, "some"]
 
 
 class WarmUpConfig(Config):
@@ -148,26 +156,41 @@ def warm_up(
     targets, items = torch.from_numpy(np.searchsorted(seen, examples.items)), item_inputs[torch.from_numpy(seen)]
     seen_titles = torch.zeros(0) if titles is None else titles[torch.from_numpy(seen)]
     match = WarmUpMatch(soft_tokens)
-    llm_dim = soft_tokens.user.outer.out_features
 
+    def loss(batch: WarmUpBatch) -> Tensor:
+        asking, wanted = users[batch.rows], targets[torch.from_numpy(batch.rows)]
+        if titles is None:
+            return match.loss(asking, items, wanted, batch.is_kept)
+        return match.title_loss(asking, items, seen_titles, wanted, batch.own)
+
+    loop = LoopConfig(epochs=config.epochs, learning_rate=config.learning_rate, checkpoint_every=50)
+    given: dict[str, Any] = {"checkpoint": checkpoint, "on_progress": on_progress, "share": _warm_up_share}
+    batches = _warm_up_batches(targets, soft_tokens.user.outer.out_features, config, seed)
+    fit(match, batches, loss, loop, seed=seed, stream=WARM_UP, **given)
+    soft_tokens.user.resize(users, config.size * embedding_scale)
+    soft_tokens.item.resize(item_inputs, config.size * embedding_scale)
+
+
+def _warm_up_batches(
+    targets: Int[Tensor, "rows"], llm_dim: int, config: WarmUpConfig, seed: int
+) -> Callable[[int], LazyBatches[WarmUpBatch]]:
     def batches(epoch: int) -> LazyBatches[WarmUpBatch]:
         order = seeds.rng(seed, WARM_UP, "order", epoch).permutation(len(targets))
         rows = [order[start : start + config.batch_size] for start in range(0, len(order), config.batch_size)]
-        return LazyBatches(
-            rows, lambda index, chosen: (chosen, kept_coordinates(llm_dim, config.kept, seed, epoch, index))
-        )
 
-    def loss(batch: WarmUpBatch) -> Tensor:
-        rows, is_kept = batch
-        if titles is None:
-            return match.loss(users[rows], items, targets[torch.from_numpy(rows)], is_kept)
-        own = torch.unique(targets[torch.from_numpy(rows)])
-        return match.title_loss(users[rows], items, seen_titles, targets[torch.from_numpy(rows)], own)
+        def batch(index: int, chosen: Int[ndarray, "batch"]) -> WarmUpBatch:
+            is_kept = kept_coordinates(llm_dim, config.kept, seed, epoch, index)
+            return WarmUpBatch(chosen, is_kept, torch.unique(targets[torch.from_numpy(chosen)]))
 
-    loop = LoopConfig(epochs=config.epochs, learning_rate=config.learning_rate, checkpoint_every=50)
-    fit(match, batches, loss, loop, seed=seed, stream=WARM_UP, checkpoint=checkpoint, on_progress=on_progress)
-    soft_tokens.user.resize(users, config.size * embedding_scale)
-    soft_tokens.item.resize(item_inputs, config.size * embedding_scale)
+        return LazyBatches(rows, batch)
+
+    return batches
+
+
+def _warm_up_share(batch: WarmUpBatch, here: Place) -> tuple[WarmUpBatch, float]:
+    """A worker's rows of a batch; the items' own loss is a mean over all of the batch, so every worker has them all."""
+    rows, weight = share_rows(len(batch.rows), here)
+    return batch._replace(rows=batch.rows[rows]), weight
 
 
 @torch.no_grad()
@@ -260,7 +283,7 @@ def train_soft_tokens(
     groups = shared_beginnings(examples, builder)
     batches = _drawn_anew(dataset, examples, groups, builder, config, seed)
     learner = _learner(soft_tokens.requires_grad_(not builder.config.is_bare), llm)
-    given = {"seed": seed, "checkpoint": checkpoint, "on_progress": on_progress}
+    given = {"seed": seed, "checkpoint": checkpoint, "on_progress": on_progress, "share": _share_of(examples, builder)}
     report = fit(learner, batches, loss, config.loop, stream="soft tokens", **given)
     learner.requires_grad_(False)
     return soft_tokens, report
@@ -268,6 +291,19 @@ def train_soft_tokens(
 
 def _histories(dataset: Dataset, examples: Examples, rows: Int[ndarray, "rows"]) -> list[Int[ndarray, "length"]]:
     return [dataset.history(examples.users[row])[: examples.positions[row]] for row in rows]
+
+
+def _share_of(examples: Examples, builder: PromptBuilder) -> Share[tuple[ndarray, ndarray]]:
+    """A worker's part of a batch, weighed by the tokens of its answers: the loss is a mean over them."""
+    lengths = builder.title_lengths[examples.items] + builder.num_end
+
+    def share(batch: tuple[ndarray, ndarray], here: Place) -> tuple[tuple[ndarray, ndarray], float]:
+        rows, candidates = batch
+        part, weight = share_rows(len(rows), here)
+        tokens = lengths[rows]
+        return (rows[part], candidates[part]), float(tokens[part].sum() / tokens.sum()) if weight else 0.0
+
+    return share
 
 
 def _learner(soft_tokens: SoftTokens, llm: LanguageModel) -> nn.Module:

@@ -315,6 +315,8 @@ def _train_language_model(training: Training, folder: Path) -> None:
         seed=recipe.seed, checkpoint=folder / CHECKPOINT,
         on_progress=training.progress("language_model"), on_warm_up=training.progress("warm_up"),
     )  # fmt: skip
+    if place().rank > 0:
+        return
     _save(folder, soft_tokens, report)
     if llm.adapter is not None:
         save_tensors(folder / ADAPTER, llm.adapter.state_dict())
@@ -458,7 +460,14 @@ _ALL = (
     ),
     Stage("content", _train_content, _has_fusion, partial(_content_inputs, is_ensemble=False), "fusion"),
     Stage("ensemble", _train_ensemble, _has_ensemble, partial(_content_inputs, is_ensemble=True), "fusion"),
-    Stage("language_model", _train_language_model, _has_llm, partial(_llm_inputs, is_readout=False), "language_model"),
+    Stage(
+        "language_model",
+        _train_language_model,
+        _has_llm,
+        partial(_llm_inputs, is_readout=False),
+        "language_model",
+        is_shared=True,
+    ),
     Stage("readout", _train_readout, _has_readout, partial(_llm_inputs, is_readout=True), "readout"),
     Stage("fusion", _fit_fusion, _has_fusion, None, "fusion"),
     Stage(REFIT, _refit, _is_refitted, None, "refit"),
