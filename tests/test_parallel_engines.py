@@ -174,3 +174,9 @@ def test_a_number_of_workers_is_one_at_least():
 
 def test_a_worker_is_used_for_many_parts(two):
     assert len(set(two.map(pid_after, [0.0] * 12))) <= 2
+
+
+def test_workers_have_the_environment_of_the_program_as_it_is_now(two, monkeypatch):
+    list(two.map(abs, [1, 2]))
+    monkeypatch.setenv("ALLREC_OF_LATE", "now")
+    assert list(Processes(1).map(os.getenv, ["ALLREC_OF_LATE"])) == ["now"]

@@ -232,7 +232,7 @@ class Processes:
             pool.shutdown(cancel_futures=True)
 
     def _pool(self, needs: Needs) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(self.workers, _context(), _begin_worker, (needs.cpus,))
+        return ProcessPoolExecutor(self.workers, _context(), _begin_worker, (needs.cpus, dict(os.environ)))
 
     def _replaced(self, pool: ProcessPoolExecutor, needs: Needs, deaths: int) -> ProcessPoolExecutor:
         pool.shutdown(cancel_futures=True)
@@ -254,7 +254,10 @@ def _context() -> BaseContext:
     return context
 
 
-def _begin_worker(threads: int) -> None:
+def _begin_worker(threads: int, environment: dict[str, str]) -> None:
+    # The server that workers come of has the environment of its own beginning.
+    os.environ.clear()
+    os.environ.update(environment)
     torch.set_num_threads(threads)
     # Ended at the keyboard, a worker would else say where it was.
     signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int
 
+from allrec import seeds
 from allrec.data.protocols import NUM_NEGATIVES as NUM_NEGATIVES
 from allrec.errors import notice
 
@@ -125,6 +126,11 @@ class NegativeSampler:
         ranks = rng.integers(self.num_items - self.num_interacted[users])
         num_before = np.searchsorted(self.shifted, users * self.num_items + ranks, side="right") - self.first[users]
         return np.asarray(ranks + num_before)
+
+
+def generators(seed: int, split: str) -> dict[int, np.random.Generator]:
+    """What the negatives of a split are drawn with, by the number of negatives a target."""
+    return {size: seeds.rng(seed, "negatives", split, size) for size in NUM_NEGATIVES.values()}
 
 
 def draw_candidates(

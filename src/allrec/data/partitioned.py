@@ -14,14 +14,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 
-from allrec import seeds
 from allrec.data.config import PrepareConfig
 from allrec.data.count_filter import Pairs, count_filter_parts, name_reasons, pairs_of
 from allrec.data.dataset import SPLITS, Targets
 from allrec.data.ids import note_null_words
 from allrec.data.interactions import ID_PARTS, count_reasons, put_in_order, refuse_nothing_left
 from allrec.data.items import Catalogue
-from allrec.data.negatives import CHUNK_ROWS, NUM_NEGATIVES, UserItems, draw_candidates
+from allrec.data.negatives import CHUNK_ROWS, NUM_NEGATIVES, UserItems, draw_candidates, generators
 from allrec.data.reading import PARSED, RAW, OnStep, places_of, read_catalogue, read_interactions
 from allrec.data.sources.files import ROW
 from allrec.data.sources.source import Source
@@ -285,7 +284,7 @@ def draw_from_disk(
         items = np.zeros(len(users), np.int32)
         lists = {protocol: on_disk(work / f"{name}-{protocol}.npy", (len(users), 1 + size))
                  for protocol, size in NUM_NEGATIVES.items()}  # fmt: skip
-        rngs = {size: seeds.rng(seed, "negatives", name, size) for size in NUM_NEGATIVES.values()}
+        rngs = generators(seed, name)
         for start in range(0, len(users), CHUNK_ROWS):
             rows = slice(start, start + CHUNK_ROWS)
             first, last = int(users[rows][0]), int(users[rows][-1])

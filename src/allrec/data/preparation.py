@@ -9,14 +9,13 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
-from allrec import seeds
 from allrec.data.config import PrepareConfig
 from allrec.data.count_filter import count_filter, name_reasons, pairs_of, refuse_unused_minimum
 from allrec.data.dataset import SPLITS, Dataset, Tables, Targets, assemble, is_dataset, load_dataset, read_manifest
 from allrec.data.ids import note_null_words
 from allrec.data.interactions import ID_PARTS, Coded, code, put_in_order, refuse_nothing_left
 from allrec.data.items import Catalogue
-from allrec.data.negatives import NUM_NEGATIVES, UserItems, draw_candidates
+from allrec.data.negatives import NUM_NEGATIVES, UserItems, draw_candidates, generators
 from allrec.data.partitioned import write_partitioned
 from allrec.data.reading import PARSED, RAW, OnStep, places_of, read_catalogue, read_interactions
 from allrec.data.sources.registry import open_source
@@ -179,7 +178,7 @@ def draw_targets(kept: Kept, split: Split, num_items: int, seed: int) -> dict[st
         def draw(name: str) -> tuple[Targets, dict[str, Future[np.ndarray]]]:
             target_users, positions = split.targets[name]
             targets = items[starts[target_users] + positions]
-            rngs = {size: seeds.rng(seed, "negatives", name, size) for size in NUM_NEGATIVES.values()}
+            rngs = generators(seed, name)
             drawn = {
                 protocol: pool.submit(draw_candidates, target_users, targets, seen, size, rngs[size])
                 for protocol, size in NUM_NEGATIVES.items()

@@ -214,4 +214,5 @@ def _shards(out: str, model: TrainedModel, size: int) -> Iterator[Shard]:
             with storage.whole_file(location) as path:
                 write_histories(path, histories)
         with storage.local_file(location) as path:
-            yield Shard(location, sha256_file(path))
+            sha256 = sha256_file(path)
+        yield Shard(location, sha256)
