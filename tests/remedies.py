@@ -9,10 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from typer.testing import CliRunner
 
-from allrec.cli.commands import app
 from allrec.errors import InputError, InputWarning
+from program import run
 
 
 def pattern(advice: str) -> str:
@@ -48,8 +47,5 @@ def warned(advice: str, warning: type[Warning] = InputWarning) -> Iterator[pytes
 
 def program(*arguments: object) -> str:
     """Runs the program in this process and returns what it printed; what it refuses is raised."""
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == 0, result.output
+    result = run(*arguments)
     return result.stdout + result.stderr

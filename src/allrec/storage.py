@@ -137,7 +137,7 @@ def read_json(location: str) -> Any:
 def write_json(location: str, value: Any) -> None:
     """Writes a JSON file whole or not at all; NaN is refused."""
     with whole_file(location) as path:
-        path.write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+        files.write_json(path, value)
 
 
 def is_used(folder: str) -> bool:

@@ -2,10 +2,12 @@
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+
+from data.file_server import CONTENT, FileServer, serving
 
 HEADER = "user_id,item_id,timestamp,rating"
 ROWS = ("a,x,1,5", "a,y,2,4", "a,z,3,3", "b,x,1,5", "b,y,2,1", "b,z,3,2", "b,x,4,5", "c,y,9,4")
@@ -42,3 +44,12 @@ def real_data() -> Path:
     if not (folder / "luxury-beauty").is_dir():
         pytest.skip(f"no real data sets in {folder}: name their folder with ALLREC_DATA.")
     return folder
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
+    """A server on loopback that has ``CONTENT`` as a.gz."""
+    monkeypatch.setenv("no_proxy", "*")
+    with serving() as running:
+        running.files["a.gz"] = CONTENT
+        yield running

@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+CONTENT = b"\x1f\x8b" + bytes(range(256)) * 40
+"""Of a file that begins as gzip does."""
+
 
 class FileServer(ThreadingHTTPServer):
     """Serves ``files`` (path -> bytes); ``asked`` lists every request's path, Range and If-Range.

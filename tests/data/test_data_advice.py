@@ -3,7 +3,7 @@
 import io
 import json
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,7 @@ from allrec.data.ids import ids_of, split_ids
 from allrec.data.items import clean_new_items, read_new_items
 from allrec.data.published import PublishedFile, PublishedSet
 from allrec.errors import InputError
-from data.file_server import FileServer, serving
+from data.file_server import CONTENT, FileServer
 
 Make = Callable[..., Path]
 
@@ -133,16 +133,6 @@ def test_an_unknown_id_is_replaced_by_one_of_the_data_set(tmp_path: Path, make_s
 
 
 # Published files
-
-CONTENT = b"\x1f\x8b" + bytes(range(256)) * 40
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
-    monkeypatch.setenv("no_proxy", "*")
-    with serving() as running:
-        running.files["a.gz"] = CONTENT
-        yield running
 
 
 def published(server: FileServer, name: str = "a.gz") -> PublishedSet:

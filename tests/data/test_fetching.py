@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,18 +18,8 @@ from allrec.data import prepare
 from allrec.data.download import Fetched, check_address, fetch, record_of
 from allrec.data.published import PublishedFile, PublishedSet
 from allrec.errors import InputError
-from data.file_server import FileServer, serving
+from data.file_server import CONTENT, FileServer, serving
 from program import call
-
-CONTENT = b"\x1f\x8b" + bytes(range(256)) * 40
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
-    monkeypatch.setenv("no_proxy", "*")
-    with serving() as running:
-        running.files["a.gz"] = CONTENT
-        yield running
 
 
 def published(server: FileServer, *paths: str, name: str = "a.gz", sha256: str | None = None) -> PublishedSet:

@@ -278,15 +278,10 @@ def _answer_log_probs(
     llm: LanguageModel, prompts: Prompts, answers: Packed, soft: Tensor
 ) -> Float[Tensor, "answer_tokens"]:
     """Log-probability of each token of each prompt's one answer."""
-    both = prompts.tokens.followed_by(answers)
-    is_soft = Packed(prompts.is_soft, prompts.tokens.offsets).followed_by(
-        Packed(np.zeros(len(answers.values), bool), answers.offsets)
-    )
-    rows = Prompts(both, is_soft.values, prompts.soft_items)
     # The last token of the longest row predicts nothing.
-    hidden = llm.hidden(embed_prompts(llm, rows, soft)[:, :-1])
-    users = np.repeat(np.arange(len(answers)), answers.lengths)
-    places = prompts.tokens.lengths[users] - 1 + np.arange(len(users)) - answers.offsets[users]
+    hidden = llm.hidden(embed_prompts(llm, prompts.followed_by(answers), soft)[:, :-1])
+    users = answers.rows
+    places = prompts.tokens.lengths[users] - 1 + answers.places
     return _token_log_probs(llm, hidden[torch.from_numpy(users), torch.from_numpy(places)], answers)
 
 

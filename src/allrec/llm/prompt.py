@@ -97,18 +97,28 @@ class Packed:
     def __getitem__(self, row: int) -> Int[ndarray, "length"]:
         return self.values[self.offsets[row] : self.offsets[row + 1]]
 
+    @property
+    def rows(self) -> Int[ndarray, "total"]:
+        """The row of each value."""
+        return np.repeat(np.arange(len(self)), self.lengths)
+
+    @property
+    def places(self) -> Int[ndarray, "total"]:
+        """The place of each value in its row."""
+        return np.arange(len(self.values)) - np.repeat(self.offsets[:-1], self.lengths)
+
     def take(self, rows: Int[ndarray, "chosen"]) -> "Packed":
         """The chosen rows, in their order, repeats allowed; no loop over rows."""
-        lengths = self.lengths[rows]
-        offsets = np.concatenate([[0], np.cumsum(lengths)])
-        within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
-        return Packed(self.values[np.repeat(self.offsets[rows], lengths) + within], offsets)
+        return self._slices(self.offsets[rows], self.lengths[rows])
 
     def cut(self, starts: Int[ndarray, "rows"], lengths: Int[ndarray, "rows"]) -> "Packed":
         """A slice of each row, ``lengths`` values from ``starts`` on; no loop over rows."""
+        return self._slices(self.offsets[:-1] + starts, lengths)
+
+    def _slices(self, starts: Int[ndarray, "rows"], lengths: Int[ndarray, "rows"]) -> "Packed":
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
-        return Packed(self.values[np.repeat(self.offsets[:-1] + starts, lengths) + within], offsets)
+        return Packed(self.values[np.repeat(starts, lengths) + within], offsets)
 
     def followed_by(self, other: "Packed") -> "Packed":
         """Row i of both, one behind the other."""
@@ -141,6 +151,12 @@ class Prompts:
     is_soft: Bool[ndarray, "total"]
     soft_items: Int[ndarray, "soft"]
     """Item positions in the order of the soft places; ``USER`` for a user."""
+
+    def followed_by(self, answers: Packed) -> "Prompts":
+        """Each prompt with its answer behind it, where nothing is soft."""
+        plain = Packed(np.zeros(len(answers.values), bool), answers.offsets)
+        is_soft = Packed(self.is_soft, self.tokens.offsets).followed_by(plain)
+        return Prompts(self.tokens.followed_by(answers), is_soft.values, self.soft_items)
 
     @cached_property
     def soft_offsets(self) -> Int[ndarray, "rows+1"]:

@@ -39,8 +39,7 @@ def branch_places(prompts: Prompts, leads: Int[ndarray, "rows"]) -> Int[ndarray,
     own, lead = (part.cut(start, lengths) for part in (tokens, tokens.take(leads)))
     own_soft, lead_soft = (part.cut(start, lengths) for part in (is_soft, is_soft.take(leads)))
     differs = (own.values != lead.values) | own_soft.values | lead_soft.values
-    within = np.arange(len(own.values)) - np.repeat(own.offsets[:-1], lengths)
-    first = np.minimum.reduceat(np.where(differs, within, np.repeat(lengths, lengths)), own.offsets[:-1])
+    first = np.minimum.reduceat(np.where(differs, own.places, np.repeat(lengths, lengths)), own.offsets[:-1])
     return np.minimum(first, tokens.lengths - 1)
 
 
@@ -93,12 +92,9 @@ def shared_states(
 def _chains(prompts: Prompts, answers: Packed, places: Int[ndarray, "rows"]) -> Prompts:
     """What each row reads behind its trunk: the rest of its prompt, and its answer without the last token."""
     rest = prompts.tokens.lengths - places
-    tokens = prompts.tokens.cut(places, rest)
     is_soft = Packed(prompts.is_soft, prompts.tokens.offsets).cut(places, rest)
-    begun = answers.cut(np.zeros_like(rest), answers.lengths - 1)
-    both = tokens.followed_by(begun)
-    soft = is_soft.followed_by(Packed(np.zeros(len(begun.values), bool), begun.offsets))
-    return Prompts(both, soft.values, prompts.soft_items)
+    branches = Prompts(prompts.tokens.cut(places, rest), is_soft.values, prompts.soft_items)
+    return branches.followed_by(answers.cut(np.zeros_like(rest), answers.lengths - 1))
 
 
 def _by_group(lengths: Int[ndarray, "rows"], members: Int[ndarray, "rows"]) -> Int[ndarray, "groups width"]:
@@ -115,9 +111,7 @@ def _seen(
     llm: LanguageModel, nodes: Int[ndarray, "groups width"], chains: Packed, places: ndarray, width: int
 ) -> tuple[Float[Tensor, "groups 1 width all"], Int[Tensor, "groups width"]]:
     """Mask and positions: a node sees its row's part of the trunk, and its own chain up to itself."""
-    rows = np.repeat(np.arange(len(chains)), chains.lengths)
-    within = np.arange(len(rows)) - chains.offsets[rows]
-    row, depth = (np.where(nodes >= 0, part[nodes], -1) for part in (rows, within))
+    row, depth = (np.where(nodes >= 0, part[nodes], -1) for part in (chains.rows, chains.places))
     sees_trunk: Bool[ndarray, "groups width trunk"] = np.arange(width) < np.where(row >= 0, places[row], 0)[..., None]
     sees_chain = (row[:, :, None] == row[:, None, :]) & (depth[:, None, :] <= depth[:, :, None])
     is_seen = torch.from_numpy(np.concatenate([sees_trunk, sees_chain], axis=2)).to(llm.device)
@@ -127,6 +121,5 @@ def _seen(
 
 def _sources(chains: Packed, answers: Packed) -> Int[ndarray, "answer_tokens"]:
     """For each token of the answers the node that predicts it: the one before it."""
-    rows = np.repeat(np.arange(len(answers)), answers.lengths)
-    within = np.arange(len(rows)) - answers.offsets[rows]
-    return chains.offsets[rows + 1] - answers.lengths[rows] + within
+    rows = answers.rows
+    return chains.offsets[rows + 1] - answers.lengths[rows] + answers.places

@@ -92,10 +92,6 @@ async def recommended(request: Request, body: Recommend, caller: Caller) -> dict
     return found
 
 
-def _further(service: Service, tenant: str, token: str) -> dict[str, Any]:
-    return page_of(service.tenant(tenant).snapshot, Page.unpack(token))
-
-
 def _by_text(answered: Answered, query: str) -> Answered:
     """The answer to a text; a user's or a history's own ranking takes part in its order."""
     snapshot, wanted = answered.snapshot, answered.wanted
