@@ -99,7 +99,7 @@ def make_scene(dataset: Dataset, llm: LanguageModel, given: argparse.Namespace) 
     joint = torch.rand(dataset.num_items, JOINT_DIM, generator=generator)
     soft_tokens = new_soft_tokens(users, joint, llm, SoftTokensStageConfig().soft_tokens, given.seed)
     device = llm.device
-    lengths = prompt_lengths(dataset, examples, candidates, np.arange(len(examples)), builder)
+    lengths = prompt_lengths(dataset, examples, candidates, examples.items[:, None], np.arange(len(examples)), builder)
     return Scene(
         dataset, llm, builder, examples, candidates, lengths, users.to(device), joint.to(device), soft_tokens.to(device)
     )

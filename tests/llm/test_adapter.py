@@ -64,7 +64,9 @@ def test_a_new_adapter_changes_nothing_and_shares_every_weight(folder):
     tuned = llm.adapted(LORA, seed=0)
     prompts, answers = asked(llm)
     none = torch.zeros(0, llm.dim)
-    assert torch.equal(answer_loss(tuned, prompts, answers, none), answer_loss(llm, prompts, answers, none))
+    # Where a gradient is wanted, processors may choose another kernel, which rounds otherwise.
+    with torch.no_grad():
+        assert torch.equal(answer_loss(tuned, prompts, answers, none), answer_loss(llm, prompts, answers, none))
     frozen = {value.data_ptr() for value in llm._model.parameters()}
     others = {value.data_ptr() for value in tuned._model.parameters() if not value.requires_grad}
     assert others == frozen

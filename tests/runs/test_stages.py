@@ -441,7 +441,8 @@ def test_batches_are_cut_by_the_tokens_of_their_titles(llm):
     scene = soft_scene(llm)
     examples = training_examples(scene.dataset, "last")
     candidates = np.array([[item, -1, (item + 1) % 12] for item in examples.items])
-    lengths = stage_two.prompt_lengths(scene.dataset, examples, candidates, np.arange(len(examples)), scene.builder)
+    wanted, groups = examples.items[:, None], np.arange(len(examples))
+    lengths = stage_two.prompt_lengths(scene.dataset, examples, candidates, wanted, groups, scene.builder)
     titles = scene.builder.title_lengths
     for row, user in enumerate(examples.users):
         told = scene.dataset.history(user)[: examples.positions[row]][-3:]

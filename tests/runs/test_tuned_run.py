@@ -11,6 +11,7 @@ from allrec.config import load_recipe
 from allrec.data import load_dataset
 from allrec.experiments.summary import llm_label
 from allrec.files import load_tensors, read_json, sha256_file
+from allrec.llm.title_scorer import title_priors
 from allrec.recommender import AllRec
 from allrec.runs.run_folder import RunFolder
 from allrec.runs.stages import stage_inputs
@@ -29,6 +30,10 @@ def trained(request, tmp_path_factory):
     given = {"recipe": recipe, "llm": str(llm), "cache": folder / "cache"}
     system = AllRec.train(dataset, run=folder / "run", **given)
     return SimpleNamespace(system=system, folder=folder, dataset=dataset, llm=llm, before=before, given=given)
+
+
+def in_stage_two(observed):
+    return lambda stage, *seen: observed(*seen) if stage == "language_model" else None
 
 
 def scores(model, dataset, histories=((0, 1), (2,))):
@@ -64,14 +69,8 @@ def test_it_comes_back_to_the_bit(trained):
 
 def test_killed_in_stage_two_it_resumes_to_the_same_bytes(trained, tmp_path):
     run = tmp_path / "run"
-    observed = killed_at(3)
-
-    def kill(stage, share, values):
-        if stage == "language_model":
-            observed(share, values)
-
     with pytest.raises(Killed):
-        AllRec.train(trained.dataset, run=run, observer=kill, **trained.given)
+        AllRec.train(trained.dataset, run=run, observer=in_stage_two(killed_at(3)), **trained.given)
     AllRec.train(trained.dataset, run=run, resume=True, **trained.given)
     for name in (ADAPTER, "model.safetensors", "priors.safetensors"):
         file = f"language_model/{name}"
@@ -95,6 +94,26 @@ def test_its_label_and_its_inputs_say_so(trained):
     inputs = stage_inputs(RunFolder.open(trained.folder / "run"), "language_model")
     assert inputs["tuning"] == "lora"
     assert inputs["lora"]["rank"] == 2
+
+
+CHOICE = (*TUNED, *TEXT_ALONE, 'soft_tokens.objective="choice"', "soft_tokens.num_candidates=4")
+
+
+def test_a_choice_is_learned_against_the_priors_of_the_untuned_model(tmp_path):
+    """Training and ranking hold titles against the same priors, and a killed run goes on to the same bytes."""
+    dataset, llm, recipe = make_world(tmp_path, CHOICE)
+    given = {"recipe": recipe, "llm": str(llm), "cache": tmp_path / "cache", "is_evaluated": False}
+    model = AllRec.train(dataset, run=tmp_path / "run", **given).model
+    losses = read_json(tmp_path / "run" / "language_model" / "training.json")["losses"]
+    assert losses[-1] < losses[0]
+    untuned = title_priors(model.llm, model.builder, np.arange(model.catalogue.num_items), tokens_per_batch=4096)
+    np.testing.assert_allclose(model.title_priors, untuned, atol=1e-4)
+    np.testing.assert_allclose(model.priors_of_new(list(model.catalogue.titles[:3])), untuned[:3], atol=1e-4)
+    with pytest.raises(Killed):
+        AllRec.train(dataset, run=tmp_path / "again", observer=in_stage_two(killed_at(3)), **given)
+    AllRec.train(dataset, run=tmp_path / "again", resume=True, **given)
+    files = [tmp_path / name / "language_model" / ADAPTER for name in ("run", "again")]
+    assert sha256_file(files[0]) == sha256_file(files[1])
 
 
 def test_recipes_that_stand_for_text_alone():

@@ -1,4 +1,4 @@
-"""log P(answer | prompt): the loss that soft tokens learn from, and the scores of a user's candidates.
+"""log P(answer | prompt): the losses that soft tokens and adapters learn from, and the scores of a user's candidates.
 
 A user's candidates are scored together: the prompt is read once, then all answers behind it in one pass, each at the
 positions right after the prompt and blind to the others. Answers form a tree: a shared beginning is read once, too.
@@ -6,7 +6,7 @@ positions right after the prompt and blind to the others. Answers form a tree: a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -58,9 +58,57 @@ def answer_loss(
         parts = _shared_parts(prompts, answers, groups, most)
     else:
         parts = _parts(prompts, answers, np.ones(len(answers), np.int64), most)
-    given = (llm, list(parts), len(answers.values), soft, *llm.learning)
-    loss: Tensor = _LossByParts.apply(*given)  # type: ignore[no-untyped-call]
-    return loss
+
+    def loss_of(_: _Part, log_probs: Tensor) -> Tensor:
+        return -log_probs.sum() / len(answers.values)
+
+    return _loss_by_parts(llm, list(parts), loss_of, soft)
+
+
+def choice_loss(
+    llm: LanguageModel,
+    prompts: Prompts,
+    answers: Packed,
+    priors: Float[ndarray, "users candidates"],
+    targets: Int[ndarray, "users"],
+    soft: Float[Tensor, "soft dim"],
+    scale: float = 1.0,
+) -> Float[Tensor, ""]:
+    """Cross-entropy, in nats, of the user's choice among candidates: a softmax over scale · (log P(title) - prior).
+
+    Args:
+        llm: the frozen language model.
+        prompts: a prompt a user.
+        answers: every user's candidates, users one after the other, candidates in their order.
+        priors: what each candidate's log P is held against, in nats; minus infinity where a row is padded.
+        targets: the column of each user's target.
+        soft: soft tokens in the order of ``prompts.soft_items``; they and an adapter alone get a gradient.
+        scale: inverse temperature, a nat.
+
+    Returns:
+        The mean over users.
+
+    Raises:
+        ValueError: there are not as many answers as candidates.
+    """
+    users, columns = np.nonzero(priors > -np.inf)
+    if len(users) != len(answers):
+        raise ValueError(f"{len(answers)} answers for {len(users)} candidates; padding has no answer.")
+    counts = np.bincount(users, minlength=len(priors))
+    parts = _parts(prompts, answers, counts, tokens_at_once(llm, len(prompts.tokens.values) + len(answers.values)))
+
+    def loss_of(part: _Part, log_probs: Tensor) -> Tensor:
+        rows, device = part.answer_rows, log_probs.device
+        asking, local = np.unique(users[rows], return_inverse=True)
+        places = [torch.from_numpy(place).to(device) for place in (local, columns[rows], part.answers.rows)]
+        sums = log_probs.new_zeros(len(rows)).index_add(0, places[2], log_probs)
+        prior = torch.from_numpy(priors[users[rows], columns[rows]]).to(sums)
+        scores = sums.new_full((len(asking), priors.shape[1]), -torch.inf)
+        scores = scores.index_put((places[0], places[1]), scale * (sums - prior))
+        wanted = torch.from_numpy(targets[asking]).to(device)
+        return functional.cross_entropy(scores, wanted, reduction="sum") / len(priors)
+
+    return _loss_by_parts(llm, list(parts), loss_of, soft)
 
 
 @torch.no_grad()
@@ -135,12 +183,23 @@ class _Part(NamedTuple):
     groups: Int[ndarray, "users"] | None = None
 
 
+_LossOf = Callable[[_Part, Tensor], Tensor]
+"""What a part adds to the loss, from the log-probability of each of its answers' tokens."""
+
+
+def _loss_by_parts(llm: LanguageModel, parts: list[_Part], loss_of: _LossOf, soft: Tensor) -> Tensor:
+    # Autograd asks a function's inputs whether they want a gradient, even where none is kept.
+    wanting = (soft, *llm.learning) if torch.is_grad_enabled() else (soft.detach(),)
+    loss: Tensor = _LossByParts.apply(llm, parts, loss_of, *wanting)  # type: ignore[no-untyped-call]
+    return loss
+
+
 class _LossByParts(torch.autograd.Function):
-    """The mean loss of all answer tokens. A part's gradient is worked out with it, so that no more is kept."""
+    """The sum of the parts' losses. A part's gradient is worked out with it, so that no more is kept."""
 
     @staticmethod
     def forward(
-        ctx: Any, llm: LanguageModel, parts: list[_Part], num_tokens: int, soft: Tensor, *weights: Tensor
+        ctx: Any, llm: LanguageModel, parts: list[_Part], part_loss: _LossOf, soft: Tensor, *weights: Tensor
     ) -> Tensor:
         is_soft_wanted, is_any_wanted = ctx.needs_input_grad[3], any(ctx.needs_input_grad)
         # The weights that the model holds: of what autograd hands over nothing is read.
@@ -149,7 +208,7 @@ class _LossByParts(torch.autograd.Function):
         def loss_of(part: _Part) -> tuple[Tensor, list[Tensor]]:
             own = soft[torch.from_numpy(part.soft_rows).to(soft.device)].requires_grad_(is_soft_wanted)
             with torch.set_grad_enabled(is_any_wanted):
-                loss = -_log_probs(llm, part, own).sum() / num_tokens
+                loss = part_loss(part, _log_probs(llm, part, own))
             if not loss.requires_grad:
                 return loss.detach(), []
             return loss.detach(), list(torch.autograd.grad(loss, [*[own] * is_soft_wanted, *held]))

@@ -24,8 +24,8 @@ from allrec.backbones.base import Backbone, freeze, represent_users
 from allrec.data.dataset import Dataset
 from allrec.data.negatives import UserItems, draw_candidates
 from allrec.errors import Config
-from allrec.llm.likelihood import answer_loss
-from allrec.llm.prompt import FIRST_TITLE, Packed, PromptBuilder
+from allrec.llm.likelihood import answer_loss, choice_loss
+from allrec.llm.prompt import FIRST_TITLE, Packed, PromptBuilder, Prompts
 from allrec.llm.soft_tokens import SoftTokens, SoftTokensConfig, project
 from allrec.parallel import OnProgress
 from allrec.training.batches import LazyBatches, length_batches
@@ -222,7 +222,15 @@ class SoftTokensStageConfig(Config):
     item_source: Literal["joint", "random"] = Field(
         "joint", description="What F_I reads: joint embeddings, or fixed random vectors in their place (an ablation)."
     )
-    num_candidates: int = Field(20, ge=2, description="Titles listed in a training prompt, the target's among them.")
+    objective: Literal["title", "choice"] = Field(
+        "title",
+        description="What is learned: to write the target's title (the paper), or to prefer it to other candidates' by "
+        "log P(title | prompt) - log P(title | no history), the latter of the untuned model, by which pmi ranks.",
+    )
+    choice_scale: float = Field(0.25, gt=0, description="Inverse temperature of the choice, a nat.")
+    num_candidates: int = Field(
+        20, ge=2, description="Titles that a training prompt lists, or that are chosen among; the target's is one."
+    )
     batch_tokens: int = Field(8192, ge=1, description="Tokens of titles a step, those of prompts and answers together.")
     warm_up: WarmUpConfig = WarmUpConfig()
     loop: LoopConfig = LoopConfig(epochs=5, learning_rate=1e-4)
@@ -235,6 +243,7 @@ def train_soft_tokens(
     llm: LanguageModel,
     builder: PromptBuilder,
     config: SoftTokensStageConfig,
+    priors: Float[ndarray, "items"] | None = None,
     *,
     seed: int,
     checkpoint: Path | None = None,
@@ -253,6 +262,7 @@ def train_soft_tokens(
         llm: frozen; an adapter of it that can learn does, with the same steps as the soft tokens.
         builder: lays out the prompts.
         config: targets, candidates, batches, steps.
+        priors: log P(title | no history) of every item, in nats, for ``objective="choice"``.
         seed: of samples, negatives and first weights.
         checkpoint: where progress is kept.
         on_progress: receives each step's loss.
@@ -269,33 +279,67 @@ def train_soft_tokens(
     users = represent_users(backbone, dataset, examples.users, examples.positions)
     soft_tokens = new_soft_tokens(users, item_inputs, llm, config.soft_tokens, seed)
     warm_checkpoint = None if checkpoint is None else checkpoint.with_name(f"warm-up-{checkpoint.name}")
-    titles = title_embeddings(llm, builder) if config.warm_up.towards == "titles" else None
-    if config.warm_up.epochs and (builder.config.has_both or titles is not None):
-        given: dict[str, Any] = {"seed": seed, "checkpoint": warm_checkpoint, "on_progress": on_warm_up}
-        warm_up(soft_tokens, dataset, backbone, item_inputs, llm.embedding_scale, config.warm_up, titles, **given)
+    warmed: dict[str, Any] = {"seed": seed, "checkpoint": warm_checkpoint, "on_progress": on_warm_up}
+    _warm_up_for(llm, builder, config.warm_up, soft_tokens, dataset, backbone, item_inputs, **warmed)
 
     def loss(batch: tuple[ndarray, ndarray]) -> Tensor:
         rows, candidates = batch
         prompts = builder.prompts(_histories(dataset, examples, rows), candidates)
         soft = project(soft_tokens, users[rows], item_inputs, prompts.soft_items)
-        return answer_loss(llm, prompts, builder.answers(examples.items[rows]), soft, groups[rows])
+        if config.objective == "title":
+            return answer_loss(llm, prompts, builder.answers(examples.items[rows]), soft, groups[rows])
+        return _choice_loss(llm, prompts, builder, candidates, examples.items[rows], priors, soft, config.choice_scale)
 
     groups = shared_beginnings(examples, builder)
     batches = _drawn_anew(dataset, examples, groups, builder, config, seed)
     learner = _learner(soft_tokens.requires_grad_(not builder.config.is_bare), llm)
-    given = {"seed": seed, "checkpoint": checkpoint, "on_progress": on_progress, "share": _share_of(examples, builder)}
+    given: dict[str, Any] = {"seed": seed, "checkpoint": checkpoint, "on_progress": on_progress}
+    given["share"] = _share_of(examples, builder, config)
     report = fit(learner, batches, loss, config.loop, stream="soft tokens", **given)
     learner.requires_grad_(False)
     return soft_tokens, report
+
+
+def _warm_up_for(
+    llm: LanguageModel, builder: PromptBuilder, config: WarmUpConfig, soft_tokens: SoftTokens, dataset: Dataset,
+    backbone: Backbone, item_inputs: Float[Tensor, "items joint"], **given: Any,
+) -> None:  # fmt: skip
+    """The warm-up, where it is wanted and the prompt has the soft tokens that are compared in it."""
+    titles = title_embeddings(llm, builder) if config.towards == "titles" else None
+    if config.epochs and (builder.config.has_both or titles is not None):
+        warm_up(soft_tokens, dataset, backbone, item_inputs, llm.embedding_scale, config, titles, **given)
+
+
+def _choice_loss(
+    llm: LanguageModel,
+    prompts: Prompts,
+    builder: PromptBuilder,
+    candidates: Int[ndarray, "rows candidates"],
+    targets: Int[ndarray, "rows"],
+    priors: Float[ndarray, "items"] | None,
+    soft: Float[Tensor, "soft dim"],
+    scale: float,
+) -> Float[Tensor, ""]:
+    """``choice_loss`` of candidates as item positions; -1 pads."""
+    if priors is None:
+        raise ValueError("a choice among candidates needs the priors of their titles")
+    is_real = candidates >= 0
+    held = np.where(is_real, priors[candidates], -np.inf)
+    wanted = (candidates == targets[:, None]).argmax(axis=1)
+    return choice_loss(llm, prompts, builder.answers(candidates[is_real]), held, wanted, soft, scale)
 
 
 def _histories(dataset: Dataset, examples: Examples, rows: Int[ndarray, "rows"]) -> list[Int[ndarray, "length"]]:
     return [dataset.history(examples.users[row])[: examples.positions[row]] for row in rows]
 
 
-def _share_of(examples: Examples, builder: PromptBuilder) -> Share[tuple[ndarray, ndarray]]:
-    """A worker's part of a batch, weighed by the tokens of its answers: the loss is a mean over them."""
+def _share_of(
+    examples: Examples, builder: PromptBuilder, config: SoftTokensStageConfig
+) -> Share[tuple[ndarray, ndarray]]:
+    """A worker's part of a batch, weighed by what the loss is a mean over: tokens of titles, or users who choose."""
     lengths = builder.title_lengths[examples.items] + builder.num_end
+    if config.objective == "choice":
+        lengths = np.ones(len(examples), np.int64)
 
     def share(batch: tuple[ndarray, ndarray], here: Place) -> tuple[tuple[ndarray, ndarray], float]:
         rows, candidates = batch
@@ -353,7 +397,8 @@ def _drawn_anew(
     def batches(epoch: int) -> LazyBatches[tuple[ndarray, ndarray]]:
         rng = seeds.rng(seed, "soft tokens", "epoch", epoch)
         candidates = draw_candidates(examples.users, examples.items, seen, config.num_candidates - 1, rng)
-        lengths = prompt_lengths(dataset, examples, candidates, groups, builder)
+        answers = candidates if config.objective == "choice" else examples.items[:, None]
+        lengths = prompt_lengths(dataset, examples, candidates, answers, groups, builder)
         chosen = [rows_of.take(batch).values for batch in length_batches(lengths, config.batch_tokens, rng)]
         return LazyBatches(chosen, lambda _, rows: (rows, candidates[rows]))
 
@@ -370,15 +415,17 @@ def prompt_lengths(
     dataset: Dataset,
     examples: Examples,
     candidates: Int[ndarray, "rows candidates"],
+    answers: Int[ndarray, "rows answers"],
     groups: Int[ndarray, "rows"],
     builder: PromptBuilder,
 ) -> Int[ndarray, "groups"]:
-    """Tokens of the titles that each group of prompts reads: the longest history once, and every answer."""
+    """Tokens of the titles that each group of prompts reads: the longest history once, and every answer; -1 pads."""
     lengths = builder.title_lengths
     listed = np.where((candidates >= 0) & builder.lists_candidates, lengths[candidates], 0).sum(axis=1)
+    answered = np.where(answers >= 0, lengths[answers], 0).sum(axis=1)
     longest = np.zeros(groups.max(initial=-1) + 1, np.int64)
     np.maximum.at(longest, groups, history_lengths(dataset, examples, builder))
-    return longest + np.bincount(groups, listed + lengths[examples.items]).astype(np.int64)
+    return longest + np.bincount(groups, listed + answered).astype(np.int64)
 
 
 def history_lengths(dataset: Dataset, examples: Examples, builder: PromptBuilder) -> Int[ndarray, "rows"]:

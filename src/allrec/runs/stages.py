@@ -310,8 +310,10 @@ def _train_language_model(training: Training, folder: Path) -> None:
 
     model, recipe = training.model, training.recipe
     llm = model.llm if recipe.llm.tuning == "none" else model.new_adapter()
+    # Those of the untuned model are learned against; those of the tuned one are not there before.
+    priors = _title_priors(training) if recipe.soft_tokens.objective == "choice" else None
     soft_tokens, report = train_soft_tokens(
-        training.dataset, model.backbone, model.item_inputs, llm, model.builder, recipe.soft_tokens,
+        training.dataset, model.backbone, model.item_inputs, llm, model.builder, recipe.soft_tokens, priors,
         seed=recipe.seed, checkpoint=folder / CHECKPOINT,
         on_progress=training.progress("language_model"), on_warm_up=training.progress("warm_up"),
     )  # fmt: skip
@@ -321,7 +323,8 @@ def _train_language_model(training: Training, folder: Path) -> None:
     if llm.adapter is not None:
         save_tensors(folder / ADAPTER, llm.adapter.state_dict())
     model.tuned_llm = llm
-    save_tensors(folder / PRIORS, {"priors": torch.from_numpy(_title_priors(training))})
+    priors = _title_priors(training) if priors is None else priors
+    save_tensors(folder / PRIORS, {"priors": torch.from_numpy(priors)})
 
 
 def _title_priors(training: Training) -> ndarray:

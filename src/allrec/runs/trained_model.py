@@ -337,12 +337,13 @@ class TrainedModel:
         return np.concatenate([self.stored_priors, self.priors_of(self.builder, missing)])
 
     def priors_of(self, builder: PromptBuilder, items: Int[ndarray, "items"]) -> Float[ndarray, "items"]:
-        """log P(title | no history) of some items, in nats."""
+        """log P(title | no history) of some items, in nats: of the model that stage 2 learned against, or made."""
         from allrec.llm.score_files import score_cache
         from allrec.llm.title_scorer import title_priors
 
+        llm = self.llm if self.recipe.soft_tokens.objective == "choice" else self.tuned_llm
         tokens, cache = self.recipe.evaluation.llm_tokens_per_batch, score_cache()
-        return title_priors(self.tuned_llm, builder, items, tokens_per_batch=tokens, cache=cache)
+        return title_priors(llm, builder, items, tokens_per_batch=tokens, cache=cache)
 
     def priors_of_new(self, titles: Sequence[str | None]) -> Float[ndarray, "items"]:
         """log P(title | no history) of titles that the catalogue does not have, in nats."""
