@@ -41,6 +41,7 @@ serve: demo
 test: $(VENV)/.dev lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
 	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -q -n 0 $(INTEGRATION)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 0 -m 'ray and not soak' tests/cluster
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -18,6 +18,14 @@ from cluster.training_work import Die, Train
 from worlds import make_world
 
 ray = pytest.importorskip("ray")
+# By themselves (make test): Ray ends the process of a program whose cluster died, tests beside it as well.
+pytestmark = pytest.mark.ray
+PATIENCE = {
+    "health_check_timeout_ms": 60_000,
+    "health_check_failure_threshold": 20,
+    "gcs_rpc_server_reconnect_timeout_s": 900,
+}
+"""For machines with much else to do: a node that does not answer for seconds is taken for dead otherwise."""
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +37,12 @@ def engine():
     patch = pytest.MonkeyPatch()
     # Nodes begin workers with the environment that they themselves began with.
     patch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    patch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", str(PATIENCE["gcs_rpc_server_reconnect_timeout_s"]))
+    node = {"num_cpus": 1, "object_store_memory": 100 << 20}
+    head = {**node, "include_dashboard": False, "_system_config": PATIENCE}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     for _ in range(2):
-        cluster.add_node(num_cpus=1)
+        cluster.add_node(**node)
     try:
         yield RayEngine(cluster.address, workers=3)
     finally:

@@ -274,59 +274,61 @@ def train_soft_tokens(
         unused = new_soft_tokens(torch.zeros(1, backbone.dim), item_inputs, llm, config.soft_tokens, seed)
         return freeze(unused), FitReport(steps=0, epochs=0, losses=[], validations=[], best_epoch=None)
     chance = seeds.rng(seed, "soft tokens", "sample")
-    examples = training_examples(dataset, config.positions)
-    examples = sampled_groups(examples, shared_beginnings(examples, builder), config.sample, chance)
+    every = training_examples(dataset, config.positions)
+    examples = sampled_groups(every, shared_beginnings(every, builder), config.sample, chance)
     users = represent_users(backbone, dataset, examples.users, examples.positions)
     soft_tokens = new_soft_tokens(users, item_inputs, llm, config.soft_tokens, seed)
-    warm_checkpoint = None if checkpoint is None else checkpoint.with_name(f"warm-up-{checkpoint.name}")
-    warmed: dict[str, Any] = {"seed": seed, "checkpoint": warm_checkpoint, "on_progress": on_warm_up}
+    own: dict[str, Any] = {"seed": seed, "checkpoint": checkpoint, "on_progress": on_progress}
+    warmed = own | {"on_progress": on_warm_up}
     _warm_up_for(llm, builder, config.warm_up, soft_tokens, dataset, backbone, item_inputs, **warmed)
 
     def loss(batch: tuple[ndarray, ndarray]) -> Tensor:
         rows, candidates = batch
         prompts = builder.prompts(_histories(dataset, examples, rows), candidates)
         soft = project(soft_tokens, users[rows], item_inputs, prompts.soft_items)
-        if config.objective == "title":
-            return answer_loss(llm, prompts, builder.answers(examples.items[rows]), soft, groups[rows])
-        return _choice_loss(llm, prompts, builder, candidates, examples.items[rows], priors, soft, config.choice_scale)
+        chosen = (candidates, examples.items[rows], groups[rows])
+        return _objective(config, llm, builder, prompts, soft, *chosen, priors)
 
     groups = shared_beginnings(examples, builder)
     batches = _drawn_anew(dataset, examples, groups, builder, config, seed)
     learner = _learner(soft_tokens.requires_grad_(not builder.config.is_bare), llm)
-    given: dict[str, Any] = {"seed": seed, "checkpoint": checkpoint, "on_progress": on_progress}
-    given["share"] = _share_of(examples, builder, config)
-    report = fit(learner, batches, loss, config.loop, stream="soft tokens", **given)
+    share = _share_of(examples, builder, config)
+    report = fit(learner, batches, loss, config.loop, stream="soft tokens", share=share, **own)
     learner.requires_grad_(False)
     return soft_tokens, report
 
 
 def _warm_up_for(
     llm: LanguageModel, builder: PromptBuilder, config: WarmUpConfig, soft_tokens: SoftTokens, dataset: Dataset,
-    backbone: Backbone, item_inputs: Float[Tensor, "items joint"], **given: Any,
+    backbone: Backbone, item_inputs: Float[Tensor, "items joint"], *, checkpoint: Path | None, **given: Any,
 ) -> None:  # fmt: skip
     """The warm-up, where it is wanted and the prompt has the soft tokens that are compared in it."""
+    given["checkpoint"] = None if checkpoint is None else checkpoint.with_name(f"warm-up-{checkpoint.name}")
     titles = title_embeddings(llm, builder) if config.towards == "titles" else None
     if config.epochs and (builder.config.has_both or titles is not None):
         warm_up(soft_tokens, dataset, backbone, item_inputs, llm.embedding_scale, config, titles, **given)
 
 
-def _choice_loss(
+def _objective(
+    config: SoftTokensStageConfig,
     llm: LanguageModel,
-    prompts: Prompts,
     builder: PromptBuilder,
+    prompts: Prompts,
+    soft: Float[Tensor, "soft dim"],
     candidates: Int[ndarray, "rows candidates"],
     targets: Int[ndarray, "rows"],
+    groups: Int[ndarray, "rows"],
     priors: Float[ndarray, "items"] | None,
-    soft: Float[Tensor, "soft dim"],
-    scale: float,
 ) -> Float[Tensor, ""]:
-    """``choice_loss`` of candidates as item positions; -1 pads."""
+    """What is learned: to write the target's title, or to choose it among the candidates; -1 pads them."""
+    if config.objective == "title":
+        return answer_loss(llm, prompts, builder.answers(targets), soft, groups)
     if priors is None:
         raise ValueError("a choice among candidates needs the priors of their titles")
     is_real = candidates >= 0
     held = np.where(is_real, priors[candidates], -np.inf)
     wanted = (candidates == targets[:, None]).argmax(axis=1)
-    return choice_loss(llm, prompts, builder.answers(candidates[is_real]), held, wanted, soft, scale)
+    return choice_loss(llm, prompts, builder.answers(candidates[is_real]), held, wanted, soft, config.choice_scale)
 
 
 def _histories(dataset: Dataset, examples: Examples, rows: Int[ndarray, "rows"]) -> list[Int[ndarray, "length"]]:
