@@ -63,9 +63,12 @@ def test_histories_and_popularity_are_those_of_the_events(store, written, limit,
     held = first_of_each(written)
     for batch in written:
         store.add_events(tenant, batch)
+    latest = {}
     for user in {event.user_id for event in held}:
         own = sorted((event for event in held if event.user_id == user), key=lambda event: event.timestamp)
-        assert store.history(tenant, user, limit=limit) == own[-limit:]
+        latest[user] = own[-limit:]
+        assert store.history(tenant, user, limit=limit) == latest[user]
+    assert store.histories(tenant, [*latest, "nobody"], limit=limit) == latest
     fans = {}
     for event in held:
         if event.timestamp >= since:

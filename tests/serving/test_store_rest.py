@@ -61,6 +61,8 @@ def test_everything_about_a_user_is_shown_and_erased(store):
     assert store.show_user("t", "u") == {"user_id": "u", "fields": None, "events": [], "answers": [], "feedback": []}
     assert '"u"' not in "".join(store.export("t"))
     assert len(store.history("t", "v", limit=5)) == 1
+    assert store.erased("t", ["v", "u", "nobody"]) == {"u"}
+    assert store.erased("other", ["u"]) == set()
 
 
 def test_a_users_fields_are_replaced(store):

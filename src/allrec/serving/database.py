@@ -20,6 +20,7 @@ from allrec.serving.schema import counters
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 BUSY_MILLISECONDS = 30_000
+ASKED_TOGETHER = 1_000  # users a query
 MIGRATION_LOCK = 0x616C6C72  # any number that no other program takes as an advisory lock of this database
 COUNTING = {"preserve_rowcount": True}  # of inserts, which SQLAlchemy drops otherwise
 EXPECTED = "expected sqlite:///PATH or postgresql+psycopg://USER@HOST/NAME"

@@ -1,7 +1,7 @@
 """A process's service: the tenants' snapshots, kept as fresh as the store, and requests answered together."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -201,9 +201,11 @@ class Service:
             now, snapshot, ranker = time(), tenant.snapshot, tenant.ranker
             resolved: list[Answered] = []
             good: list[int] = []
+            users = [requests[row].user_id for row in rows]
+            known = self.user_histories(snapshot, name, [user_id for user_id in users if user_id is not None])
             for row in rows:
                 try:
-                    resolved.append(self._resolved(snapshot, requests[row], now))
+                    resolved.append(self._resolved(snapshot, requests[row], known, now))
                     good.append(row)
                 except InputError as error:
                     found[row] = error
@@ -212,9 +214,11 @@ class Service:
                 found[row] = replace(one, ranked=items)
         return [one for one in found if one is not None]
 
-    def _resolved(self, snapshot: Snapshot, request: Request, now: float) -> Answered:
+    def _resolved(
+        self, snapshot: Snapshot, request: Request, known: Mapping[str, tuple[int, ...]], now: float
+    ) -> Answered:
         """A request in positions, along the chain: user, session, similar items, popular ones."""
-        history, fallback = self.history_of(snapshot, request)
+        history, fallback = history_of(snapshot, request, known)
         user = self._user_fields(snapshot, request)
         exclude = frozenset(snapshot.positions(request.exclude).tolist())
         scorer = "cf" if snapshot.model.fused_ranker is None else "fusion"
@@ -230,30 +234,23 @@ class Service:
             log_factor(snapshot, wanted, np.zeros(0, np.int64))
         return Answered(snapshot, wanted, Ranked(np.zeros(0, np.int64), np.zeros(0)), scorer, fallback)
 
-    def history_of(self, snapshot: Snapshot, request: Request) -> tuple[tuple[int, ...], str | None]:
-        """Positions of a user's or a session's history, and why it is not the user's own where that was asked for."""
-        if request.user_id is not None:
-            own = self.user_history(snapshot, request.tenant, request.user_id)
-            if own:
-                session = snapshot.positions(request.history or ()).tolist()
-                return (*own, *session), None
-        session = snapshot.positions(request.history or ()).tolist()
-        missing = "the user has no history" if request.user_id is not None else None
-        if request.history and not session:
-            missing = "no item of the history is known"
-        return tuple(session), f"{missing}: the session" if session and missing else missing
+    def user_histories(self, snapshot: Snapshot, tenant: str, user_ids: Sequence[str]) -> dict[str, tuple[int, ...]]:
+        """What the run knows of each user, and the store's events behind it, oldest first, in positions."""
+        catalogue, user_ids = snapshot.model.catalogue, [*dict.fromkeys(user_ids)]
+        users = {user_id: catalogue.user_or_none(user_id) for user_id in user_ids}
+        erased = self.store.erased(tenant, [user_id for user_id, user in users.items() if user is not None])
+        events = self.store.histories(tenant, user_ids, limit=HISTORY)
+        found = {}
+        for user_id, user in users.items():
+            known = [] if user is None or user_id in erased else catalogue.history(user).tolist()
+            own = snapshot.positions([event.item_id for event in events.get(user_id, [])]).tolist()
+            # A run that was refreshed learned from events, and has them already.
+            found[user_id] = (*known, *(behind(known, own) if snapshot.served.is_refreshed else own))
+        return found
 
     def user_history(self, snapshot: Snapshot, tenant: str, user_id: str) -> tuple[int, ...]:
-        """What the run knows of a user, and the store's events behind it, oldest first."""
-        catalogue = snapshot.model.catalogue
-        user = catalogue.user_or_none(user_id)
-        known = []
-        if user is not None and not self.store.is_erased(tenant, user_id):
-            known = catalogue.history(user).tolist()
-        events = self.store.history(tenant, user_id, limit=HISTORY)
-        own = snapshot.positions([event.item_id for event in events]).tolist()
-        # A run that was refreshed learned from events, and has them already.
-        return (*known, *(behind(known, own) if snapshot.served.is_refreshed else own))
+        """``user_histories`` of one."""
+        return self.user_histories(snapshot, tenant, [user_id])[user_id]
 
     def _user_fields(self, snapshot: Snapshot, request: Request) -> dict[str, Any]:
         """Fields of the user, where an expression reads them."""
@@ -293,6 +290,25 @@ class Service:
         is_left = np.array([place is not None and available[place] for place in places], bool)
         ranked = answered.ranked._replace(items=answered.ranked.items[is_left], scores=answered.ranked.scores[is_left])
         return replace(answered, ranked=ranked)
+
+
+def history_of(
+    snapshot: Snapshot, request: Request, known: Mapping[str, tuple[int, ...]]
+) -> tuple[tuple[int, ...], str | None]:
+    """Positions of a user's or a session's history, and why it is not the user's own where that was asked for.
+
+    Args:
+        snapshot: of the request's tenant.
+        request: names a user, a history, both or neither.
+        known: ``Service.user_histories`` of the user at least.
+    """
+    session = snapshot.positions(request.history or ()).tolist()
+    if request.user_id is not None and known[request.user_id]:
+        return (*known[request.user_id], *session), None
+    missing = "the user has no history" if request.user_id is not None else None
+    if request.history and not session:
+        missing = "no item of the history is known"
+    return tuple(session), f"{missing}: the session" if session and missing else missing
 
 
 def published_run(store: Store, run: str) -> ModelVersion:

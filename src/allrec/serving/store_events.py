@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, case, delete, distinct, func, select
 
-from allrec.serving.database import Database
+from allrec.serving.database import ASKED_TOGETHER, Database
 from allrec.serving.records import Event, check_number, check_tenant, check_text
 from allrec.serving.schema import NAME_LENGTH, events
 
@@ -44,14 +44,23 @@ class EventStore:
 
     def history(self, tenant: str, user_id: str, *, limit: int) -> list[Event]:
         """A user's latest events, at most ``limit``, oldest first; of the same time, in the order of their arrival."""
-        query = (
-            select(*COLUMNS)
-            .where(events.c.tenant == tenant, events.c.user_id == user_id)
-            .order_by(events.c.timestamp.desc(), events.c.cursor.desc())
-            .limit(limit)
+        return self.histories(tenant, [user_id], limit=limit).get(user_id, [])
+
+    def histories(self, tenant: str, user_ids: Sequence[str], *, limit: int) -> dict[str, list[Event]]:
+        """``history`` of several users, those without events left out, by one query for a thousand of them."""
+        place = func.row_number().over(
+            partition_by=events.c.user_id, order_by=(events.c.timestamp.desc(), events.c.cursor.desc())
         )
-        with self.database.read() as connection:
-            return [Event(*row) for row in reversed(connection.execute(query).all())]
+        found: dict[str, list[Event]] = {}
+        for start in range(0, len(user_ids), ASKED_TOGETHER):
+            asked = events.c.user_id.in_(user_ids[start : start + ASKED_TOGETHER])
+            placed = select(*COLUMNS, place.label("place")).where(events.c.tenant == tenant, asked).subquery()
+            latest = select(placed).where(placed.c.place <= limit).order_by(placed.c.user_id, placed.c.place.desc())
+            with self.database.read() as connection:
+                for row in connection.execute(latest):
+                    event = Event(*row[:-1])
+                    found.setdefault(event.user_id, []).append(event)
+        return found
 
     def events(self, tenant: str, *, cursor: int = 0, limit: int) -> list[tuple[int, Event]]:
         """Events that arrived after the one of ``cursor``, at most ``limit``, each with its own cursor.

@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Table, delete, select
 
-from allrec.serving.database import Database
+from allrec.serving.database import ASKED_TOGETHER, Database
 from allrec.serving.records import Answer, Event, Feedback, User, check_fields, check_tenant, check_text
 from allrec.serving.schema import answers, erasures, events, feedback, users
 
@@ -85,11 +85,18 @@ class UserStore:
 
     def is_erased(self, tenant: str, user_id: str) -> bool:
         """Whether a user was erased: what runs know of the user from before is not to be used."""
-        query = select(erasures.c.erased_at).where(
-            erasures.c.tenant == tenant, erasures.c.user_digest == digest_of(user_id)
-        )
-        with self.database.read() as connection:
-            return connection.execute(query).first() is not None
+        return user_id in self.erased(tenant, [user_id])
+
+    def erased(self, tenant: str, user_ids: Sequence[str]) -> set[str]:
+        """Which of the users were erased, by one query for a thousand of them."""
+        ids = {digest_of(user_id): user_id for user_id in user_ids}
+        digests, found = list(ids), set()
+        for start in range(0, len(digests), ASKED_TOGETHER):
+            asked = erasures.c.user_digest.in_(digests[start : start + ASKED_TOGETHER])
+            with self.database.read() as connection:
+                rows = connection.execute(select(erasures.c.user_digest).where(erasures.c.tenant == tenant, asked))
+                found |= {ids[digest] for digest in rows.scalars()}
+        return found
 
     def erased_digests(self, tenant: str) -> set[str]:
         """``digest_of`` every user who was erased."""
