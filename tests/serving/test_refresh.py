@@ -8,7 +8,7 @@ import pytest
 from allrec.data import load_dataset
 from allrec.errors import InputError
 from allrec.recommender import AllRec
-from allrec.serving.refresh import REPORT, RefreshConfig, compared, newest, refresh, reports, write_source
+from allrec.serving.refresh import REPORT, RefreshConfig, compared, newest, ranks, refresh, reports, write_source
 from allrec.serving.service import Service, behind
 from allrec.serving.snapshots import refresh_folder
 from allrec.serving.store import Event, Item, Store
@@ -145,6 +145,20 @@ def test_a_run_is_as_good_as_itself_and_few_users_say_nothing(base):
     one = compared(system, system, [([ids[0]], found[3])] * 30, 0.0)
     assert one["ndcg"]["old"] == pytest.approx(1 / np.log2(5))
     assert not compared(system, system, asked[:29], 0.0)["published"]
+
+
+def test_ranks_of_all_users_together_are_those_that_recommend_gives_each(base):
+    system = AllRec.from_pretrained(base / "run")
+    ids = system.model.catalogue.item_ids
+    asked = [([ids[place], "gone", ids[3]], ids[(7 * place) % 20]) for place in range(20)]
+    asked += [([], ids[0]), (["gone"], ids[1]), ([ids[0]], "gone")]
+    expected = []
+    for history, target in asked:
+        known = [item for item in history if item in ids]
+        given = [item.item_id for item in system.recommend(history=known, k=10, with_history=True, use_llm=False)]
+        expected.append(given.index(target) if target in given else 10)
+    assert ranks(system.model, asked).tolist() == expected
+    assert len({*expected}) > 3
 
 
 def test_nothing_to_learn_from_is_refused(base, store):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from numpy import ndarray
 
 from allrec import seeds
@@ -29,6 +29,7 @@ from allrec.files import read_json, write_json
 from allrec.parallel import Observer, ignore
 from allrec.recommender import AllRec
 from allrec.runs.run_folder import MANIFEST, RECIPE
+from allrec.runs.trained_model import TrainedModel
 from allrec.serving.records import Event, Item, ModelVersion
 from allrec.serving.snapshots import behind, load_checked, refresh_folder, text_of
 from allrec.serving.store import Store
@@ -37,6 +38,7 @@ from allrec.serving.store_users import digest_of
 REPORT = "refresh.json"
 """Beside the new run, in its ``.refresh`` folder: how far a refresh is, and how it ended."""
 K = 10
+ABSENT = -2  # no item; -1 pads
 PAGE = 10_000
 """Events and items that are read from the store at a time."""
 LEAST_USERS = 30
@@ -249,9 +251,7 @@ def compared(old: AllRec, new: AllRec, asked: Sequence[tuple[list[str], str]], m
     """
     if len(asked) < LEAST_USERS:
         return {"users": len(asked), "published": False, "reason": f"fewer than {LEAST_USERS} users to compare on"}
-    measured = AllRec(new.measured)
-    measured.model = new.measured
-    gains = [gains_at(np.array([rank(system, *one) for one in asked]), K) for system in (old, measured)]
+    gains = [gains_at(ranks(model, asked), K) for model in (old.model, new.measured)]
     difference: Float[ndarray, "users"] = gains[1] - gains[0]
     interval = bootstrap_interval(difference, seeds.rng(0, "refresh", "interval"))
     is_fit = bool(interval.low >= -margin)
@@ -262,8 +262,21 @@ def compared(old: AllRec, new: AllRec, asked: Sequence[tuple[list[str], str]], m
     }  # fmt: skip
 
 
-def rank(system: AllRec, history: Sequence[str], target: str) -> int:
-    """Place of the target among the ten best, from 0, repeats allowed, without the language model; else ten."""
-    known = [item_id for item_id in history if system.model.catalogue.has_item(item_id)]
-    found = [item.item_id for item in system.recommend(history=known, k=K, with_history=True, use_llm=False)]
-    return found.index(target) if target in found else K
+def ranks(model: TrainedModel, asked: Sequence[tuple[list[str], str]]) -> Int[ndarray, "users"]:
+    """Place of each target among the ten best, from 0, repeats allowed, without the language model; else ten.
+
+    Args:
+        model: ranks its catalogue; items that it does not have are not in a history, and never found.
+        asked: ids of a history, and the target's.
+    """
+    catalogue = model.catalogue
+    histories = [
+        np.array([one for one in catalogue.positions_of(ids) if one is not None], np.int64) for ids, _ in asked
+    ]
+    targets = np.array([ABSENT if one is None else one for one in catalogue.positions_of([one for _, one in asked])])
+    found = np.full(len(asked), K)
+    for scored in model.best_of_catalogue(histories, K, with_history=True, use_llm=False):
+        best = np.take_along_axis(scored.items, scored.best(K), axis=1)
+        is_target = best == targets[scored.rows, None]
+        found[scored.rows] = np.where(is_target.any(axis=1), is_target.argmax(axis=1), K)
+    return found
