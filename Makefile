@@ -9,7 +9,7 @@ TORCH ?= torch==2.13.0
 INTEGRATION := tests/runs tests/hybrid/test_fused_run.py tests/architecture/test_extending.py
 THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: setup gemma demo serve test lint soak bench mutation clean
+.PHONY: setup gemma demo serve test lint soak bench mutation results clean
 
 setup: $(VENV)/.setup
 
@@ -67,6 +67,12 @@ bench: setup
 	$(BIN)/python bench/llm.py $(BENCH)
 	$(BIN)/python bench/preparation.py --interactions 1000000
 	$(BIN)/python bench/scale.py --interactions 100000 1000000
+
+# Every run behind the tables of README.md and docs/results.md, hours on two cores: ALLREC_DATA names the folder of the data
+# sets. What was stopped or killed goes on, what is there is kept; RESULTS=NAME makes one entry of scripts/results.toml.
+results: setup
+	$(BIN)/python scripts/results.py run $(RESULTS)
+	$(BIN)/python scripts/results.py write
 
 # Changes the core a line at a time and counts which changes the tests notice (CONTRIBUTING.md); an hour or two on two cores.
 mutation: $(VENV)/.dev

@@ -19,7 +19,7 @@ TOLD_ELSEWHERE = {"description", "help", "summary", "option_name"}
 """Keyword arguments that describe a setting or a route, and are no message."""
 NO_ADVICE = (
     "First choices are even over the places",
-    "were chosen on validation. Paired over",
+    "were chosen on validation. Paired over seeds",
     ". Recommend one ",
     ". The recommendation is",
     ". The {} genres that this user likes are",

@@ -84,6 +84,29 @@ def test_comparisons_are_paired_over_the_users_that_both_scored():
     assert json.loads(json.dumps(rows, allow_nan=False)) == rows
 
 
+def test_equal_users_widen_intervals_of_rows_and_comparisons():
+    first, second = ranking("llm", [0] * 30 + [1, 2] * 5), ranking("cf", [1] * 30 + [0, 3] * 5)
+    clusters = np.array([0] * 30 + list(range(1, 11)))
+    mask = {"all": np.ones(40, bool)}
+    for alone, together in (
+        (
+            result_rows(first, mask, 0)[0]["ci95"]["HR@1"],
+            result_rows(first, mask, 0, clusters=clusters)[0]["ci95"]["HR@1"],
+        ),
+        *(
+            (one["ci95"], other["ci95"])
+            for one, other in zip(
+                comparison_rows([first, second], 0),
+                comparison_rows([first, second], 0, {"test": clusters}),
+                strict=True,
+            )
+        ),
+    ):
+        assert np.ptp(together) > 1.5 * np.ptp(alone)
+    p = [comparison_rows([first, second], 0, one)[0]["p"] for one in (None, {"test": clusters})]
+    assert p[0] < 0.001 < 0.05 < p[1]
+
+
 def test_comparisons_stay_within_split_and_protocol_and_go_against_the_first():
     rankings = [
         ranking(scorer, [0, 1], split=split, protocol=protocol)

@@ -164,7 +164,7 @@ def test_answers_by_hand():
     def answer(ids, in_catalogue, is_candidate):
         return SimpleNamespace(item_ids=ids, is_in_catalogue=in_catalogue, is_candidate=is_candidate)
 
-    lists = EvaluatedLists([], np.zeros((4, 1), int), np.array([0, 1, 2, 0]))
+    lists = EvaluatedLists([np.array([user]) for user in range(4)], np.zeros((4, 1), int), np.array([0, 1, 2, 0]))
     answers = [
         answer(["a", "b"], True, True),
         answer(["c"], True, True),

@@ -17,29 +17,42 @@ from allrec.experiments.summary import (
 )
 
 
-def test_three_seeds_give_the_interval_by_hand():
-    # Means .4, .5, .6: standard deviation .1, so 4.302653 · .1 / √3 beside .5.
-    width = 4.302653 * 0.1 / 3**0.5
-    assert cell([np.array([0.4]), np.array([0.5]), np.array([0.6])]) == pytest.approx([0.5, 0.5 - width, 0.5 + width])
+def test_three_seeds_give_the_interval_over_seeds_and_users():
+    # Every user has the seed's value, so that the seeds alone spread: .1 / √3 by the bootstrap with unbiased variance.
+    seeds = np.repeat([[0.4], [0.5], [0.6]], 50, axis=1)
+    mean, low, high = cell(seeds)
+    # The three same seeds are drawn once in 9 of 27 times each, and then the spread is √(3/2) of .1.
+    assert (mean, low, high) == (
+        pytest.approx(0.5),
+        pytest.approx(0.5 - 0.1 * 1.5**0.5),
+        pytest.approx(0.5 + 0.1 * 1.5**0.5),
+    )
+    users = np.tile((np.arange(400) < 200).astype(float), (3, 1))
+    mean, low, high = cell(users)
+    assert (mean, high - low) == (0.5, pytest.approx(2 * 1.96 * 0.5 / 20, rel=0.1))
 
 
 def test_the_interval_of_a_share_stays_a_share():
-    assert cell([np.array([0.0]), np.array([1.0])]) == [0.5, 0.0, 1.0]
+    assert cell(np.array([[0.0], [1.0]])) == [0.5, 0.0, 1.0]
 
 
-def test_one_seed_has_the_interval_over_its_users():
-    mean, low, high = cell([np.array([0.0, 1.0] * 200)])
+def test_one_seed_has_the_interval_over_its_users_and_equal_ones_are_one():
+    mean, low, high = cell(np.array([[0.0, 1.0] * 200]))
     # The bootstrap's standard error is .5 / √400.
     assert (mean, high - low) == (0.5, pytest.approx(2 * 1.96 * 0.5 / 20, rel=0.1))
+    _, low, high = cell(np.array([[0.0, 1.0] * 200]), np.arange(400) % 100)
+    assert high - low == pytest.approx(2 * 1.96 * 0.5 / 10, rel=0.1)
 
 
 def row(name, difference=0.1, p=0.01, scorer="llm"):
     metrics = {"NDCG@10": [0.5, 0.4, 0.6], "HR@10": [0.7, 0.6, 0.8], "HR@1": [0.3, 0.2, 0.4]}
     test = {metric: {"difference": difference, "ci95": [0, 1], "p": p, "users": 9} for metric in metrics}
+    against = None if name == "first" else {metric: dict(one) for metric, one in test.items()}
     return {
         "name": name, "run": name, "scorer": scorer, "llm": "smollm2-135m in place of facebook/opt-6.7b", "seeds": 1,
         "seconds": {"training": 1234.5, "inference": 10.0, "total": 1244.5}, "users": {"valid": 8, "test": 9},
-        "valid": metrics, "test": metrics, "against_first": None if name == "first" else test,
+        "valid": metrics, "test": metrics, "new": {name: metrics[name] for name in ("NDCG@10", "HR@1")},
+        "against_first": against,
         "against_random_items": test if scorer == "llm" else None,
     }  # fmt: skip
 
@@ -54,7 +67,7 @@ def test_a_cell_holds_mean_and_interval_and_the_last_row_is_chance():
     assert shown[0][:4] == ["first", "smollm2-135m in place of facebook/opt-6.7b", "1,234", "10"]
     assert shown[0][4] == "0.5000 [0.400, 0.600]"
     assert (shown[0][-2], shown[1][-2]) == ("", "-0.0200, p = 0.500")
-    assert shown[2] == ["chance", "", "", "", *["0.2270", "0.5000", "0.0500"] * 2, "", ""]
+    assert shown[2] == ["chance", "", "", "", *["0.2270", "0.5000", "0.0500"] * 2, "0.2270", "0.0500", "", ""]
 
 
 def test_a_row_that_is_not_above_exchanged_soft_tokens_is_named():
@@ -66,6 +79,16 @@ def test_a_row_that_is_not_above_exchanged_soft_tokens_is_named():
     assert any("smollm2-135m in place of" in note for note in said)
     assert not any(note.startswith("NOT") for note in notes(table(row("first"))))
     assert is_above(row("x")["against_random_items"])
+
+
+def test_not_worse_is_said_where_the_interval_allows_it_and_nowhere_else():
+    lines = [row("first"), row("close", -0.001, 0.6), row("unsure", -0.001, 0.6), row("better", 0.1, 0.001)]
+    for line, is_not_worse in zip(lines[1:], (True, False, True), strict=True):
+        line["against_first"]["HR@1"]["is_not_worse"] = is_not_worse
+    shown = cells(table(*lines))
+    assert [line[-2] for line in shown[:-1]] == [
+        "", "-0.0010, p = 0.600, not worse", "-0.0010, p = 0.600", "+0.1000, p = 0.001",
+    ]  # fmt: skip
 
 
 def test_a_csv_line_begins_with_the_name_whatever_it_holds():

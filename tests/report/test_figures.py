@@ -51,6 +51,17 @@ def test_the_hit_rate_stands_over_how_often_targets_were_seen():
     assert [text.get_text() for text in axes.get_xticklabels()][3] == "3–5\nn=6"
 
 
+def test_equal_users_have_a_wider_interval():
+    ranks, counts = np.array([0, 1] * 20), np.zeros(40, int)
+
+    def widths(clusters):
+        axes = by_popularity([Seen("llm", ranks, counts, clusters)], None).axes[0]
+        low, high = axes.collections[0].get_segments()[0][:, 1]
+        return high - low
+
+    assert widths(np.arange(40) % 8) > 1.5 * widths(None)
+
+
 def test_a_bucket_of_few_users_is_no_point():
     axes = by_popularity([Seen("llm", np.zeros(9, int), np.array([0] * 6 + [200] * 3))], None).axes[0]
     assert axes.lines[0].get_data()[0].tolist() == [0]

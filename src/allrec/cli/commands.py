@@ -384,7 +384,7 @@ def compare(
     ),
     seeds: Annotated[str, typer.Option(help="Seeds of each recipe's runs, with commas.")] = "0",
     ablations: Annotated[
-        str | None, typer.Option(help="stage1, stage2 or readout: what each part of the first recipe is worth.")
+        str | None, typer.Option(help="stage1, stage2, readout or fusion: what each part of the first recipe is worth.")
     ] = None,
     backbones: Annotated[
         str | None,

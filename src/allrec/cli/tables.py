@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from allrec.runs.run_folder import RunFolder
 
 METRICS = ("HR@1", "HR@10", "NDCG@10")
+SEGMENTS = {"all": "", "new": ", targets new to the user"}
+"""Segments of the tables, and how their titles end: repeated targets are given away by the history."""
 
 
 def show_table(
@@ -87,7 +90,7 @@ def show_fetched(published: PublishedSet, folder: Path, fetched: Sequence[Fetche
 
 
 def show_results(run: RunFolder) -> None:
-    """Prints the scores of all test users, by protocol, with chance level and paired tests."""
+    """Prints the scores of all test users and of those with a new target, by protocol, with chance and paired tests."""
     from allrec.evaluation.results import own_results
 
     metrics = run.metrics()
@@ -96,21 +99,29 @@ def show_results(run: RunFolder) -> None:
     name = dataset["name"] + ("" if scenario == "standard" else f", scenario {scenario}")
     header = ["scorer", "users", "HR@1", "95%", "HR@10", "NDCG@10"]
     for protocol, chance in metrics["chance"].items():
-        wanted = ("test", protocol, "all")
-        chosen = [row for row in own_results(metrics) if (row["split"], row["protocol"], row["segment"]) == wanted]
-        rows = [_result(row) for row in chosen]
         hits, later, gain = (f"{chance[metric]:.4f}" for metric in METRICS)
-        rows.append(["chance", "", hits, "", later, gain])
-        show_table(f"{name}, test, protocol {protocol}, language model {llm}", header, rows, whole=header)
+        for segment, ending in SEGMENTS.items():
+            wanted = ("test", protocol, segment)
+            chosen = [row for row in own_results(metrics) if (row["split"], row["protocol"], row["segment"]) == wanted]
+            rows = [*map(_result, chosen), ["chance", "", hits, "", later, gain]]
+            title = f"{name}, test, protocol {protocol}{ending}, language model {llm}"
+            show_table(title, header, rows if chosen else [], whole=header)
     for row in metrics["comparisons"]:
         if row["split"] == "test" and row["metric"] == "HR@1":
-            say(
-                f"HR@1 of {row['scorer']} less that of {row['against']}: {row['difference']:+.4f}, "
-                f"p = {row.get('p_holm', row['p']):.4f} (paired, corrected by Holm, {row['users']} users, "
-                f"protocol {row['protocol']})"
-            )
+            say(_compared(row))
     seconds = ", ".join(f"{name.replace('_', ' ')} {value:.0f} s" for name, value in metrics["seconds"].items())
     say(f"Time: {seconds}")
+
+
+def _compared(row: dict[str, Any]) -> str:
+    """A paired test as a sentence; a run of an earlier day does not say whether the first is not worse."""
+    low, high = row["ci95"]
+    margin = f", not worse by more than {row['margin']}" if row.get("is_not_worse") else ""
+    return (
+        f"HR@1 of {row['scorer']} less that of {row['against']}: {row['difference']:+.4f} ({low:+.3f} to {high:+.3f}), "
+        f"p = {row.get('p_holm', row['p']):.4f}{margin} (paired, corrected by Holm, {row['users']} users, "
+        f"protocol {row['protocol']})"
+    )
 
 
 def _result(row: dict[str, Any]) -> list[str]:
@@ -208,11 +219,12 @@ def show_foreign(rows: Sequence[dict[str, Any]], run: RunFolder) -> None:
     """Prints the scores of a run on another data set."""
     chances = run.metrics()["other_datasets"][rows[0]["dataset"]]["chance"]
     for protocol, chance in chances.items():
-        own = [row for row in rows if (row["protocol"], row["segment"]) == (protocol, "all")]
-        cells = [[row["scorer"], f"{row['users']:,}", *(f"{row[metric]:.4f}" for metric in METRICS)] for row in own]
-        cells.append(["chance", "", *(f"{chance[metric]:.4f}" for metric in METRICS)])
-        name = f"{run.manifest['dataset']['name']} to {rows[0]['dataset']}, test, protocol {protocol}"
-        show_table(name, ["scorer", "users", *METRICS], cells)
+        for segment, ending in SEGMENTS.items():
+            own = [row for row in rows if (row["protocol"], row["segment"]) == (protocol, segment)]
+            cells = [[row["scorer"], f"{row['users']:,}", *(f"{row[metric]:.4f}" for metric in METRICS)] for row in own]
+            cells.append(["chance", "", *(f"{chance[metric]:.4f}" for metric in METRICS)])
+            name = f"{run.manifest['dataset']['name']} to {rows[0]['dataset']}, test, protocol {protocol}{ending}"
+            show_table(name, ["scorer", "users", *METRICS], cells)
 
 
 def show_diagnostics(result: dict[str, Any]) -> None:
@@ -252,19 +264,20 @@ def show_baselines(result: dict[str, Any]) -> None:
 
     name, rows = result["dataset"]["name"], result["table"]
     columns = {"paper": ("HR@1", "HR@10", "NDCG@10"), "full": ("HR@10", "NDCG@10")}
-    for protocol, metrics in columns.items():
-        cells = [[row["name"], *(_cell(row[f"test/{protocol}"][metric]) for metric in metrics)] for row in rows]
+    for (protocol, metrics), (key, ending) in product(columns.items(), SEGMENTS.items()):
+        place = f"test/{protocol}" + ("" if key == "all" else f"/{key}")
+        cells = [[row["name"], *(_cell(row[place][metric]) for metric in metrics)] for row in rows if place in row]
         chance = result["chance"][protocol]
         cells.append(["chance", *(f"{chance[metric]:.4f}" for metric in metrics)])
-        show_table(f"{name}, test, protocol {protocol}", ["baseline", *metrics], cells)
+        show_table(f"{name}, test, protocol {protocol}{ending}", ["baseline", *metrics], cells)
     beyond = ["coverage", "novelty, bits", "diversity", "popularity lift"]
     header = ["baseline", "setting", "HR@1 less the best's", *beyond]
     tests = {row["against"]: row for row in result["comparisons"] if _is_first(row)}
     show_table(f"Tests, and the {K} best of the catalogue", header, [_aside(row, tests) for row in rows])
     say(
-        f"Settings, and the best of all ({result['best']}), were chosen on validation. Paired over the test users, "
-        f"two-sided sign-flip test, p corrected by Holm for {len(rows) - 1} rows. Seeds: "
-        f"{', '.join(map(str, result['seeds']))}; intervals over seeds, over users where there is one."
+        f"Settings, and the best of all ({result['best']}), were chosen on validation. Paired over seeds and test "
+        f"users, two-sided test, p corrected by Holm for {len(rows) - 1} rows. Seeds: "
+        f"{', '.join(map(str, result['seeds']))}; intervals over seeds and users, who are one where they are alike."
     )
 
 
@@ -303,11 +316,15 @@ def show_comparison(result: dict[str, Any]) -> None:
     table = result["table"]
     what = f"{table['dataset']}, protocol {table['protocol']}"
     header, rows = [name.rpartition(" ")[2] for name in HEADER], cells(table)
-    for split, chosen in (("validation", (0, 4, 5, 6)), ("test", (0, 7, 8, 9))):
+    for split, chosen in (
+        ("validation", (0, 4, 5, 6)),
+        ("test", (0, 7, 8, 9)),
+        ("test, targets new to the user", (0, 10, 11)),
+    ):
         names = [header[place] for place in chosen]
         show_table(f"{what}, {split}", names, _chosen(rows, chosen), whole=NAMES)
     aside = ["recipe", "training", "inference", "HR@1 less first row's", "less its llm-random-items"]
-    tests = _chosen(rows[:-1], (0, 2, 3, 10, 11))
+    tests = _chosen(rows[:-1], (0, 2, 3, 12, 13))
     show_table("Seconds, and paired tests on test users", aside, tests, whole=NAMES)
     names = [EVIDENCE_HEADER[place] for place in (0, 1, 2)] + header[7:10]
     scorers = _chosen(evidence_cells(table), (0, 1, 2, 6, 7, 8))
@@ -324,7 +341,10 @@ def show_comparison(result: dict[str, Any]) -> None:
 def _chosen(rows: Sequence[Sequence[str]], places: Sequence[int]) -> list[list[str]]:
     """Some columns; an interval goes below its mean and a p below its difference, so that they fit into a terminal."""
     return [
-        [row[place].replace(" [", "\n[").replace(", p ", "\np ").replace(", NOT", "\nNOT") for place in places]
+        [
+            row[place].replace(" [", "\n[").replace(", p ", "\np ").replace(", NOT", "\nNOT").replace(", not", "\nnot")
+            for place in places
+        ]
         for row in rows
     ]
 

@@ -11,9 +11,9 @@ from jaxtyping import Bool, Int
 from numpy import ndarray
 
 from allrec import seeds
-from allrec.data.dataset import Dataset
+from allrec.data.dataset import Dataset, Targets
 from allrec.evaluation.metrics import METRICS, chance, summary, tested_metrics
-from allrec.evaluation.segments import segments
+from allrec.evaluation.segments import repeats, segments
 from allrec.evaluation.significance import bootstrap_interval, compare, holm
 from allrec.files import load_tensors, save_tensors
 
@@ -41,8 +41,35 @@ class Ranking:
     is_retrieved: Bool[ndarray, "scored"] | None = None
 
 
+Clusters = Mapping[str, Int[ndarray, "rows"]]
+"""The number of each row's cluster, by split: see ``clusters_of``."""
+
+
+def clusters_of(dataset: Dataset, targets: Targets) -> Int[ndarray, "rows"]:
+    """Numbers the distinct pairs of history and target: users of one pair are one observation."""
+    starts = dataset.offsets[targets.users]
+    ends = starts + targets.positions
+    return alike([dataset.items[start:end] for start, end in zip(starts, ends, strict=True)], targets.items)
+
+
+def alike(histories: Sequence[Int[ndarray, "length"]], targets: Int[ndarray, "rows"]) -> Int[ndarray, "rows"]:
+    """The same for histories of any source, oldest item first.
+
+    Example:
+        >>> alike([np.array([1, 2]), np.array([2, 1]), np.array([1, 2])], np.array([3, 3, 3])).tolist()
+        [0, 1, 0]
+    """
+    numbers: dict[tuple[bytes, int], int] = {}
+    pairs = zip(histories, targets.tolist(), strict=True)
+    return np.array([numbers.setdefault((one.tobytes(), item), len(numbers)) for one, item in pairs], np.int64)
+
+
 def result_rows(
-    ranking: Ranking, masks: Mapping[str, Bool[ndarray, "rows"]], seed: int, scenario: str = "standard"
+    ranking: Ranking,
+    masks: Mapping[str, Bool[ndarray, "rows"]],
+    seed: int,
+    scenario: str = "standard",
+    clusters: Int[ndarray, "rows"] | None = None,
 ) -> list[dict[str, Any]]:
     """A row of ``metrics.json`` for each segment that holds a scored user.
 
@@ -51,6 +78,7 @@ def result_rows(
         masks: a mask over all rows of the split for each segment.
         seed: of the bootstrap.
         scenario: that the ranks belong to.
+        clusters: number of the cluster of every row of the split; None is each by itself.
     """
     rows = []
     for segment, mask in masks.items():
@@ -58,11 +86,12 @@ def result_rows(
         ranks = ranking.ranks[chosen]
         if len(ranks) == 0:
             continue
+        own = None if clusters is None else clusters[ranking.rows[chosen]]
         is_retrieved = ranking.is_retrieved
         recall = {} if is_retrieved is None else {"retrieved": float(is_retrieved[chosen].mean())}
         rng = seeds.rng(seed, "interval", ranking.split, ranking.protocol, segment)
         intervals = {
-            name: list(bootstrap_interval(metric.by_user(ranks), rng)) for name, metric in tested_metrics().items()
+            name: list(bootstrap_interval(metric.by_user(ranks), rng, own)) for name, metric in tested_metrics().items()
         }
         rows.append(
             {"scenario": scenario, "split": ranking.split, "protocol": ranking.protocol, "scorer": ranking.scorer}
@@ -80,29 +109,33 @@ def own_results(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [row for row in metrics["results"] if row["scenario"] == own]
 
 
-def comparison_rows(rankings: list[Ranking], seed: int) -> list[dict[str, Any]]:
+def comparison_rows(rankings: list[Ranking], seed: int, clusters: Clusters | None = None) -> list[dict[str, Any]]:
     """Every later scorer against the first of its split and protocol, over the users that both scored.
 
-    Positive differences speak for the first. p is two-sided, from a paired permutation test.
+    Positive differences speak for the first. p is two-sided, from a paired permutation test; ``is_not_worse`` is
+    whether the first is not worse than the other by more than ``margin``.
     """
     groups: dict[tuple[str, str], list[Ranking]] = {}
     for ranking in rankings:
         groups.setdefault((ranking.split, ranking.protocol), []).append(ranking)
     return [
-        _comparison(first, other, name, seed)
+        _comparison(first, other, name, seed, (clusters or {}).get(first.split))
         for first, *others in groups.values()
         for other in others
         for name in tested_metrics()
     ]
 
 
-def _comparison(first: Ranking, second: Ranking, metric: str, seed: int) -> dict[str, Any]:
-    _, ours, theirs = np.intersect1d(first.rows, second.rows, assume_unique=True, return_indices=True)
+def _comparison(
+    first: Ranking, second: Ranking, metric: str, seed: int, clusters: Int[ndarray, "rows"] | None
+) -> dict[str, Any]:
+    rows, ours, theirs = np.intersect1d(first.rows, second.rows, assume_unique=True, return_indices=True)
     values = METRICS[metric].by_user
     result = compare(
         values(first.ranks[ours]),
         values(second.ranks[theirs]),
         seeds.rng(seed, "paired", first.split, first.protocol, metric),
+        None if clusters is None else clusters[rows],
     )
     return {
         "split": first.split, "protocol": first.protocol, "metric": metric, "scorer": first.scorer,
@@ -134,16 +167,21 @@ class StoredRanks(NamedTuple):
     Attributes:
         rankings: by (split, protocol, scorer).
         targets: the target item of every row of a split.
+        clusters: the number of every row's cluster, see ``clusters_of``; lacks a split in a run of an earlier day.
+        is_new: whether the target is not in the history; lacks the same.
     """
 
     rankings: dict[tuple[str, str, str], Ranking]
     targets: dict[str, Int[ndarray, "rows"]]
+    clusters: dict[str, Int[ndarray, "rows"]]
+    is_new: dict[str, Bool[ndarray, "rows"]]
 
 
 def save_ranks(folder: Path, rankings: list[Ranking], dataset: Dataset) -> None:
-    """Writes ``ranks.safetensors``: ``split/protocol/scorer/rows`` and ``.../ranks``, and ``split/targets``.
+    """Writes ``ranks.safetensors``: ``split/protocol/scorer/rows`` and ``.../ranks``, and facts of every target.
 
-    Where only retrieved candidates were scored, ``.../found`` is 1 for targets among them.
+    These are ``split/targets``, ``split/clusters`` (see ``clusters_of``) and ``split/new`` (1 for no repeat). Where
+    only retrieved candidates were scored, ``.../found`` is 1 for targets among them.
     """
     arrays: dict[str, ndarray] = {}
     for ranking in rankings:
@@ -151,7 +189,10 @@ def save_ranks(folder: Path, rankings: list[Ranking], dataset: Dataset) -> None:
         arrays |= {f"{key}/rows": ranking.rows, f"{key}/ranks": ranking.ranks}
         if ranking.is_retrieved is not None:
             arrays[f"{key}/found"] = ranking.is_retrieved
-        arrays[f"{ranking.split}/targets"] = dataset.targets[ranking.split].items
+    for split in {ranking.split for ranking in rankings}:
+        targets = dataset.targets[split]
+        arrays |= {f"{split}/targets": targets.items, f"{split}/clusters": clusters_of(dataset, targets)}
+        arrays[f"{split}/new"] = ~repeats(dataset, targets)
     tensors = {key: torch.from_numpy(np.array(values, np.int64)) for key, values in arrays.items()}
     save_tensors(folder / RANKS, tensors)
 
@@ -171,7 +212,8 @@ def load_ranks(folder: Path) -> StoredRanks:
         InputError: the file is missing or damaged.
     """
     arrays = {key: tensor.numpy() for key, tensor in load_tensors(folder / RANKS).items()}
-    rankings, targets = {}, {}
+    rankings = {}
+    facts: dict[str, dict[str, ndarray]] = {"targets": {}, "clusters": {}, "new": {}}
     for key, values in arrays.items():
         match key.split("/"):
             case [split, protocol, scorer, "ranks"]:
@@ -179,9 +221,10 @@ def load_ranks(folder: Path) -> StoredRanks:
                 rows, retrieved = arrays[f"{start}/rows"], arrays.get(f"{start}/found")
                 is_retrieved = None if retrieved is None else retrieved > 0
                 rankings[split, protocol, scorer] = Ranking(split, protocol, scorer, rows, values, 0.0, is_retrieved)
-            case [split, "targets"]:
-                targets[split] = values
-    return StoredRanks(rankings, targets)
+            case [split, fact]:
+                facts[fact][split] = values
+    is_new = {split: values > 0 for split, values in facts["new"].items()}
+    return StoredRanks(rankings, facts["targets"], facts["clusters"], is_new)
 
 
 def chances(dataset: Dataset, rankings: Sequence[Ranking]) -> dict[str, dict[str, float]]:
@@ -218,9 +261,16 @@ def metrics_of(
         seed: of intervals and tests.
         earlier: the content so far; its rows of other data sets are kept.
     """
-    masks = {split: segments(dataset, dataset.targets[split]) for split in {ranking.split for ranking in rankings}}
-    rows = [row for one in rankings for row in result_rows(one, masks[one.split], seed, dataset.scenario)]
-    tests = [row for place in range(len(leads)) for row in comparison_rows(_led_by(leads, place, rankings), seed)]
+    splits = {ranking.split: dataset.targets[ranking.split] for ranking in rankings}
+    clusters = {split: clusters_of(dataset, targets) for split, targets in splits.items()}
+    masks = {split: masks_of(dataset, targets, clusters[split]) for split, targets in splits.items()}
+    rows = [
+        row
+        for one in rankings
+        for row in result_rows(one, masks[one.split], seed, dataset.scenario, clusters[one.split])
+    ]
+    led = [_led_by(leads, place, rankings) for place in range(len(leads))]
+    tests = [row for group in led for row in comparison_rows(group, seed, clusters)]
     return {
         **head,
         "scoring_seconds": scoring_seconds(earlier, rankings),
@@ -229,6 +279,13 @@ def metrics_of(
         "comparisons": corrected(tests),
         "other_datasets": earlier.get("other_datasets", {}),
     }
+
+
+def masks_of(dataset: Dataset, targets: Targets, clusters: Int[ndarray, "rows"]) -> dict[str, Bool[ndarray, "rows"]]:
+    """The segments, and ``distinct``: the first user of each cluster, so that equal users count once."""
+    is_first = np.zeros(len(clusters), bool)
+    is_first[np.unique(clusters, return_index=True)[1]] = True
+    return segments(dataset, targets) | {"distinct": is_first}
 
 
 def scoring_seconds(earlier: Mapping[str, Any], rankings: Sequence[Ranking]) -> dict[str, float]:

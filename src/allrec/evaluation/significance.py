@@ -1,4 +1,8 @@
-"""Confidence intervals and paired tests over users, as pure functions of one value a user.
+"""Confidence intervals and paired tests over seeds and users, as pure functions of one value a seed and user.
+
+The observation is a user, or a cluster of users who cannot be told apart (same history, same target), under every
+seed: seeds and clusters are crossed, so both are resampled, each independently of the other. One seed is taken as it
+is: what is said of it holds for these trained models and other users.
 
 Metrics of ranks take few different values, so users are drawn as counts of values: the same distribution as drawing
 them one by one, at a fraction of the time and memory.
@@ -7,11 +11,15 @@ them one by one, at a fraction of the time and memory.
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 SAMPLES = 2000
+P_SAMPLES = 10 * SAMPLES
+"""Samples of a p, which needs more of them than an interval."""
 # Values drawn at one time: 64 MiB of int64.
 MAX_DRAWS = 1 << 23
+MARGIN = 0.005
+"""What "not worse" allows: half a point of HR@1 or NDCG@10, less than seeds move either."""
 
 
 class Interval(NamedTuple):
@@ -22,25 +30,45 @@ class Interval(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """Two systems over the same users: mean difference (first minus second), its interval, and the two-sided p."""
+    """Two systems over the same seeds and users: mean difference (first minus second), interval, two-sided p.
+
+    ``margin`` is what the first may lose and still count as not worse.
+    """
 
     difference: float
     interval: Interval
     p: float
+    margin: float = MARGIN
+
+    @property
+    def is_not_worse(self) -> bool:
+        """Whether the first is not worse than the second by more than the margin: a one-sided test at 2.5%.
+
+        A large p says no such thing: few users have a large p whatever the systems.
+        """
+        return self.interval.low > -self.margin
 
     def row(self) -> dict[str, Any]:
         """Its part of a row of results."""
-        return {"difference": self.difference, "ci95": list(self.interval), "p": self.p}
+        return {"difference": self.difference, "ci95": list(self.interval), "p": self.p} | {
+            "margin": self.margin, "is_not_worse": self.is_not_worse,
+        }  # fmt: skip
 
 
 def bootstrap_interval(
-    values: Float[np.ndarray, "users"], rng: np.random.Generator, *, level: float = 0.95, samples: int = SAMPLES
+    values: Float[np.ndarray, "*seeds users"],
+    rng: np.random.Generator,
+    clusters: Int[np.ndarray, "users"] | None = None,
+    *,
+    level: float = 0.95,
+    samples: int = SAMPLES,
 ) -> Interval:
-    """Percentile bootstrap interval of the mean over users. One user, or equal values, give an interval of no width.
+    """Percentile bootstrap interval of the mean over seeds and users. Equal values give an interval of no width.
 
     Args:
-        values: one value a user, such as ``gains_at(ranks, 10)``.
-        rng: draws the users.
+        values: one value a user, such as ``gains_at(ranks, 10)``, or a row of them a seed.
+        rng: draws seeds and users.
+        clusters: number of each user's cluster, drawn as one; None draws every user alone.
         level: probability that the interval covers the mean.
         samples: bootstrap samples.
 
@@ -48,73 +76,99 @@ def bootstrap_interval(
         ValueError: no values, or values that are not finite.
 
     Source:
-        Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13.
+        Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13; for crossed seeds and users the
+        pigeonhole bootstrap of Owen, Annals of Applied Statistics 1, 2007, which is conservative. Few seeds are
+        spread out by sqrt(n / (n - 1)), so that their variance is unbiased (Rao and Wu, JASA 83, 1988).
     """
-    distinct, counts = np.unique(_checked(values), return_counts=True)
-    shares = counts / counts.sum()
-    drawn = [rng.multinomial(len(values), shares, size) @ distinct for size in _chunks(samples, len(distinct))]
-    means = np.concatenate(drawn) / len(values)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(_bootstrap_means(values, rng, clusters, samples), [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(low), float(high))
 
 
-def student_interval(means: Float[np.ndarray, "seeds"], level: float = 0.95) -> Interval:
-    """Student's interval of a mean over repetitions such as seeds.
+def bootstrap_p(
+    differences: Float[np.ndarray, "*seeds users"],
+    rng: np.random.Generator,
+    clusters: Int[np.ndarray, "users"] | None = None,
+    *,
+    samples: int = P_SAMPLES,
+) -> float:
+    """Two-sided p of a mean of 0: the level at which the percentile interval begins to hold 0.
 
-    Raises:
-        ValueError: fewer than two means, or values that are not finite.
+    Args:
+        differences: see ``values`` of ``bootstrap_interval``.
+        rng: draws seeds and users.
+        clusters: see ``bootstrap_interval``.
+        samples: bootstrap samples; p is never below 2 / (samples + 1).
     """
-    values = _checked(means)
-    if len(values) < 2:
-        raise ValueError("got one mean, expected two at least: one has no spread")
-    from scipy.special import stdtrit  # takes a fifth of a second to import
-
-    width = stdtrit(len(values) - 1, (1 + level) / 2) * values.std(ddof=1) / len(values) ** 0.5
-    return Interval(float(values.mean() - width), float(values.mean() + width))
+    means = _bootstrap_means(differences, rng, clusters, samples)
+    fewer = min(int((means <= 0).sum()), int((means >= 0).sum()))
+    return min(1.0, 2 * (1 + fewer) / (1 + samples))
 
 
 def sign_flip_p(
-    first: Float[np.ndarray, "users"],
-    second: Float[np.ndarray, "users"],
+    differences: Float[np.ndarray, "users"],
     rng: np.random.Generator,
+    clusters: Int[np.ndarray, "users"] | None = None,
     *,
-    samples: int = 10 * SAMPLES,
+    samples: int = P_SAMPLES,
 ) -> float:
     """Two-sided p of a paired permutation test: how often chance signs give a mean difference at least as large.
 
     Never below 1 / (samples + 1), since the observed signs are one of the possible ones; 1 where nothing differs.
 
     Args:
-        first: one value a user.
-        second: values of the same users in the same order.
+        differences: one a user.
         rng: draws the signs.
+        clusters: number of each user's cluster, which has one sign; None gives every user their own.
         samples: random sign patterns.
 
     Raises:
-        ValueError: no values, different numbers of them, or values that are not finite.
+        ValueError: no values, or values that are not finite.
 
     Source:
         Fisher's randomisation test; Smucker, Allan and Carterette, CIKM 2007, section 3.1.
     """
-    differences = _paired(first, second)
-    sizes, counts = np.unique(np.abs(differences[differences != 0]), return_counts=True)
-    observed = abs(differences.sum())
-    # m users of one size s sum to s * (2 * Binomial(m, 1/2) - m) under chance signs.
+    values = _checked(differences)
+    sums = values if clusters is None else np.bincount(clusters, values)
+    sizes, counts = np.unique(np.abs(sums[sums != 0]), return_counts=True)
+    observed = abs(values.sum())
+    # m clusters of one size s sum to s * (2 * Binomial(m, 1/2) - m) under chance signs.
     exceeding = 0
     for size in _chunks(samples, max(1, len(sizes))):
-        sums = (2 * rng.binomial(counts, 0.5, (size, len(counts))) - counts) @ sizes
+        flipped = (2 * rng.binomial(counts, 0.5, (size, len(counts))) - counts) @ sizes
         # The slack keeps sums that are equal but for their order of addition from counting as smaller.
-        exceeding += int((np.abs(sums) >= observed * (1 - 1e-12)).sum())
+        exceeding += int((np.abs(flipped) >= observed * (1 - 1e-12)).sum())
     return (1 + exceeding) / (1 + samples)
 
 
 def compare(
-    first: Float[np.ndarray, "users"], second: Float[np.ndarray, "users"], rng: np.random.Generator
+    first: Float[np.ndarray, "*seeds users"],
+    second: Float[np.ndarray, "*seeds users"],
+    rng: np.random.Generator,
+    clusters: Int[np.ndarray, "users"] | None = None,
+    *,
+    margin: float = MARGIN,
 ) -> Comparison:
-    """Paired comparison of two systems over the same users: positive where ``first`` is better."""
-    differences = _paired(first, second)
-    interval = bootstrap_interval(differences, rng)
-    return Comparison(float(differences.mean()), interval, sign_flip_p(first, second, rng))
+    """Paired comparison of two systems over the same seeds and users: positive where ``first`` is better.
+
+    The p of one seed is that of sign flips, exact for these models; of several, that of the interval's bootstrap.
+
+    Args:
+        first: one value a user, or a row of them a seed.
+        second: the same of the other system, the same seeds and users in the same order.
+        rng: draws seeds, users and signs.
+        clusters: see ``bootstrap_interval``.
+        margin: see ``Comparison``.
+
+    Raises:
+        ValueError: no values, different numbers of them, or values that are not finite.
+    """
+    if first.shape != second.shape:
+        raise ValueError(f"got values {first.shape} and {second.shape}, expected the same users in the same order")
+    differences = np.atleast_2d(_checked(first) - _checked(second))
+    interval = bootstrap_interval(differences, rng, clusters)
+    is_one = len(differences) == 1
+    p = sign_flip_p(differences[0], rng, clusters) if is_one else bootstrap_p(differences, rng, clusters)
+    return Comparison(float(differences.mean()), interval, p, margin)
 
 
 def holm(p_values: Float[np.ndarray, "tests"]) -> Float[np.ndarray, "tests"]:
@@ -142,18 +196,49 @@ def holm(p_values: Float[np.ndarray, "tests"]) -> Float[np.ndarray, "tests"]:
     return adjusted
 
 
+def _bootstrap_means(
+    values: Float[np.ndarray, "*seeds users"],
+    rng: np.random.Generator,
+    clusters: Int[np.ndarray, "users"] | None,
+    samples: int,
+) -> Float[np.ndarray, "samples"]:
+    """Means over drawn seeds and drawn clusters of users."""
+    by_seed = np.atleast_2d(_checked(values))
+    totals = _cluster_totals(by_seed, clusters)
+    # Clusters with the same totals are drawn together, as a count.
+    patterns, counts = np.unique(totals, axis=0, return_counts=True)
+    means = []
+    for size in _chunks(samples, len(patterns)):
+        drawn = rng.multinomial(len(totals), counts / len(totals), size) @ patterns
+        means.append((drawn[:, :-1] / drawn[:, -1:] * _seed_weights(len(by_seed), rng, size)).sum(axis=1))
+    return np.concatenate(means)
+
+
+def _cluster_totals(
+    by_seed: Float[np.ndarray, "seeds users"], clusters: Int[np.ndarray, "users"] | None
+) -> Float[np.ndarray, "clusters seeds_and_one"]:
+    """The sum of each cluster's values under each seed, and last the number of its users."""
+    columns = [*by_seed, np.ones(by_seed.shape[1])]
+    if clusters is None:
+        return np.stack(columns, axis=1)
+    _, own = np.unique(clusters, return_inverse=True)
+    return np.stack([np.bincount(own, column) for column in columns], axis=1)
+
+
+def _seed_weights(num_seeds: int, rng: np.random.Generator, size: int) -> Float[np.ndarray, "samples seeds"]:
+    """Weights of the seeds in each sample's mean; see ``bootstrap_interval``."""
+    if num_seeds == 1:
+        return np.ones((size, 1))
+    drawn = rng.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), size) / num_seeds
+    return 1 / num_seeds + np.sqrt(num_seeds / (num_seeds - 1)) * (drawn - 1 / num_seeds)
+
+
 def _chunks(samples: int, width: int) -> list[int]:
     chunk = max(1, MAX_DRAWS // width)
     return [min(chunk, samples - start) for start in range(0, samples, chunk)]
 
 
-def _paired(first: Float[np.ndarray, "users"], second: Float[np.ndarray, "users"]) -> Float[np.ndarray, "users"]:
-    if first.shape != second.shape:
-        raise ValueError(f"got {len(first)} and {len(second)} values, expected the same users in the same order")
-    return np.asarray(_checked(first) - _checked(second))
-
-
-def _checked(values: Float[np.ndarray, "users"]) -> Float[np.ndarray, "users"]:
+def _checked(values: Float[np.ndarray, "*seeds users"]) -> Float[np.ndarray, "*seeds users"]:
     values = np.asarray(values, dtype=np.float64)
     if values.size == 0 or not np.isfinite(values).all():
         raise ValueError(f"got {values.size} values, expected at least one, and every one a finite number")

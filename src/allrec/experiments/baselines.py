@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 from torch import Tensor
 
@@ -27,11 +27,10 @@ from allrec.evaluation.beyond_accuracy import beyond_accuracy
 from allrec.evaluation.evaluate import Plan, evaluate
 from allrec.evaluation.metrics import ndcg_at
 from allrec.evaluation.ranks import candidate_ranks, catalogue_ranks, excluded_of
-from allrec.evaluation.results import Ranking, chances, corrected, result_rows
-from allrec.evaluation.segments import segments
+from allrec.evaluation.results import Clusters, Ranking, chances, clusters_of, corrected, masks_of, result_rows
 from allrec.evaluation.significance import compare
 from allrec.experiments.compare import RUNS, Runs, begin_experiment, check_seeds
-from allrec.experiments.summary import SHOWN, cell
+from allrec.experiments.summary import SHOWN, cell, values_of
 from allrec.files import load_tensors, read_json, save_tensors, write_json
 from allrec.hybrid.content import Vocabulary
 from allrec.hybrid.features import RECALLED, Histories, histories_before, largest_similarity
@@ -395,9 +394,10 @@ class Measured:
     ranks: dict[tuple[str, str], list[Int[ndarray, "rows"]]] = field(default_factory=dict)
     facts: list[dict[str, Any]] = field(default_factory=list)
 
-    def by_user(self, split: str, protocol: str, metric: str) -> Float[ndarray, "rows"]:
-        """Each user's mean over the seeds."""
-        return np.mean([SHOWN[metric](ranks) for ranks in self.ranks[split, protocol]], axis=0)
+    def by_seed(self, split: str, protocol: str, metric: str, num_seeds: int = 1) -> Float[ndarray, "seeds rows"]:
+        """Each user's value under each seed; what no seed changes stands under each of ``num_seeds``."""
+        values = values_of(metric, self.ranks[split, protocol])
+        return values if len(values) > 1 else np.repeat(values, num_seeds, axis=0)
 
 
 def run_baselines(
@@ -517,8 +517,9 @@ def summarise_baselines(measured: Sequence[Measured], dataset: Dataset, seeds: S
 
     The best is the one with the largest NDCG@10 on validation; ``p_holm`` is corrected for the other rows.
     """
-    best = max(measured, key=lambda one: float(one.by_user("valid", PAPER, "NDCG@10").mean()))
-    masks = {split: segments(dataset, dataset.targets[split]) for split in dict(EVALUATED)}
+    best = max(measured, key=lambda one: float(one.by_seed("valid", PAPER, "NDCG@10").mean()))
+    clusters = {split: clusters_of(dataset, dataset.targets[split]) for split in dict(EVALUATED)}
+    masks = {split: masks_of(dataset, dataset.targets[split], own) for split, own in clusters.items()}
     rankings = [
         (seed, Ranking(split, protocol, one.name, np.arange(len(ranks)), ranks))
         for one in measured
@@ -528,32 +529,39 @@ def summarise_baselines(measured: Sequence[Measured], dataset: Dataset, seeds: S
     return {
         "chance": chances(dataset, [ranking for _, ranking in rankings]),
         "results": [
-            row | {"seed": seed} for seed, one in rankings for row in result_rows(one, masks[one.split], 0)
+            row | {"seed": seed}
+            for seed, one in rankings
+            for row in result_rows(one, masks[one.split], 0, clusters=clusters[one.split])
         ],
         "best": best.name,
-        "table": [_table_row(one) for one in measured],
-        "comparisons": corrected([row for one in measured if one is not best for row in _tests(one, best)]),
+        "table": [_table_row(one, clusters, masks["test"]["new"]) for one in measured],
+        "comparisons": corrected(
+            [row for one in measured if one is not best for row in _tests(one, best, clusters["test"])]
+        ),
     }  # fmt: skip
 
 
-def _table_row(one: Measured) -> dict[str, Any]:
+def _table_row(one: Measured, clusters: Clusters, is_new: Bool[ndarray, "rows"]) -> dict[str, Any]:
+    everyone = {split: np.ones(len(own), bool) for split, own in clusters.items()}
+    parts = [(f"{split}/{protocol}", split, protocol, everyone[split]) for split, protocol in EVALUATED]
+    parts += [(f"test/{protocol}/new", "test", protocol, is_new) for protocol in (PAPER, FULL) if is_new.any()]
     cells = {
-        f"{split}/{protocol}": {metric: cell([values(ranks) for ranks in one.ranks[split, protocol]])
-                                for metric, values in SHOWN.items()}
-        for split, protocol in EVALUATED
-    }  # fmt: skip
+        name: {metric: cell(one.by_seed(split, protocol, metric)[:, kept], clusters[split][kept]) for metric in SHOWN}
+        for name, split, protocol, kept in parts
+    }
     return {"name": one.name, "seeds": len(one.facts), "chosen": one.facts, **cells}
 
 
-def _tests(one: Measured, best: Measured) -> list[dict[str, Any]]:
+def _tests(one: Measured, best: Measured, clusters: Int[ndarray, "rows"]) -> list[dict[str, Any]]:
+    num_seeds = max(len(one.facts), len(best.facts))
     rows = []
     for protocol in (PAPER, FULL):
         for metric in SHOWN:
-            values, others = (each.by_user("test", protocol, metric) for each in (best, one))
-            result = compare(values, others, seeds.rng(0, "baselines", "paired", protocol, metric))
+            values, others = (each.by_seed("test", protocol, metric, num_seeds) for each in (best, one))
+            result = compare(values, others, seeds.rng(0, "baselines", "paired", protocol, metric), clusters)
             rows.append(
                 {"split": "test", "protocol": protocol, "metric": metric, "scorer": best.name, "against": one.name,
-                 "users": len(values), **result.row()}
+                 "users": values.shape[1], **result.row()}
             )  # fmt: skip
     return rows
 

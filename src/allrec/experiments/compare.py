@@ -13,14 +13,15 @@ from allrec.backbones.registry import KINDS
 from allrec.config import Recipe, choose_language_model, load_recipe
 from allrec.data.dataset import Dataset, load_dataset
 from allrec.errors import InputError, nearest
-from allrec.experiments.summary import Row, run_name, summarise, to_csv, to_markdown
+from allrec.experiments.evidence_worth import check_ablated, evidence_names, is_measured, measure_left_out, parts_of
+from allrec.experiments.summary import FUSION, Row, run_name, summarise, to_csv, to_markdown
 from allrec.files import read_json, write_json, write_text
 from allrec.parallel import Observer, ignore
 from allrec.recommender import AllRec, begin_training
 from allrec.runs.run_folder import MANIFEST, METRICS_FILE, RunFolder, describe
 from allrec.runs.stages import Training, adopt_stages, train_stages
 from allrec.runs.tensorboard import recording
-from allrec.runs.trained_model import load_language_model
+from allrec.runs.trained_model import TrainedModel, load_language_model
 
 if TYPE_CHECKING:
     from allrec.llm.language_model import LanguageModel
@@ -67,7 +68,8 @@ READ_OUT: dict[str, tuple[str, ...]] = {
     "readout-of-user": ("readout.enabled=true", 'readout.head.reads="user"'),
 }
 """The read-out head, and its control: the same head on x_u itself, so that the difference is what the model reads."""
-ABLATIONS = {"stage1": STAGE_ONE, "stage2": STAGE_TWO, "readout": READ_OUT}
+ABLATIONS = {"stage1": STAGE_ONE, "stage2": STAGE_TWO, "readout": READ_OUT, FUSION: {}}
+"""Changes of the recipe, by row. Those of fusion change none: the run's own is fitted again, see ``evidence_worth``."""
 
 Watch = Callable[[str], AbstractContextManager[Observer]]
 """Called with a sentence before each run; opens the observer of its stages."""
@@ -103,6 +105,8 @@ def rows_of(
     rows = [_row(load_recipe(recipe, tuple(sets)), _name(recipe)) for recipe in recipes]
     if ablations is not None:
         rows[1:1] = _ablated(recipes[0], ablations, sets)
+    if ablations == FUSION:
+        rows[0] = replace(rows[0], scorer=FUSION)
     if backbones:
         rows[:1] = [row for kind in backbones for row in _on_backbone(recipes[0], kind, sets)]
     _refuse_duplicates(rows)
@@ -120,8 +124,20 @@ def _name(recipe: str) -> str:
 def _ablated(recipe: str, stage: str, sets: Sequence[str]) -> list[Row]:
     if stage not in ABLATIONS:
         raise InputError(f"got --ablations {stage!r}, expected one of {', '.join(ABLATIONS)}.")
+    if stage == FUSION:
+        return _without_evidence(_row(load_recipe(recipe, tuple(sets)), _name(recipe)))
     rows = [_row(load_recipe(recipe, (*sets, *overrides)), name) for name, overrides in ABLATIONS[stage].items()]
     return [replace(row, scorer="readout") for row in rows] if stage == "readout" else rows
+
+
+def _without_evidence(whole: Row) -> list[Row]:
+    """The same run with its fusion fitted again without each part of the evidence, and with the language model's."""
+    check_ablated(whole.recipe)
+    rows = [replace(whole, name="with the language model", scorer="allround")] if whole.recipe.llm.enabled else []
+    return rows + [
+        replace(whole, name=f"without {part}", scorer=f"{FUSION}-without-{_slug(part)}", left_out=left_out)
+        for part, left_out in parts_of(evidence_names(whole.recipe)).items()
+    ]
 
 
 def _on_backbone(recipe: str, kind: str, sets: Sequence[str]) -> list[Row]:
@@ -194,6 +210,14 @@ class Runs:
         taken = f", takes over {', '.join(stage.replace('_', ' ') for stage in shared)}" if shared else ""
         with watch(f"{name} ({place}){taken}") as observer, recording(run.path / "events", observer) as recorder:
             AllRec(train_stages(replace(training, observer=recorder))).evaluate(self.dataset, observer=observer)
+
+    def measure_left_out(self, name: str, rows: Sequence[Row], watch: Watch) -> None:
+        """Ranks by the run's fusion without what rows leave out, where that is not done yet."""
+        run = RunFolder.open(self.folder / name)
+        wanted = {row.scorer: row.left_out for row in rows if not is_measured(run, row.scorer)}
+        if wanted:
+            with watch(f"{name}: fusion without {len(wanted)} parts of its evidence") as observer:
+                measure_left_out(TrainedModel(run, device=self.device), self.dataset, wanted, observer)
 
     def seconds(self) -> float:
         """Total time of every stage in the folder, each shared one once."""
@@ -271,6 +295,7 @@ def compare(
     head = {"format": FORMAT_VERSION, "dataset": describe(dataset), "seeds": list(seeds)}
     for place, (name, recipe) in enumerate(wanted.items(), 1):
         runs.finish(name, recipe, watch, f"{place} of {len(wanted)}")
+        runs.measure_left_out(name, [row for row in rows if row.left_out and name in _names(row, seeds)], watch)
         cost = _cost(spent, time.perf_counter() - start, runs.seconds() - before)
         write_json(folder / COMPARISON, head | {"seconds": cost, "table": None})
     table = summarise(folder / RUNS, rows, seeds)
@@ -298,6 +323,10 @@ def _cost(spent: Mapping[str, float], total: float, stages: float) -> dict[str, 
     """
     total, stages = spent["compare"] + total, spent["stages"] + stages
     return {"compare": total, "stages": stages, "overhead": total / stages - 1 if stages else 0.0}
+
+
+def _names(row: Row, seeds: Sequence[int]) -> list[str]:
+    return [run_name(row, seed) for seed in seeds]
 
 
 def _wanted(rows: Sequence[Row], seeds: Sequence[int], llm: str | None) -> dict[str, Recipe]:

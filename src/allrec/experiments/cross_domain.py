@@ -19,7 +19,7 @@ from allrec.data.dataset import Dataset
 from allrec.data.protocols import EvaluationProtocol
 from allrec.errors import InputError
 from allrec.evaluation.evaluate import Plan, evaluate
-from allrec.evaluation.results import Ranking, chances, result_rows
+from allrec.evaluation.results import Ranking, chances, clusters_of, result_rows
 from allrec.evaluation.segments import repeats
 from allrec.experiments.baselines import TextSimilarity, baseline_ranks
 from allrec.experiments.scenarios import CROSS_DOMAIN
@@ -63,10 +63,12 @@ def evaluate_cross_domain(
     plan = foreign_plan(system, dataset, protocols)
     rankings = [*text_rankings(texts, dataset, plan), *evaluate(model, dataset, plan, SCORERS).rankings]
     targets = dataset.targets["test"]
-    is_repeat = repeats(dataset, targets)
+    is_repeat, clusters = repeats(dataset, targets), clusters_of(dataset, targets)
     masks = {"all": np.ones(len(targets), bool), "repeat": is_repeat, "new": ~is_repeat}
     rows = [
-        row | {"dataset": dataset.name} for one in rankings for row in result_rows(one, masks, plan.seed, CROSS_DOMAIN)
+        row | {"dataset": dataset.name}
+        for one in rankings
+        for row in result_rows(one, masks, plan.seed, CROSS_DOMAIN, clusters)
     ]
     add_rows(system, dataset, rows, chances(dataset, rankings))
     return rows

@@ -17,7 +17,7 @@ from allrec.data.protocols import EvaluationProtocol
 from allrec.errors import InputError
 from allrec.evaluation.metrics import hits_at, tested_metrics
 from allrec.evaluation.ranks import candidate_ranks
-from allrec.evaluation.results import corrected
+from allrec.evaluation.results import alike, corrected
 from allrec.evaluation.segments import sample_rows
 from allrec.evaluation.significance import bootstrap_interval, compare
 from allrec.experiments.scenarios import make_scenario
@@ -51,6 +51,11 @@ class EvaluatedLists(NamedTuple):
     candidates: Int[ndarray, "users candidates"]
     targets: Int[ndarray, "users"]
 
+    @property
+    def clusters(self) -> Int[ndarray, "users"]:
+        """Users of one history and one target have one number."""
+        return alike(self.histories, self.targets)
+
     def rows(self, chosen: Int[ndarray, "chosen"]) -> "EvaluatedLists":
         """Some of the users."""
         return EvaluatedLists([self.histories[row] for row in chosen], self.candidates[chosen], self.targets[chosen])
@@ -83,6 +88,7 @@ def order_of_history(scorers: Mapping[str, Score], lists: EvaluatedLists, seed: 
     if len(movable) == 0:
         return []
     part, rng = lists.rows(movable), seeds.rng(seed, STREAM, "history order")
+    own = part.clusters
     shuffled = [reordered(history, rng) for history in part.histories]
     rows = []
     for name, score in scorers.items():
@@ -91,7 +97,7 @@ def order_of_history(scorers: Mapping[str, Score], lists: EvaluatedLists, seed: 
         rows += [
             {"scorer": name, "metric": metric, "users": len(movable), "kept": float(values(ranks[0]).mean()),
              "shuffled": float(values(ranks[1]).mean())}
-            | compare(values(ranks[0]), values(ranks[1]), seeds.rng(seed, STREAM, "paired", len(movable))).row()
+            | compare(values(ranks[0]), values(ranks[1]), seeds.rng(seed, STREAM, "paired", len(movable)), own).row()
             | {"changed": float((first_choices(kept, part) != first_choices(mixed, part)).mean()),
                "correlation": mean_correlation(kept, mixed, part.candidates >= 0)}
             for metric, (values, _) in tested_metrics().items()
@@ -125,9 +131,10 @@ def place_in_prompt(score: Score, lists: EvaluatedLists, num_orders: int, seed: 
         first_places.append(first_choices(scores, listed))
     averaged = hits_at(candidate_ranks(total, lists.candidates, lists.targets), 1)
     means = np.mean(hits, axis=0)
+    interval = bootstrap_interval(means, seeds.rng(seed, STREAM, "interval"), lists.clusters)
     return {
         "users": len(lists.targets), "orders": num_orders,
-        "HR@1": float(means.mean()), "ci95": list(bootstrap_interval(means, seeds.rng(seed, STREAM, "interval"))),
+        "HR@1": float(means.mean()), "ci95": list(interval),
         "by_order": [float(values.mean()) for values in hits], "averaged": float(averaged.mean()),
         "places": by_place(np.concatenate(target_places), np.concatenate(hits), np.concatenate(first_places), width),
         "p": even_p(np.bincount(np.concatenate(first_places), minlength=width), lists.candidates, num_orders, rng),
@@ -175,12 +182,13 @@ def written_answers(answers: Sequence[WrittenTitle], item_ids: Sequence[str], li
     """
     is_hit = [item_ids[target] in answer.item_ids for answer, target in zip(answers, lists.targets, strict=True)]
     hits = np.array(is_hit, np.float64)
+    interval = bootstrap_interval(hits, seeds.rng(0, STREAM, "hits", len(hits)), lists.clusters)
     return {
         "users": len(answers),
         "invalid": float(np.mean([not answer.is_candidate for answer in answers])),
         "outside_catalogue": float(np.mean([not answer.is_in_catalogue for answer in answers])),
         "HR@1": float(hits.mean()),
-        "ci95": list(bootstrap_interval(hits, seeds.rng(0, STREAM, "hits", len(hits)))),
+        "ci95": list(interval),
     }
 
 

@@ -16,18 +16,25 @@ from allrec import seeds
 from allrec.config import Recipe
 from allrec.evaluation.metrics import METRICS
 from allrec.evaluation.results import StoredRanks, load_ranks
-from allrec.evaluation.significance import bootstrap_interval, holm, student_interval
+from allrec.evaluation.significance import MARGIN, Comparison, bootstrap_interval, holm
 from allrec.evaluation.significance import compare as compare_users
-from allrec.runs.run_folder import RunFolder
+from allrec.runs.run_folder import REFIT, RunFolder
 from allrec.runs.scorers import SCORERS
 
 IN_PLACE = " in place of "
+FUSION = "fusion"
 
 SHOWN = {name: METRICS[name].by_user for name in ("NDCG@10", "HR@10", "HR@1")}
 """The metrics of the table."""
 SPLITS = ("valid", "test")
 TESTS = ("against_first", "against_random_items")
 LEVEL = 0.05
+WITH_REFIT = (*SCORERS, *(f"{name}-{REFIT}" for name in SCORERS))
+"""Every scorer, and each by refitted parts."""
+NEW = ("NDCG@10", "HR@1")
+"""The metrics that the table also has for targets that are new to the user."""
+ABLATIONS = "ablations"
+"""Folder inside a run, of the ranks of fusions that were fitted again without some evidence."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +46,14 @@ class Row:
         run: first part of its runs' folder names; two rows may share their runs.
         recipe: complete but for the seed and the choice of language model.
         scorer: whose scores are the row's.
+        left_out: evidence without which the run's fusion was fitted again for this row.
     """
 
     name: str
     run: str
     recipe: Recipe
     scorer: str = "llm"
+    left_out: tuple[str, ...] = ()
 
 
 def run_name(row: Row, seed: int) -> str:
@@ -74,6 +83,8 @@ class Result:
     @cached_property
     def stored(self) -> list[StoredRanks]:
         """The ranks of each run."""
+        if self.row.left_out:
+            return [load_ranks(run.path / ABLATIONS / self.row.scorer) for run in self.runs]
         return [load_ranks(run.verified_folder("evaluate")) for run in self.runs]
 
     @property
@@ -91,17 +102,32 @@ class Result:
         kept = [np.isin(one.rows, self.users.get(split, one.rows)) for one in rankings]
         return [(one.rows[mask], one.ranks[mask]) for one, mask in zip(rankings, kept, strict=True) if mask.any()]
 
+    def by_seed(self, split: str, scorer: str) -> tuple[Int[ndarray, "users"], Int[ndarray, "seeds users"]]:
+        """The users that every seed scored, and their ranks; none where a run lacks them."""
+        ranks = self.ranks(split, scorer)
+        if not ranks:
+            return np.zeros(0, np.int64), np.zeros((len(self.runs), 0), np.int64)
+        users = reduce(np.intersect1d, [rows for rows, _ in ranks])
+        return users, np.stack([one[np.searchsorted(rows, users)] for rows, one in ranks])
+
+    def clusters(self, split: str, users: Int[ndarray, "users"]) -> Int[ndarray, "users"] | None:
+        """The numbers of users' clusters; None in runs of an earlier day."""
+        own = self.stored[0].clusters.get(split)
+        return None if own is None else own[users]
+
     def cells(self, split: str, scorer: str) -> dict[str, list[float]]:
         """Mean, low and high of every metric."""
-        ranks = [ranks for _, ranks in self.ranks(split, scorer)]
-        return {name: cell([values(one) for one in ranks]) for name, values in SHOWN.items()} if ranks else {}
+        users, ranks = self.by_seed(split, scorer)
+        clusters = self.clusters(split, users)
+        return {name: cell(values_of(name, ranks), clusters) for name in SHOWN} if len(users) else {}
 
-    def by_user(self, metric: str, scorer: str) -> tuple[Int[ndarray, "users"], Float[ndarray, "users"]]:
-        """The test users that every seed scored, and each one's mean over the seeds."""
-        ranks = self.ranks("test", scorer)
-        users = reduce(np.intersect1d, [rows for rows, _ in ranks], ranks[0][0] if ranks else np.zeros(0, np.int64))
-        values = [SHOWN[metric](ranks)[np.searchsorted(rows, users)] for rows, ranks in ranks]
-        return users, np.mean(values, axis=0) if values else np.zeros(0)
+    def new_cells(self, scorer: str) -> dict[str, list[float]]:
+        """The same of ``NEW`` over the test users whose target is not in their history."""
+        users, ranks = self.by_seed("test", scorer)
+        is_new = self.stored[0].is_new.get("test", np.zeros(0, bool))
+        kept = is_new[users] if len(is_new) else np.zeros(len(users), bool)
+        clusters = self.clusters("test", users[kept])
+        return {name: cell(values_of(name, ranks[:, kept]), clusters) for name in NEW} if kept.any() else {}
 
 
 def summarise(runs: Path, rows: Sequence[Row], seeds: Sequence[int]) -> dict[str, Any]:
@@ -117,7 +143,7 @@ def summarise(runs: Path, rows: Sequence[Row], seeds: Sequence[int]) -> dict[str
     for result in results:
         result.users = users
     first = results[0]
-    one_a_run = {result.row.run: result for result in results}.values()
+    one_a_run = {result.row.run: result for result in results if not result.row.left_out}.values()
     chance = first.metrics[0]["chance"][first.protocol]
     table = [table_row(result, result.row.scorer, first) for result in results]
     for kind in TESTS:
@@ -128,7 +154,7 @@ def summarise(runs: Path, rows: Sequence[Row], seeds: Sequence[int]) -> dict[str
         "seeds": list(seeds),
         "chance": {name: chance[name] for name in SHOWN},
         "rows": table,
-        "evidence": [table_row(result, scorer, None) for result in one_a_run for scorer in SCORERS
+        "evidence": [table_row(result, scorer, None) for result in one_a_run for scorer in WITH_REFIT
                      if result.ranks("test", scorer)],
     }  # fmt: skip
 
@@ -156,15 +182,21 @@ def table_row(result: Result, scorer: str, first: Result | None) -> dict[str, An
         "seconds": seconds(result, scorer),
         "users": {split: len(ranks[0][0]) for split in SPLITS if (ranks := result.ranks(split, scorer))},
     }
-    row |= {split: result.cells(split, scorer) for split in SPLITS}
+    row |= {split: result.cells(split, scorer) for split in SPLITS} | {"new": result.new_cells(scorer)}
     row["against_first"] = None if first is None or is_first else tests(result, scorer, first, first.row.scorer)
     row["against_random_items"] = tests(result, "llm", result, "llm-random-items") if is_table else None
     return row
 
 
 def seconds(result: Result, scorer: str) -> dict[str, float]:
-    """Mean seconds over the seeds, as if each run had run alone: a stage that was taken over counts its own time."""
-    training = float(np.mean([sum(map(run.seconds, SCORERS[scorer].stages)) for run in result.runs]))
+    """Mean seconds over the seeds, as if each run had run alone: a stage that was taken over counts its own time.
+
+    Refitted parts count what they were before and the refit; a fusion that was fitted again counts as the whole one.
+    """
+    scorer = FUSION if result.row.left_out else scorer
+    name = scorer.removesuffix(f"-{REFIT}")
+    stages = SCORERS[name].stages + ((REFIT,) if name != scorer else ())
+    training = float(np.mean([sum(map(run.seconds, stages)) for run in result.runs]))
     if scorer == "llm":
         inference = float(np.mean([run.seconds("evaluate") for run in result.runs]))
     else:
@@ -173,17 +205,20 @@ def seconds(result: Result, scorer: str) -> dict[str, float]:
 
 
 def tests(ours: Result, scorer: str, theirs: Result, against: str) -> dict[str, Any] | None:
-    """Paired comparison on the test users that both scored; None where there are none."""
-    results = {}
-    for metric in SHOWN:
-        our_users, our_values = ours.by_user(metric, scorer)
-        their_users, their_values = theirs.by_user(metric, against)
-        _, mine, other = np.intersect1d(our_users, their_users, assume_unique=True, return_indices=True)
-        if len(mine) == 0:
-            return None
-        result = compare_users(our_values[mine], their_values[other], seeds.rng(0, "comparison", "paired", len(mine)))
-        results[metric] = result.row() | {"users": len(mine)}
-    return results
+    """Paired comparison on the test users that both scored, over seeds and users; None where there are none."""
+    our_users, our_ranks = ours.by_seed("test", scorer)
+    their_users, their_ranks = theirs.by_seed("test", against)
+    users, mine, other = np.intersect1d(our_users, their_users, assume_unique=True, return_indices=True)
+    if len(users) == 0:
+        return None
+    clusters, rng = ours.clusters("test", users), seeds.rng(0, "comparison", "paired", len(users))
+    compared: dict[str, Comparison] = {
+        metric: compare_users(
+            values_of(metric, our_ranks[:, mine]), values_of(metric, their_ranks[:, other]), rng, clusters
+        )
+        for metric in SHOWN
+    }
+    return {metric: one.row() | {"users": len(users)} for metric, one in compared.items()}
 
 
 def correct(family: Sequence[dict[str, Any]]) -> None:
@@ -204,19 +239,15 @@ def is_above(test: dict[str, Any] | None) -> bool:
     return test is not None and test["HR@1"]["difference"] > 0 and p_of(test["HR@1"]) < LEVEL
 
 
-def cell(values: Sequence[Float[ndarray, "users"]]) -> list[float]:
-    """Mean and 95% interval within 0 and 1: over seeds where there are several, else over users.
+def cell(values: Float[ndarray, "*seeds users"], clusters: Int[ndarray, "users"] | None = None) -> list[float]:
+    """Mean and 95% interval within 0 and 1, over seeds and users: see ``bootstrap_interval``."""
+    low, high = bootstrap_interval(values, seeds.rng(0, "comparison", "interval"), clusters)
+    return [float(values.mean()), max(0.0, low), min(1.0, high)]
 
-    Args:
-        values: one value a user, for each seed.
-    """
-    means = np.array([one.mean() for one in values])
-    low, high = (
-        student_interval(means)
-        if len(means) > 1
-        else bootstrap_interval(values[0], seeds.rng(0, "comparison", "interval"))
-    )
-    return [float(means.mean()), max(0.0, low), min(1.0, high)]
+
+def values_of(metric: str, ranks: Sequence[Int[ndarray, "users"]] | Int[ndarray, "seeds users"]) -> ndarray:
+    """A metric of every user under every seed."""
+    return np.stack([SHOWN[metric](one) for one in ranks])
 
 
 def llm_label(recipe: Recipe) -> str:
@@ -231,7 +262,8 @@ def llm_label(recipe: Recipe) -> str:
 Cells = list[list[str]]
 HEADER = (
     "recipe", "language model", "training, s", "inference, s",
-    *(f"{split} {metric}" for split in SPLITS for metric in SHOWN), "test HR@1 less the first row's",
+    *(f"{split} {metric}" for split in SPLITS for metric in SHOWN), *(f"test, new targets {metric}" for metric in NEW),
+    "test HR@1 less the first row's",
     "test HR@1 less its llm-random-items",
 )  # fmt: skip
 
@@ -240,7 +272,8 @@ def cells(table: dict[str, Any]) -> Cells:
     """The table as text, a list a row, without its header; the last row is chance."""
     rows = [_cells(row) for row in table["rows"]]
     chance = [f"{table['chance'][metric]:.4f}" for metric in SHOWN]
-    return [*rows, ["chance", "", "", "", *chance, *chance, "", ""]]
+    by_chance = [f"{table['chance'][metric]:.4f}" for metric in NEW]
+    return [*rows, ["chance", "", "", "", *chance, *chance, *by_chance, "", ""]]
 
 
 def evidence_cells(table: dict[str, Any]) -> Cells:
@@ -256,20 +289,18 @@ EVIDENCE_HEADER = ("recipe", "scorer", "test users", *HEADER[4:-2])
 def notes(table: dict[str, Any]) -> list[str]:
     """Notes on the table: data set, users, intervals, tests, language models, warnings."""
     seeds = table["seeds"]
-    kind = (
-        f"Student's t over {len(seeds)} seeds ({', '.join(map(str, seeds))})"
-        if len(seeds) > 1
-        else f"bootstrap over users, seed {seeds[0]} alone"
-    )
+    over = f"seeds ({', '.join(map(str, seeds))}) and users" if len(seeds) > 1 else f"users, seed {seeds[0]} alone"
+    test = "bootstrap of seeds and users" if len(seeds) > 1 else "sign-flip test"
     users = sorted({f"{row['users'].get('valid', 0):,} and {row['users'].get('test', 0):,}" for row in table["rows"]})
     return [
         f"{table['dataset']}, protocol {table['protocol']}; validation and test users, those that every row scored: "
         f"{'; '.join(users)}.",
-        f"Brackets: 95% interval, {kind}. A row's name alone means the scores of its language model.",
+        f"Brackets: 95% interval, bootstrap over {over}; users of one history and one target are drawn as one. A row's "
+        "name alone means the scores of its language model; new targets are those that the user's history lacks.",
         "Time: all of a row's stages as if it ran alone; training apart from inference, which is the evaluation of "
         "both splits with its controls.",
-        "Less the first row's: paired over the test users that both rows scored, two-sided sign-flip test, p "
-        "corrected by Holm for the number of rows.",
+        f"Less the first row's: paired over the test users that both rows scored, two-sided {test}, p corrected by "
+        f"Holm for the number of rows. A row is not worse where the interval of its difference is above -{MARGIN}.",
         *_llms(table),
         *_warnings(table),
     ]
@@ -302,7 +333,8 @@ def _seconds(value: float) -> str:
 
 
 def _metrics(row: dict[str, Any]) -> list[str]:
-    return [_cell(row[split].get(metric)) for split in SPLITS for metric in SHOWN]
+    shown = [_cell(row[split].get(metric)) for split in SPLITS for metric in SHOWN]
+    return shown + [_cell(row.get("new", {}).get(metric)) for metric in NEW]
 
 
 def _cell(values: list[float] | None) -> str:
@@ -316,7 +348,10 @@ def _control(row: dict[str, Any]) -> str:
 
 
 def _test(test: dict[str, Any] | None) -> str:
-    return "" if test is None else f"{test['HR@1']['difference']:+.4f}, {p_text(p_of(test['HR@1']))}"
+    if test is None:
+        return ""
+    text = f"{test['HR@1']['difference']:+.4f}, {p_text(p_of(test['HR@1']))}"
+    return text + (", not worse" if test["HR@1"].get("is_not_worse") and not is_above(test) else "")
 
 
 def p_text(p: float) -> str:
@@ -359,6 +394,8 @@ def _flat(row: dict[str, Any]) -> dict[str, Any]:
     for split in SPLITS:
         for metric, (mean, low, high) in row[split].items():
             line |= {f"{split}_{metric}": mean, f"{split}_{metric}_low": low, f"{split}_{metric}_high": high}
+    for metric, (mean, low, high) in row.get("new", {}).items():
+        line |= {f"test_new_{metric}": mean, f"test_new_{metric}_low": low, f"test_new_{metric}_high": high}
     for key in ("against_first", "against_random_items"):
         for metric, test in (row[key] or {}).items():
             line |= {f"{key}_{metric}": test["difference"], f"{key}_{metric}_p": test["p"]}

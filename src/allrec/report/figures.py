@@ -115,11 +115,12 @@ class Series(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """A named scorer's ranks, with each target's training count."""
+    """A named scorer's ranks, with each target's training count, and the numbers of users' clusters."""
 
     name: str
     ranks: Int[ndarray, "users"]
     counts: Int[ndarray, "users"]
+    clusters: Int[ndarray, "users"] | None = None
 
 
 def losses(view: RunView) -> "Figure | None":
@@ -256,8 +257,9 @@ def _enough(one: Seen, bucket: int) -> bool:
 
 
 def _hit_rate(one: Seen, bucket: int) -> tuple[float, float, float]:
-    hits = hits_at(one.ranks[_buckets(one.counts) == bucket], 1)
-    return (float(hits.mean()), *bootstrap_interval(hits, seeds.rng(0, "figures", "interval", bucket)))
+    chosen = _buckets(one.counts) == bucket
+    hits, clusters = hits_at(one.ranks[chosen], 1), None if one.clusters is None else one.clusters[chosen]
+    return (float(hits.mean()), *bootstrap_interval(hits, seeds.rng(0, "figures", "interval", bucket), clusters))
 
 
 def _buckets(counts: Int[ndarray, "users"]) -> Int[ndarray, "users"]:

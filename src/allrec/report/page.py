@@ -4,8 +4,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from allrec.errors import InputError
 from allrec.evaluation.results import own_results
+from allrec.evaluation.significance import MARGIN
 from allrec.experiments.compare import COMPARISON, RUNS, is_comparison
 from allrec.experiments.summary import EVIDENCE_HEADER, HEADER, cells, evidence_cells, notes, p_text
 from allrec.files import read_json, write_text
@@ -33,23 +36,27 @@ if TYPE_CHECKING:
 
 TOGETHER = 6
 """Runs of one figure at most; more go into further figures, each with the first run again."""
-SCORE_HEADER = ("scorer", "split", "users", "HR@1", "HR@5", "HR@10", "NDCG@5", "NDCG@10", "MRR")
+SEGMENTS = ("all", "new")
+SCORE_HEADER = ("scorer", "split", "targets", "users", "HR@1", "HR@5", "HR@10", "NDCG@5", "NDCG@10", "MRR")
 PROVENANCE = ("run", "seed", "language model", "data set", "machine", "versions")
 LLM_SCORERS = ("llm", "llm-random-items", "llm-no-soft")
 
 
 def scores_table(view: RunView) -> Iterator[str]:
-    """Every scorer under every protocol over all users, with chance, and the paired tests."""
+    """Every scorer under every protocol over all users and those with a new target, with chance, and paired tests."""
     if view.metrics is None:
         yield html.paragraph("This run has not been evaluated.", "alarm")
         return
     for protocol, chance in view.metrics["chance"].items():
         yield html.heading(f"Scores, protocol {protocol}")
-        rows = [row for row in own_results(view.metrics) if (row["protocol"], row["segment"]) == (protocol, "all")]
-        lines = [[row["scorer"], row["split"], f"{row['users']:,}", *_scores(row)] for row in rows]
-        by_chance = [f"{chance[name]:.4f}" if name in chance else "" for name in SCORE_HEADER[3:]]
-        yield html.table(SCORE_HEADER, [*lines, ["chance", "", "", *by_chance]])
-    yield html.paragraph("Brackets: 95% bootstrap interval over users. Ties count against the target.")
+        rows = [row for row in own_results(view.metrics) if row["protocol"] == protocol and row["segment"] in SEGMENTS]
+        lines = [[row["scorer"], row["split"], row["segment"], f"{row['users']:,}", *_scores(row)] for row in rows]
+        by_chance = [f"{chance[name]:.4f}" if name in chance else "" for name in SCORE_HEADER[4:]]
+        yield html.table(SCORE_HEADER, [*lines, ["chance", "", "", "", *by_chance]])
+    yield html.paragraph(
+        "Targets: all, or those that are new to the user. Brackets: 95% bootstrap interval over users, drawn as "
+        "one where history and target are the same. Ties count against the target."
+    )
     yield from paired_tests([row for row in view.metrics["comparisons"] if row["metric"] == "HR@1"])
 
 
@@ -67,14 +74,16 @@ def paired_tests(comparisons: Sequence[dict[str, Any]]) -> Iterator[str]:
     )
     yield html.paragraph(
         "Differences over the users that both scored, the fewer of the two rows above; p of a paired two-sided sign-"
-        "flip test, corrected by Holm for the tests of a split and protocol."
+        "flip test, corrected by Holm for the tests of a split and protocol; not worse: the interval of the difference "
+        f"is above -{MARGIN}."
     )
 
 
 def _test(row: dict[str, Any] | None) -> str:
     if row is None:
         return "–"
-    return f"{row['difference']:+.4f}, {p_text(row.get('p_holm', row['p']))}"
+    margin = ", not worse" if row.get("is_not_worse") and row["difference"] <= 0 else ""
+    return f"{row['difference']:+.4f}, {p_text(row.get('p_holm', row['p']))}{margin}"
 
 
 def details(view: RunView) -> Iterator[str]:
@@ -186,7 +195,8 @@ def _seen(view: RunView, scorer: str, name: str) -> Seen | None:
     if view.stored is None or key not in view.stored.rankings or view.counts is None:
         return None
     ranking = view.stored.rankings[key]
-    return Seen(name, ranking.ranks, view.counts[view.stored.targets["test"][ranking.rows]])
+    clusters = view.stored.clusters.get("test", np.arange(len(view.stored.targets["test"])))[ranking.rows]
+    return Seen(name, ranking.ranks, view.counts[view.stored.targets["test"][ranking.rows]], clusters)
 
 
 def _chance(view: RunView) -> float | None:
@@ -198,10 +208,10 @@ def _on(view: RunView) -> str:
 
 
 def _scores(row: dict[str, Any]) -> list[str]:
-    texts = {name: f"{row[name]:.4f}" for name in SCORE_HEADER[3:]}
+    texts = {name: f"{row[name]:.4f}" for name in SCORE_HEADER[4:]}
     for name, (low, high) in row["ci95"].items():
         texts[name] += f" [{low:.3f}, {high:.3f}]"
-    return [texts[name] for name in SCORE_HEADER[3:]]
+    return [texts[name] for name in SCORE_HEADER[4:]]
 
 
 def _provenance(view: RunView) -> list[str]:

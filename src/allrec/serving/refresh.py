@@ -253,7 +253,10 @@ def compared(old: AllRec, new: AllRec, asked: Sequence[tuple[list[str], str]], m
         return {"users": len(asked), "published": False, "reason": f"fewer than {LEAST_USERS} users to compare on"}
     gains = [gains_at(ranks(model, asked), K) for model in (old.model, new.measured)]
     difference: Float[ndarray, "users"] = gains[1] - gains[0]
-    interval = bootstrap_interval(difference, seeds.rng(0, "refresh", "interval"))
+    # Users of one history and one target are one observation.
+    numbers: dict[tuple[object, ...], int] = {}
+    clusters = np.array([numbers.setdefault((*history, target), len(numbers)) for history, target in asked])
+    interval = bootstrap_interval(difference, seeds.rng(0, "refresh", "interval"), clusters)
     is_fit = bool(interval.low >= -margin)
     return {
         "users": len(asked), "ndcg": {"old": float(gains[0].mean()), "new": float(gains[1].mean())},
