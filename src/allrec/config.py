@@ -11,6 +11,7 @@ from pydantic import Field
 
 from allrec.alignment.model import AlignmentStageConfig
 from allrec.alignment.text_encoder import TextEncoderConfig
+from allrec.alignment.text_tuning import TextTuningConfig
 from allrec.backbones.registry import BackboneConfig
 from allrec.errors import Config, InputError, nearest
 from allrec.evaluation.evaluate import EvaluationConfig
@@ -21,6 +22,7 @@ from allrec.llm.packaged import DEFAULT, PACKAGED, is_installed
 from allrec.llm.prompt import PromptConfig
 from allrec.llm.readout_training import ReadOutStageConfig
 from allrec.llm.soft_token_training import SoftTokensStageConfig
+from allrec.llm.text_states import SecondTextConfig
 
 LISTING_WEIGHTS = 1_000_000_000
 """Models with fewer parameters are confused by a list of candidates in the prompt (docs/experiments.md)."""
@@ -53,6 +55,8 @@ class Recipe(Config):
     cold_below: int = Field(1, ge=0, description="Items with fewer training interactions enter by their text.")
     backbone: BackboneConfig = BackboneConfig()
     text: TextEncoderConfig = TextEncoderConfig()
+    second_text: SecondTextConfig = SecondTextConfig()
+    text_tuning: TextTuningConfig = TextTuningConfig()
     alignment: AlignmentStageConfig = AlignmentStageConfig()
     llm: LanguageModelChoice = LanguageModelChoice()
     prompt: PromptConfig = PromptConfig()

@@ -1,7 +1,7 @@
 """Text embeddings on disk, by content: a text is encoded once for a model, whatever its data set."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,10 @@ CHUNK = 256
 """Texts encoded between two writes: the most that are encoded again after a kill."""
 
 
+Encode = Callable[[list[str]], Float[Tensor, "texts text_dim"]]
+"""Embeddings of some texts, float32, on the CPU."""
+
+
 def text_embeddings(
     texts: Sequence[str | None],
     config: TextEncoderConfig,
@@ -26,28 +30,54 @@ def text_embeddings(
     device: torch.device | str = "cpu",
     on_progress: OnProgress = no_progress,
 ) -> Float[Tensor, "texts text_dim"]:
+    """Embeddings of item texts by a sentence encoder; see ``cached_embeddings``.
+
+    Args:
+        texts: an item's text each.
+        config: the text encoder.
+        cache: folder of the caches of all text encoders.
+        device: where the encoder runs.
+        on_progress: see ``cached_embeddings``.
+    """
+
+    def load() -> Encode:
+        return TextEncoder(config, device).encode
+
+    return cached_embeddings(texts, fingerprint(config), load, cache, on_progress)
+
+
+def cached_embeddings(
+    texts: Sequence[str | None],
+    identity: str,
+    load: Callable[[], Encode],
+    cache: Path,
+    on_progress: OnProgress = no_progress,
+) -> Float[Tensor, "texts text_dim"]:
     """Embeddings of item texts, read from the cache where it has them, else encoded, chunk after chunk.
 
     Args:
         texts: an item's text each; None and "" have the embedding of no text at all, a vector of zeros.
-        config: the text encoder.
-        cache: folder of the caches of all text encoders.
-        device: where the encoder runs.
+        identity: all that an embedding depends on, beside its text.
+        load: makes the encoder; called only where the cache lacks a text.
+        cache: folder of the caches of all encoders.
         on_progress: called after each chunk, with the number of ``texts`` encoded so far.
 
     Returns:
         float32, in the order of ``texts``.
+
+    Raises:
+        InputError: no item has a text.
     """
-    folder = Path(cache) / sha256_text(fingerprint(config))[:16]
+    folder = Path(cache) / sha256_text(identity)[:16]
     hashes = [sha256_text(text) if text else None for text in texts]
     stored = dict(_read(folder))
     wanted = {key: text for key, text in zip(hashes, texts, strict=True) if key is not None and text is not None}
     missing = sorted((key for key in wanted if key not in stored), key=lambda key: (len(wanted[key]), key))
     if missing:
-        encoder = TextEncoder(config, device)
+        encode = load()
         for start in range(0, len(missing), CHUNK):
             keys = missing[start : start + CHUNK]
-            embeddings = encoder.encode([wanted[key] for key in keys])
+            embeddings = encode([wanted[key] for key in keys])
             _write(folder, keys, embeddings)
             stored.update(zip(keys, embeddings, strict=True))
             done = start + len(keys)

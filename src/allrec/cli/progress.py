@@ -27,6 +27,8 @@ STAGE_NAMES = {
     "prepare": "preparation",
     "backbone": "backbone (SASRec)",
     "text": "text embeddings",
+    "second_text": "second text encoder",
+    "text_tuning": "tuned text encoder",
     "alignment": "stage 1, alignment",
     "warm_up": "stage 2, warm-up",
     "language_model": "stage 2, soft tokens",

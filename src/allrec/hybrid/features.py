@@ -314,7 +314,12 @@ class Learned(NamedTuple):
     joint_embeddings: Float[Tensor, "items dim"] | None = None
 
 
-def collect(train: TrainingHistories, ensemble: Sequence[Learned], search: SearchConfig | None = None) -> Evidence:
+def collect(
+    train: TrainingHistories,
+    ensemble: Sequence[Learned],
+    search: SearchConfig | None = None,
+    texts: Mapping[str, Float[Tensor, "items text_dim"]] | None = None,
+) -> Evidence:
     """All evidence but the language model's.
 
     Scores and similarities of trained embeddings are means over the ensemble. What is not trained (texts, words,
@@ -324,6 +329,8 @@ def collect(train: TrainingHistories, ensemble: Sequence[Learned], search: Searc
         train: the training histories.
         ensemble: of the same data, one a seed; one at least.
         search: of the nearest items.
+        texts: name -> embeddings of the items' texts by an encoder, each gives a similarity; "text" is among them. None
+            is those that the content parts read.
     """
     content, parts = ensemble[0].content, [learned.content for learned in ensemble]
     catalogue, num_items = content.catalogue, len(content.catalogue.texts)
@@ -335,8 +342,9 @@ def collect(train: TrainingHistories, ensemble: Sequence[Learned], search: Searc
     joint = [learned.joint_embeddings for learned in ensemble if learned.joint_embeddings is not None]
     if joint:
         scorers["joint"] = Scorer(backbone, torch.cat(joint, dim=1))
+    texts = {"text": catalogue.texts} if texts is None else texts
     spaces: dict[str, Space] = {
-        "text": DenseSpace.of(catalogue.texts),
+        **{name: DenseSpace.of(embeddings) for name, embeddings in texts.items()},
         "tuned_text": DenseSpace.of(*(part.tuned() for part in parts)),
         "cf_items": DenseSpace.of(*(learned.backbone.item_embeddings() for learned in ensemble)),
         "content_items": DenseSpace.of(*(part.model.item_table for part in parts)),
@@ -356,8 +364,8 @@ def families(contributions: dict[str, float]) -> dict[str, float]:
 
 
 FAMILIES = {
-    "cf": "cf", "joint": "joint", "content": "content", "text": "text", "tuned_text": "text", "words": "words",
-    "neighbours": "neighbours", "in_history": "history", "times_in": "history", "recency": "history",
+    "cf": "cf", "joint": "joint", "content": "content", "text": "text", "tuned_text": "text", "second_text": "text",
+    "words": "words", "neighbours": "neighbours", "in_history": "history", "times_in": "history", "recency": "history",
     "log_count": "popularity", "history_length": "history", "llm": "llm",
 }  # fmt: skip
 """The family of evidence by the beginning of its name."""

@@ -5,7 +5,7 @@ is not among its parameters, and no ``.train()`` reaches it.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cached_property
 from typing import Any
@@ -13,10 +13,12 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from tokenizers import Tokenizer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import Parameter
+from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, GenerationConfig, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from allrec.errors import InputError
 from allrec.files import quiet_loading
@@ -216,6 +218,37 @@ class LanguageModel:
         states: Tensor = output.last_hidden_state
         return states
 
+    @torch.no_grad()
+    def pooled(self, rows: Sequence[Sequence[int]], num_layers: int) -> Float[Tensor, "rows hidden_dim"]:
+        """Mean state of each text's tokens behind some layer, float32, on the CPU.
+
+        The first token is left out where there are others: all later ones look at it, and its state is so large that it
+        would be most of any mean.
+
+        Args:
+            rows: token ids of each text, at least one.
+            num_layers: layers that are run, at least one; all where the model has fewer.
+        """
+        states: list[Tensor] = []
+
+        def stop(layer: nn.Module, given: Any, output: Any) -> None:
+            states.append(output if isinstance(output, Tensor) else output[0])
+            raise _HasAll
+
+        layers = [module for module in self._model.modules() if isinstance(module, GradientCheckpointingLayer)]
+        lengths = torch.tensor([len(row) for row in rows], device=self.device)
+        ids = pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
+        handle = layers[min(num_layers, len(layers)) - 1].register_forward_hook(stop)
+        try:
+            with suppress(_HasAll):
+                self.hidden(self.embed(ids))
+        finally:
+            handle.remove()
+        places = torch.arange(ids.shape[1], device=self.device)
+        counts = (places < lengths[:, None]) & ((places > 0) | (lengths[:, None] == 1))
+        sums = (states[0].float() * counts[:, :, None]).sum(dim=1)
+        return (sums / counts.sum(dim=1, keepdim=True)).cpu()
+
     def read(self, embeddings: Float[Tensor, "batch length dim"], cache: Any = None) -> Any:
         """Keys and values that ``hidden`` can go on from.
 
@@ -303,7 +336,7 @@ class LanguageModel:
 
 
 class _HasAll(Exception):
-    """The last layer's keys and values are there."""
+    """What was wanted of a pass through the model is there."""
 
 
 class _KeysAndValues(DynamicCache):

@@ -14,6 +14,7 @@ from allrec.alignment.text_encoder import TextEncoder, embed_texts, fingerprint
 from allrec.data.catalogue import Catalogue
 from allrec.data.items import NewItems, clean_new_items
 from allrec.files import load_tensors, save_tensors, sha256_file, sha256_text
+from allrec.runs.further_texts import encode_further, save_further
 from allrec.runs.run_folder import RunFolder
 from allrec.runs.trained_model import PRIORS
 
@@ -54,6 +55,7 @@ def store_items(
     with run.adding() as folder:
         items.save(folder)
         save_tensors(folder / "embeddings.safetensors", {"embeddings": encode_texts(run, items.texts, cache, device)})
+        save_further(folder, encode_further(run, items.texts, cache, device))
         if priors_of is not None:
             save_tensors(folder / PRIORS, {"priors": torch.from_numpy(priors_of(items.titles))})
 

@@ -17,6 +17,7 @@ from allrec.hybrid.fusion import LENGTH, PRIOR, fold_of
 from allrec.hybrid.ranking import LlmReader
 from allrec.hybrid.similarity import DenseSpace
 from allrec.llm.score_files import SCORES, USERS_A_CHUNK, chunk_name, stored
+from allrec.runs.further_texts import SECOND, TUNED
 from allrec.runs.trained_model import TrainedModel
 
 TEXT = "text"
@@ -203,7 +204,7 @@ def _lists_fit(model: TrainedModel, targets: Targets, protocol: EvaluationProtoc
 
 _STAGE_ONE = ("backbone", "text", "alignment")
 _STAGE_TWO = (*_STAGE_ONE, "language_model")
-_FUSED = (*_STAGE_ONE, "content", "ensemble", "fusion")
+_FUSED = (*_STAGE_ONE, SECOND, TUNED, "content", "ensemble", "fusion")
 _CONTROL = partial(Scorer[TrainedModel], reads_llm=True, is_control=True, stages=_STAGE_TWO)
 SCORERS: dict[str, Scorer[TrainedModel]] = {
     "cf": Scorer(partial(rank_by_dot_products, of_joint=False), _always, stages=("backbone",)),

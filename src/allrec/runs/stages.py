@@ -16,7 +16,9 @@ from numpy import ndarray
 from allrec import seeds
 from allrec.alignment.text_cache import text_embeddings
 from allrec.alignment.text_encoder import TextEncoder, embed_texts
+from allrec.alignment.text_tuning import tune_text, tuned_embeddings
 from allrec.alignment.training import train_alignment
+from allrec.alignment.whitening import Whitening
 from allrec.backbones.base import Backbone
 from allrec.backbones.pretrained import is_pretrained
 from allrec.backbones.training import train_backbone
@@ -32,6 +34,7 @@ from allrec.hybrid.fusion import LLM_EVIDENCE, save_addition
 from allrec.hybrid.ranking import LlmReader
 from allrec.llm.adapter import check_lora
 from allrec.parallel import Observer, OnProgress, ignore
+from allrec.runs.further_texts import EMBEDDINGS, LAYERS, SECOND, TUNED, WHITENING, further_encoders
 from allrec.runs.refit import begin_refit, refit_dataset
 from allrec.runs.run_folder import CHECKPOINT, REFIT, RunFolder, describe
 from allrec.runs.scorers import stored_reader
@@ -46,7 +49,7 @@ EVALUATE = "evaluate"
 """The last stage of a run, which trains nothing."""
 RETRIEVAL = {"search", "depth", "fitted_candidates"}
 """Keys of the evidence that no training depends on."""
-AFTER_ALIGNMENT = {"llm", "prompt", "soft_tokens", "readout", "cold_below", "fusion"}
+AFTER_ALIGNMENT = {"llm", "prompt", "soft_tokens", "readout", "cold_below", "fusion", "second_text", "text_tuning"}
 PARTS = 3
 """Of a further training: backbone, alignment, content parts."""
 TITLES_A_BLOCK = 512
@@ -229,6 +232,32 @@ def _encode_texts(training: Training, folder: Path) -> None:
     save_tensors(folder / "embeddings.safetensors", {"embeddings": embeddings})
 
 
+def _read_second_text(training: Training, folder: Path) -> None:
+    from allrec.llm.text_states import pooled_states
+
+    dataset, config = training.dataset, training.recipe.second_text
+    device, progress = training.model.device, training.progress(SECOND)
+    states = pooled_states(dataset.texts, config, training.cache, device=device, on_progress=progress)
+    is_seen = torch.from_numpy(dataset.train_counts() > 0) & states.any(dim=1)
+    whitening = Whitening.fit(states[is_seen], config.added)
+    save_tensors(folder / WHITENING, whitening._asdict())
+    save_tensors(folder / EMBEDDINGS, {"embeddings": whitening(states)})
+
+
+def _tune_text(training: Training, folder: Path) -> None:
+    dataset, recipe = training.dataset, training.recipe
+    config, encoder = recipe.text_tuning, TextEncoder(recipe.text, training.model.device)
+    layers = encoder.last_layers(config.layers)
+    states = encoder.states_before(config.layers, dataset.texts, config.max_tokens)
+    report = tune_text(
+        dataset, layers, states, config,
+        seed=recipe.seed, checkpoint=folder / CHECKPOINT, on_progress=training.progress(TUNED),
+    )  # fmt: skip
+    save_tensors(folder / LAYERS, layers.weights())
+    save_tensors(folder / EMBEDDINGS, {"embeddings": tuned_embeddings(layers, states)})
+    write_json(folder / "training.json", vars(report))
+
+
 def _train_alignment(training: Training, folder: Path) -> None:
     dataset, recipe, run = training.dataset, training.recipe, training.run
     encoder = TextEncoder(recipe.text, training.model.device) if recipe.alignment.tune_text else None
@@ -249,7 +278,7 @@ def _train_alignment(training: Training, folder: Path) -> None:
 def _train_content(training: Training, folder: Path) -> None:
     recipe = training.recipe
     parts = train_content_parts(
-        training.dataset, read_texts(training.run), recipe.fusion.evidence,
+        training.dataset, training.model.content_texts, recipe.fusion.evidence,
         seed=recipe.seed, checkpoints=folder, on_progress=training.progress("content"),
     )  # fmt: skip
     save_content_parts(folder, parts)
@@ -286,7 +315,7 @@ def _train_ensemble(training: Training, folder: Path) -> None:
             device=training.model.device,
         )  # fmt: skip
         parts = train_content_parts(
-            training.dataset, texts, recipe.fusion.evidence,
+            training.dataset, training.model.content_texts, recipe.fusion.evidence,
             seed=seed, checkpoints=folder, prefix=f"{number}-", on_progress=progress(part + 2),
         )  # fmt: skip
         save_tensors(folder / f"{number}-alignment.safetensors", alignment.state_dict())
@@ -421,6 +450,14 @@ def _has_llm(recipe: Recipe) -> bool:
     return recipe.llm.enabled
 
 
+def _has_second_text(recipe: Recipe) -> bool:
+    return SECOND in further_encoders(recipe)
+
+
+def _has_text_tuning(recipe: Recipe) -> bool:
+    return TUNED in further_encoders(recipe)
+
+
 def _is_refitted(recipe: Recipe) -> bool:
     return recipe.refit != "none"
 
@@ -432,14 +469,16 @@ def _has_readout(recipe: Recipe) -> bool:
 def _content_inputs(recipe: Mapping[str, Any], *, is_ensemble: bool) -> dict[str, Any]:
     evidence = {key: value for key, value in recipe["fusion"]["evidence"].items() if key not in RETRIEVAL}
     evidence["ensemble"] = evidence["ensemble"] if is_ensemble else None
-    return {key: recipe[key] for key in ("text", "alignment", "backbone", "seed")} | {"evidence": evidence}
+    keys = ("text", SECOND, TUNED, "alignment", "backbone", "seed")
+    return {key: recipe[key] for key in keys} | {"evidence": evidence}
 
 
 def _llm_inputs(recipe: Mapping[str, Any], *, is_readout: bool) -> dict[str, Any]:
     # Every key counts as an input unless it is left out here, so that a new one costs time and never truth.
     kept = {key: recipe["llm"][key] for key in ("chosen", "tuning", "lora")}
     readout = recipe["readout"] if is_readout else None
-    return {**recipe, **kept, "readout": readout, "llm": None, "fusion": None}
+    further = dict.fromkeys((SECOND, TUNED))
+    return {**recipe, **kept, **further, "readout": readout, "llm": None, "fusion": None}
 
 
 _ALL = (
@@ -453,6 +492,20 @@ _ALL = (
         is_shared=True,
     ),
     Stage("text", _encode_texts, _always, lambda recipe: {"text": recipe["text"]}, "text"),
+    Stage(
+        SECOND,
+        _read_second_text,
+        _has_second_text,
+        lambda recipe: {"second_text": recipe["second_text"]},
+        "text",
+    ),
+    Stage(
+        TUNED,
+        _tune_text,
+        _has_text_tuning,
+        lambda recipe: {key: recipe[key] for key in ("text", "text_tuning", "seed")},
+        "fusion",
+    ),
     Stage(
         "alignment",
         _train_alignment,

@@ -15,6 +15,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from allrec.alignment.model import Alignment, NoAlignment, new_alignment
+from allrec.alignment.text_cache import default_cache
 from allrec.backbones.base import Backbone, StatesBackbone, encode_histories, freeze
 from allrec.backbones.registry import BackboneConfig, extended, make_backbone
 from allrec.config import Recipe, chosen_of, is_within_reach
@@ -27,6 +28,7 @@ from allrec.hybrid.features import Evidence, Learned, collect, histories_of
 from allrec.hybrid.fusion import LENGTH, PRIOR, SCOPES, Scope, load_addition, load_fusion
 from allrec.hybrid.ranking import BackboneRanker, FusedRanker, LlmReader, Ranker, Scored
 from allrec.llm.soft_tokens import SoftTokens, item_inputs_of
+from allrec.runs.further_texts import beside, encode_further, read_further
 from allrec.runs.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -41,6 +43,8 @@ ADAPTER = "adapter.safetensors"
 """Beside stage 2, where it tuned the language model."""
 PRIORS = "priors.safetensors"
 """Beside stage 2 and beside items that were added: log P(title | no history)."""
+TEXT = "text"
+"""The similarity by Q."""
 SHAPE = "model.json"
 """Of a backbone that others trained, whose sizes no recipe decides."""
 
@@ -106,7 +110,9 @@ class TrainedModel:
         kept = ("trained_backbone", "alignment", "soft_tokens", "stored_priors", "tuned_llm")
         vars(other).update({name: vars(self)[name] for name in kept if name in vars(self)})
         catalogue, texts = self.catalogue.extended(items), torch.cat([self.text_embeddings, text_embeddings])
-        vars(other).update(catalogue=catalogue, text_embeddings=texts)
+        new = encode_further(self.run, items.texts, default_cache(), self.device)
+        further = {name: torch.cat([known, new[name]]) for name, known in self.further_texts.items()}
+        vars(other).update(catalogue=catalogue, text_embeddings=texts, further_texts=further)
         return other.complete()
 
     def over(
@@ -145,6 +151,16 @@ class TrainedModel:
         """Q of every item."""
         added = [load_tensors(folder / "embeddings.safetensors")["embeddings"] for folder in self.run.added()]
         return torch.cat([read_texts(self.run), *added])
+
+    @cached_property
+    def further_texts(self) -> dict[str, Float[Tensor, "items further_dim"]]:
+        """Every item's text by each further encoder of the run."""
+        return read_further(self.run)
+
+    @cached_property
+    def content_texts(self) -> Float[Tensor, "items all_dim"]:
+        """What the content parts read of every item's text: Q, and by each further encoder a unit vector behind it."""
+        return beside(self.text_embeddings, self.further_texts)
 
     @cached_property
     def alignment(self) -> Alignment | NoAlignment:
@@ -197,10 +213,11 @@ class TrainedModel:
     def evidence(self) -> Evidence:
         """All evidence but the language model's."""
         folder, config = self.run.verified_folder("content"), self.recipe.fusion.evidence
-        content = load_content_parts(folder, self.catalogue.titles, self.text_embeddings, config)
+        content = load_content_parts(folder, self.catalogue.titles, self.content_texts, config)
         own = Learned(self.backbone, content, self.joint_embeddings)
         others = [self._further_training(number, content.catalogue) for number in range(1, config.ensemble)]
-        return collect(load_training_histories(folder), [own, *others], config.search)
+        texts = {TEXT: self.text_embeddings, **self.further_texts}
+        return collect(load_training_histories(folder), [own, *others], config.search, texts)
 
     def _further_training(self, number: int, content: CatalogueContent) -> Learned:
         """What a further training of the ensemble learned, over the same items."""
@@ -214,7 +231,9 @@ class TrainedModel:
         backbone = with_added(backbone, alignment, texts)
         with torch.no_grad():
             joint = alignment.scored_items(alignment.joint_items(backbone.item_embeddings(), texts, self.is_cold))
-        parts = load_content_parts(folder, self.catalogue.titles, texts, config, f"{number}-content", content)
+        parts = load_content_parts(
+            folder, self.catalogue.titles, self.content_texts, config, f"{number}-content", content
+        )
         return Learned(backbone, parts, joint)
 
     @cached_property
