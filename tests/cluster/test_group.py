@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from tests.killing import Killed
 from tests.remedies import refused
@@ -17,6 +18,7 @@ from allrec.config import load_recipe
 from allrec.data import PrepareConfig, SimulationConfig, load_dataset, prepare, simulate
 from allrec.errors import InputError
 from allrec.files import read_json
+from allrec.parallel import torch_threads
 from allrec.recommender import AllRec
 from allrec.training.distributed import Place, Workers, share_rows
 from cluster.training_work import QUIET, STILL, Alone, Die, Each, Train
@@ -60,14 +62,29 @@ STILL_ONES = {
     # Of two workers one has no row.
     "single": ("backbone", (BCE, "backbone.tokens_per_batch=1", "backbone.loop.epochs=1", f"backbone.{STILL}")),
 }
+SPLIT = "backbone.split_table_above=1"
+"""The table of items lies over the workers."""
+STILL_ONES |= {
+    "split": ("backbone", ("backbone.loss=softmax", SPLIT, f"backbone.{STILL}")),
+    "split bce": ("backbone", (BCE, SPLIT, f"backbone.{STILL}")),
+    "split sampled": ("backbone", (SAMPLED, SPLIT, "backbone.loop.gradient_clip=0.1", f"backbone.{STILL}")),
+}
 BEHIND = ('prompt.soft_token="none"', "prompt.user_place=last", "soft_tokens.positions=every")
 STAGE_TWO = {
     "paper": (),
     "behind": (*BEHIND, "soft_tokens.warm_up.towards=titles"),
     "lora": (*BEHIND, "llm.tuning=lora", "llm.lora.rank=2"),
 }
+READ_OUT = {
+    "read": (),
+    # Of two workers one has no row, and a batch of one has no pair.
+    "alone": ("readout.batch_tokens=1", "readout.loop.epochs=1"),
+    "drawn": ("readout.sampled_softmax_above=5", "readout.num_negatives=20", "readout.soft_tokens=trained"),
+}
+STILL_ONES |= {name: ("readout", (f"readout.{STILL}", *sets)) for name, sets in READ_OUT.items()}
 STILL_ONES |= {name: ("language model", (f"soft_tokens.{STILL}", *sets)) for name, sets in STAGE_TWO.items()}
 DROPOUT = ("backbone.model.dropout=0.2",)
+SPLIT_ONES = {"bce": (BCE, SPLIT, *DROPOUT), "sampled": (SAMPLED, SPLIT, *DROPOUT)}
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +94,8 @@ def by_two(dataset, llm, tmp_path_factory):
     works = [Train(stage, dataset, out / name, sets, llm=llm) for name, (stage, sets) in STILL_ONES.items()]
     works += [Train("backbone", dataset, out / name, DROPOUT) for name in ("first", "second")]
     works.append(Train("backbone", dataset, out / "plain"))
+    works.append(Train("readout", dataset, out / "heads", llm=llm))
+    works += [Train("backbone", dataset, out / f"whole {name}", sets) for name, sets in SPLIT_ONES.items()]
     for work in works:
         work.out.mkdir()
     Workers(2).run(Each(tuple(works)))
@@ -98,6 +117,20 @@ def test_gradients_of_two_workers_are_those_of_one(dataset, llm, tmp_path, by_tw
     assert losses_of(by_two / name) == pytest.approx(losses_of(tmp_path / "one"), rel=1e-6)
 
 
+def test_a_read_out_goes_on_with_another_number_of_workers(dataset, llm, tmp_path, by_two):
+    whole = trained(Train("readout", dataset, tmp_path / "whole", llm=llm))
+    with pytest.raises(Killed):
+        trained(Train("readout", dataset, tmp_path / "killed", llm=llm, kill_at=4))
+    resumed = trained(Train("readout", dataset, tmp_path / "killed", llm=llm), Workers(2))
+    assert losses_of(resumed) == pytest.approx(losses_of(whole), rel=1e-5)
+    for out in (resumed, by_two / "heads"):
+        one, other = (load_file(path / "model.safetensors") for path in (whole, out))
+        apart, size = (
+            torch.cat([value.ravel() for value in part.values()]).norm() for part in (minus(one, other), one)
+        )
+        assert apart < 1e-3 * size
+
+
 @pytest.mark.parametrize(("before", "after"), [(2, None), (None, 3)])
 def test_another_number_of_workers_goes_on_with_a_checkpoint(dataset, tmp_path, before, after):
     whole = trained(Train("backbone", dataset, tmp_path / "whole"))
@@ -109,6 +142,31 @@ def test_another_number_of_workers_goes_on_with_a_checkpoint(dataset, tmp_path, 
     resumed = trained(Train("backbone", dataset, tmp_path / "killed"), groups[1])
     assert losses_of(resumed) == pytest.approx(losses_of(whole), rel=1e-5)
     assert distance(resumed, whole) < 1e-2
+
+
+@pytest.mark.parametrize("name", SPLIT_ONES)
+def test_a_split_table_is_trained_to_the_bytes_of_a_whole_one(dataset, tmp_path, by_two, name):
+    # As many threads as a worker has, since sums depend on it.
+    with torch_threads(1):
+        one = trained(Train("backbone", dataset, tmp_path / "one", SPLIT_ONES[name]))
+    for file in ("model.safetensors", "checkpoint.safetensors"):
+        assert (by_two / f"whole {name}" / file).read_bytes() == (one / file).read_bytes()
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, None), (2, 3), (None, 2)])
+def test_another_number_of_workers_goes_on_with_a_split_table(dataset, tmp_path, by_two, before, after):
+    sets, groups = SPLIT_ONES["bce"], [None if size is None else Workers(size) for size in (before, after)]
+    with pytest.raises(Killed), torch_threads(1):
+        trained(Train("backbone", dataset, tmp_path / "killed", sets, kill_at=4), groups[0])
+    assert not (tmp_path / "killed" / "model.safetensors").exists()
+    with torch_threads(1):
+        resumed = trained(Train("backbone", dataset, tmp_path / "killed", sets), groups[1])
+    expected = (by_two / "whole bce" / "model.safetensors").read_bytes()
+    assert (resumed / "model.safetensors").read_bytes() == expected
+
+
+def minus(one, other):
+    return {name: one[name] - other[name] for name in one}
 
 
 def distance(one, other):

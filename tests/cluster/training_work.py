@@ -2,11 +2,13 @@
 
 import os
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from tests.killing import killed_at
+from torch.distributed.tensor import DTensor
 
 from allrec.alignment.training import train_alignment
 from allrec.backbones.base import freeze
@@ -18,7 +20,8 @@ from allrec.files import save_tensors
 from allrec.llm.language_model import LanguageModel
 from allrec.llm.loading import LanguageModelConfig
 from allrec.llm.prompt import PromptBuilder
-from allrec.llm.soft_token_training import train_soft_tokens
+from allrec.llm.readout_training import Reader, train_readout
+from allrec.llm.soft_token_training import new_soft_tokens, train_soft_tokens
 from allrec.training.distributed import place
 
 
@@ -38,8 +41,8 @@ class Train:
         checkpoint = self.out / "checkpoint.safetensors"
         on_progress = None if self.kill_at is None else killed_at(self.kill_at)
         given = {"seed": 3, "checkpoint": checkpoint, "on_progress": on_progress}
-        if self.stage == "language model":
-            model, report = self.stage_two(dataset, recipe, given)
+        if self.stage in ("language model", "readout"):
+            model, report = self.with_llm(dataset, recipe, given)
         elif self.stage == "backbone":
             model, report = train_backbone(dataset, recipe.backbone, **given)
         else:
@@ -49,15 +52,33 @@ class Train:
             model, report = train_alignment(dataset, backbone, texts, recipe.alignment, **given)
         self.write(model, report)
 
-    def stage_two(self, dataset, recipe, given):
-        llm = LanguageModel.load(LanguageModelConfig(name=str(self.llm), dtype="float32"))
+    def with_llm(self, dataset, recipe, given):
+        is_sharded = recipe.llm.published.is_sharded
+        llm = LanguageModel.load(LanguageModelConfig(name=str(self.llm), dtype="float32", is_sharded=is_sharded))
+        trained = self.train_with(llm, dataset, recipe, given)
+        if llm.is_sharded:
+            self.write_llm(llm)
+        return trained
+
+    def write_llm(self, llm):
+        """The frozen weights, joined from all workers."""
+        weights = dict(llm._model.named_parameters())
+        joined = {name: one.full_tensor() if isinstance(one, DTensor) else one for name, one in weights.items()}
+        if place().rank == 0:
+            save_tensors(self.out / "llm.safetensors", joined)
+
+    def train_with(self, llm, dataset, recipe, given):
         if recipe.llm.tuning == "lora":
             llm = llm.adapted(recipe.llm.lora, seed=3)
         generator = torch.Generator().manual_seed(1)
         backbone = freeze(make_backbone(dataset.num_items, recipe.backbone.model, generator))
         joint = torch.randn(dataset.num_items, 8, generator=generator)
         builder = PromptBuilder.of(llm, dataset.titles, dataset.wording, recipe.prompt)
-        return train_soft_tokens(dataset, backbone, joint, llm, builder, recipe.soft_tokens, **given)
+        if self.stage == "language model":
+            return train_soft_tokens(dataset, backbone, joint, llm, builder, recipe.soft_tokens, **given)
+        users = torch.randn(20, backbone.dim, generator=generator)
+        soft = freeze(new_soft_tokens(users, joint, llm, recipe.soft_tokens.soft_tokens, 3))
+        return train_readout(dataset, Reader(llm, builder, backbone, joint, joint, soft), recipe.readout, **given)
 
     def write(self, model, report):
         if place().rank == 0:
@@ -69,7 +90,7 @@ class Train:
 class Each:
     """Several trainings, one after the other, by the same workers."""
 
-    works: tuple[Train, ...]
+    works: tuple[Callable[[], None], ...]
 
     def __call__(self):
         for work in self.works:
@@ -103,6 +124,11 @@ QUIET = (
     "soft_tokens.loop.epochs=2",
     "soft_tokens.loop.checkpoint_every=3",
     "soft_tokens.warm_up.epochs=1",
+    "readout.sample=40",
+    "readout.batch_tokens=300",
+    "readout.head.dim=8",
+    "readout.loop.epochs=2",
+    "readout.loop.checkpoint_every=3",
     "prompt.max_title_tokens=8",
     "prompt.lists_candidates=false",
     "backbone.model.dim=16",

@@ -13,6 +13,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from allrec.training.layers import look_up
+from allrec.training.row_shards import RowShard
 
 # Logits held at one time, 128 MiB of float32; beyond it they are computed in chunks, and again for the gradient.
 MAX_LOGITS = 1 << 25
@@ -97,4 +98,6 @@ def sampled_softmax(
 def _summed_softmax(
     states: Float[Tensor, "tokens dim"], targets: Int[Tensor, "tokens"], item_embeddings: Float[Tensor, "items dim"]
 ) -> Float[Tensor, ""]:
+    if isinstance(item_embeddings, RowShard):
+        return item_embeddings.softmax_sum(states, targets)
     return functional.cross_entropy(states @ item_embeddings.T, targets, reduction="sum")

@@ -74,6 +74,12 @@ class BackboneConfig(Config):
         100_000, ge=1, description="Catalogue size above which loss softmax becomes sampled-softmax."
     )
     num_negatives: int = Field(4096, ge=1, description="Shared negatives of a step with sampled-softmax.")
+    split_table_above: int = Field(
+        10_000_000,
+        ge=1,
+        description="Catalogue size above which workers that train together hold a part of the item embeddings each, "
+        "and take whole batches.",
+    )
     tokens_per_batch: int = Field(640, ge=1, description="Positions of a batch at most, padding included.")
     validation_protocol: EvaluationProtocol = Field(
         EvaluationProtocol.PAPER, description="Candidates of the validation that decides when to stop."

@@ -109,6 +109,7 @@ def train_backbone(
         validate=validate,
         on_progress=on_progress,
         share=share_of,
+        split=("item_table",) if dataset.num_items > config.split_table_above else (),
     )
     return TrainedBackbone(freeze(model), report)
 

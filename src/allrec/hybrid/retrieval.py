@@ -195,6 +195,18 @@ class SearchConfig(Config):
     probes: int = Field(64, ge=1, description="Parts of the index that a query looks into.")
 
 
+def trained_index(items: Float[Tensor, "items dim"]) -> Any:
+    """The index of ``FaissSearch`` before an item is in it: a partition by k-means, whose training is seeded."""
+    import faiss
+
+    num_lists = max(1, min(int(LISTS * len(items) ** 0.5), len(items) // TRAINED_ON))
+    dim = items.shape[1]
+    index: Any = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, num_lists, faiss.METRIC_INNER_PRODUCT)
+    index.cp.max_points_per_centroid, index.cp.niter = TRAINED_ON, ROUNDS
+    index.train(np.ascontiguousarray(items.numpy(), dtype=np.float32))
+    return index
+
+
 class FaissSearch:
     """An inverted file: k-means partitions the items, and a query searches the nearest partitions.
 
@@ -204,23 +216,18 @@ class FaissSearch:
     Args:
         items: embeddings.
         probes: parts that a query looks into.
+        index: where it was built before; see ``hybrid.index``.
 
     Source: Jégou et al., TPAMI 2011, without compression.
     """
 
-    def __init__(self, items: Float[Tensor, "items dim"], probes: int) -> None:
-        import faiss
-
-        vectors = np.ascontiguousarray(items.numpy(), dtype=np.float32)
-        num_lists = max(1, min(int(LISTS * len(items) ** 0.5), len(items) // TRAINED_ON))
+    def __init__(self, items: Float[Tensor, "items dim"], probes: int, index: Any = None) -> None:
         self.items = items
-        self.index: Any = faiss.IndexIVFFlat(
-            faiss.IndexFlatIP(vectors.shape[1]), vectors.shape[1], num_lists, faiss.METRIC_INNER_PRODUCT
-        )
-        self.index.cp.max_points_per_centroid, self.index.cp.niter = TRAINED_ON, ROUNDS
-        self.index.train(vectors)
-        self.index.add(vectors)
-        self.index.nprobe = min(probes, num_lists)
+        if index is None:
+            index = trained_index(items)
+            index.add(np.ascontiguousarray(items.numpy(), dtype=np.float32))
+        self.index = index
+        self.index.nprobe = min(probes, self.index.nlist)
 
     def nearest(self, queries: Float[Tensor, "rows dim"], depth: int, num_trained: int) -> Nearest:
         """See ``scan``."""

@@ -28,6 +28,7 @@ from allrec.llm.checkpointing import is_repeated
 from allrec.llm.loading import fingerprint_of, load_model, local_folder
 from allrec.llm.model_config import LanguageModelConfig
 from allrec.llm.packaged import PACKAGED
+from allrec.llm.sharding import is_sharded
 
 UNLIMITED = 1_000_000_000
 """The maximum length, in tokens, of a model that states none."""
@@ -52,6 +53,7 @@ class LanguageModel:
         max_length: positions that the model has, in tokens.
         adapter: what tunes the model; None where it is as it was published.
         window: so far back every layer looks, in tokens.
+        is_sharded: whether the weights lie in parts over a group of workers, which then read at the same time.
 
     Raises:
         InputError: no end-of-sequence token, a model that looks ahead, or one whose logits we cannot reproduce.
@@ -61,6 +63,7 @@ class LanguageModel:
         self.fingerprint = fingerprint
         self.adapter: Adapter | None = None
         self._model: Any = model.eval().requires_grad_(False)
+        self.is_sharded = is_sharded(model)
         self._table = model.get_input_embeddings()
         self._head = model.get_output_embeddings()
         # What a published model says of sampling and penalties is not for us: decoding is plain.
@@ -111,8 +114,13 @@ class LanguageModel:
             seed: of the adapter's first weights.
 
         Raises:
-            InputError: peft is not installed.
+            InputError: peft is not installed, or the model is sharded.
         """
+        if self.is_sharded:
+            raise InputError(
+                "got llm.tuning=lora and a sharded language model, expected one of them. Leave the model as it is: "
+                "--set llm.tuning=none; or whole: --set llm.published.is_sharded=false"
+            )
         llm = LanguageModel(sharing_copy(self._model), self._tokenizer, self.fingerprint)
         llm.adapter = add_adapter(llm._model, config, seed)
         return llm
@@ -279,8 +287,8 @@ class LanguageModel:
 
     @property
     def threads(self) -> int:
-        """How many threads may read at one time: one where the model changes as it reads, or is compiled."""
-        return torch.get_num_threads() if self.device.type == "cpu" and self._is_steady else 1
+        """How many threads may read at one time: one where the model changes as it reads, is compiled or sharded."""
+        return torch.get_num_threads() if self.device.type == "cpu" and self._is_steady and not self.is_sharded else 1
 
     @cached_property
     def _is_steady(self) -> bool:
@@ -295,8 +303,11 @@ class LanguageModel:
     def can_pack(self) -> bool:
         """Whether several continuations, read at once under a dense mask, come out as each of them alone.
 
-        Tried on a few tokens: padded prompts of three places and two continuations of two.
+        Tried on a few tokens: padded prompts of three places and two continuations of two. A sharded model never does:
+        its layers are whole only while each is read to its end.
         """
+        if self.is_sharded:
+            return False
         prompt, first, second = (self.embed(self._some_ids(7))[None, part] for part in ([0, 1, 2], [3, 4], [5, 6]))
         alone = torch.cat([self.hidden(torch.cat([prompt, part], 1))[:, 3:] for part in (first, second)], 1)
         own = torch.kron(torch.eye(2), torch.ones(2, 2).tril())

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 LOGITS_PER_CHUNK = 1 << 24
 """So many logits (64 MiB) are held at once when candidates are scored."""
+SHARED_AT_ONCE = 1 << 40
+"""More tokens than any batch has."""
 CACHED_TOKENS = 2048
 """So many tokens are read at once on a CPU."""
 
@@ -52,7 +54,8 @@ def answer_loss(
 
     Source: arXiv:2404.11343, section 4.2; a long title weighs more than a short one, as in the public code.
     """
-    most = tokens_at_once(llm, len(prompts.tokens.values))
+    # A worker of a sharded model reads its share in one pass, as the others do theirs.
+    most = SHARED_AT_ONCE if llm.is_sharded else tokens_at_once(llm, len(prompts.tokens.values))
     longest = prompts.tokens.lengths.max(initial=0) + answers.lengths.max(initial=0)
     if groups is not None and llm.can_pack and longest < llm.window:
         parts = _shared_parts(prompts, answers, groups, most)
@@ -349,7 +352,7 @@ def _token_log_probs(
 ) -> Float[Tensor, "answer_tokens"]:
     """Log-probability of each answer token, from the hidden state before it."""
     targets = torch.from_numpy(answers.values).to(llm.device)
-    chunk = max(1, LOGITS_PER_CHUNK // llm.vocabulary)
+    chunk = max(1, len(hidden) if llm.is_sharded else LOGITS_PER_CHUNK // llm.vocabulary)
     pairs = zip(torch.split(hidden, chunk), torch.split(targets, chunk), strict=True)
     return torch.cat([-functional.cross_entropy(llm.logits(states), ids, reduction="none") for states, ids in pairs])
 

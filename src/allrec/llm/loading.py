@@ -28,6 +28,8 @@ from allrec.llm.attention import causal_attention
 from allrec.llm.checkpointing import checkpoint_layer
 from allrec.llm.model_config import LanguageModelConfig
 from allrec.llm.packaged import PACKAGED, converted, is_gguf, packaged_fingerprint
+from allrec.llm.sharding import is_sharded, sharded
+from allrec.training.distributed import place
 
 TRIED = (256, 576, 1536)
 """Tokens, width in and width out of the product that a trial of precisions times."""
@@ -96,13 +98,19 @@ def load_model(
         InputError: weights are missing, or fewer bits a weight are requested where they are not available.
     """
     dtype = getattr(torch, faster_dtype(device.type) if config.dtype == "auto" else config.dtype)
+    is_split = config.is_sharded and place().size > 1
     source = str(folder or config.name)
     is_local = folder is not None or not is_hub_reachable()
     given = {"revision": config.revision or "main", "trust_remote_code": False, "local_files_only": is_local}
     quantized = {} if config.weights == "whole" else {"quantization_config": _fewer_bits(config.weights, device)}
     tokenizer = AutoTokenizer.from_pretrained(source, **given)
     loaded: Any = AutoModelForCausalLM.from_pretrained(
-        source, **given, use_safetensors=True, dtype=dtype, output_loading_info=True, **quantized
+        source,
+        **given,
+        use_safetensors=True,
+        dtype="auto" if is_split else dtype,
+        output_loading_info=True,
+        **quantized,
     )
     model, report = loaded
     if report["missing_keys"]:
@@ -110,7 +118,7 @@ def load_model(
             f"{config.name} is no whole causal language model: its weights lack {sorted(report['missing_keys'])[0]}. "
             "Choose one that was saved with its head."
         )
-    return spared(model, config, device), tokenizer
+    return spared(sharded(model, dtype, device) if is_split else model, config, device), tokenizer
 
 
 def _fewer_bits(weights: Literal["8bit", "4bit"], device: torch.device) -> BitsAndBytesConfig:
@@ -145,7 +153,7 @@ def faster_dtype(device: str) -> Literal["bfloat16", "float32"]:
 
 def spared(model: Any, config: LanguageModelConfig, device: torch.device) -> Any:
     """The model on its device, compiled or checkpointed as configured, on a CPU with our attention."""
-    if config.weights == "whole":
+    if config.weights == "whole" and not is_sharded(model):
         model = model.to(device)
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     if config.is_compiled:

@@ -36,6 +36,7 @@ from allrec.llm.soft_token_training import history_lengths
 from allrec.llm.soft_tokens import SoftTokens, project
 from allrec.parallel import OnProgress
 from allrec.training.batches import LazyBatches, length_batches
+from allrec.training.distributed import Place, share_rows, whole_batch
 from allrec.training.examples import initialized, sampled, training_examples
 from allrec.training.loop import FitReport, LoopConfig, fit
 
@@ -70,6 +71,14 @@ class ReadOutStageConfig(Config):
     )
     validation_users: int = Field(1000, ge=1, description="Users of that validation at most, drawn once.")
     loop: LoopConfig = LoopConfig(epochs=3, learning_rate=2e-3, patience_steps=1, checkpoint_every=50)
+
+
+class Batch(NamedTuple):
+    """Rows of the examples, what a sample of the catalogue is drawn with, and how many rows all workers have."""
+
+    rows: Int[ndarray, "batch"]
+    draw: int
+    num_rows: int
 
 
 class Reader(NamedTuple):
@@ -171,13 +180,14 @@ def train_readout(
     _standardize(readout, states, rng.permutation(len(examples))[:STANDARDIZED_ON])
     retrieval = _retrieval(dataset, reader.joint_items, config)
 
-    def loss(batch: tuple[Int[ndarray, "batch"], int]) -> dict[str, Tensor]:
-        rows, draw = batch
+    def loss(batch: Batch) -> dict[str, Tensor]:
+        rows = batch.rows
         vectors, teachers = readout.users(states(rows)), readout.teacher(users[rows])
+        pairs = [uniformity_loss(whole_batch(one, batch.num_rows)) for one in (vectors, teachers)]
         losses = ReadOutLosses(
-            retrieval=retrieval(readout, vectors, examples.items[rows], np.random.default_rng(draw)),
+            retrieval=retrieval(readout, vectors, examples.items[rows], np.random.default_rng(batch.draw)),
             distillation=distillation_loss(vectors, teachers),
-            uniformity=uniformity_loss(vectors) + uniformity_loss(teachers),
+            uniformity=pairs[0] + pairs[1],
         )
         return {"total": losses.total(config.head.distillation, config.head.uniformity), **losses._asdict()}
 
@@ -185,7 +195,8 @@ def train_readout(
     validate = _validation(readout, dataset, reader, config, seed)
     report = fit(
         readout, batches, loss, config.loop,
-        seed=seed, stream="readout", checkpoint=checkpoint, validate=validate, on_progress=on_progress,
+        seed=seed, stream="readout", checkpoint=checkpoint, validate=validate, on_progress=on_progress, share=_share,
+        is_validated_by_all=reader.llm.is_sharded,
     )  # fmt: skip
     return freeze(readout), report
 
@@ -214,14 +225,20 @@ def new_readout(users: Float[Tensor, "rows dim"], reader: Reader, config: ReadOu
 
 def _batches(
     lengths: Int[ndarray, "rows"], config: ReadOutStageConfig, seed: int
-) -> Callable[[int], LazyBatches[tuple[ndarray, int]]]:
-    def batches(epoch: int) -> LazyBatches[tuple[ndarray, int]]:
+) -> Callable[[int], LazyBatches[Batch]]:
+    def batches(epoch: int) -> LazyBatches[Batch]:
         rng = seeds.rng(seed, "readout", "epoch", epoch)
         rows = length_batches(lengths + 1, config.batch_tokens, rng)
         draws = rng.integers(1 << 62, size=len(rows))
-        return LazyBatches(rows, lambda index, chosen: (chosen, int(draws[index])))
+        return LazyBatches(rows, lambda index, chosen: Batch(chosen, int(draws[index]), len(chosen)))
 
     return batches
+
+
+def _share(batch: Batch, here: Place) -> tuple[Batch, float]:
+    """A worker's rows of a batch; losses are means over rows, but for those over pairs, see ``whole_batch``."""
+    rows, weight = share_rows(len(batch.rows), here)
+    return batch._replace(rows=batch.rows[rows]), weight
 
 
 def _retrieval(dataset: Dataset, joint_items: Float[Tensor, "items joint"], config: ReadOutStageConfig) -> Retrieval:

@@ -346,13 +346,15 @@ def _train_language_model(training: Training, folder: Path) -> None:
         seed=recipe.seed, checkpoint=folder / CHECKPOINT,
         on_progress=training.progress("language_model"), on_warm_up=training.progress("warm_up"),
     )  # fmt: skip
-    if place().rank > 0:
+    model.tuned_llm, is_first = llm, place().rank == 0
+    # A model whose layers lie in parts over the workers needs all of them to read.
+    if priors is None and (is_first or llm.is_sharded):
+        priors = _title_priors(training)
+    if priors is None or not is_first:
         return
     _save(folder, soft_tokens, report)
     if llm.adapter is not None:
         save_tensors(folder / ADAPTER, llm.adapter.state_dict())
-    model.tuned_llm = llm
-    priors = _title_priors(training) if priors is None else priors
     save_tensors(folder / PRIORS, {"priors": torch.from_numpy(priors)})
 
 
@@ -374,7 +376,8 @@ def _train_readout(training: Training, folder: Path) -> None:
         training.dataset, training.model.reader, training.recipe.readout,
         seed=training.recipe.seed, checkpoint=folder / CHECKPOINT, on_progress=training.progress("readout"),
     )  # fmt: skip
-    _save(folder, readout, report)
+    if place().rank == 0:
+        _save(folder, readout, report)
 
 
 def _fit_fusion(training: Training, folder: Path) -> None:
@@ -524,7 +527,7 @@ _ALL = (
         "language_model",
         is_shared=True,
     ),
-    Stage("readout", _train_readout, _has_readout, partial(_llm_inputs, is_readout=True), "readout"),
+    Stage("readout", _train_readout, _has_readout, partial(_llm_inputs, is_readout=True), "readout", is_shared=True),
     Stage("fusion", _fit_fusion, _has_fusion, None, "fusion"),
     Stage(REFIT, _refit, _is_refitted, None, "refit"),
 )

@@ -65,6 +65,33 @@ def share_rows(num_rows: int, here: Place) -> tuple[slice, float]:
     return rows, (rows.stop - rows.start) / num_rows
 
 
+def whole_batch(own: Tensor, num_rows: int) -> Tensor:
+    """The rows of a whole batch, in its order, where this worker has made those of its share alone.
+
+    For a loss over pairs of rows, which is no sum over shares: every worker computes all of it, with a gradient
+    through its own rows. That gradient is over the share's weight, which the loop multiplies the loss by.
+
+    Args:
+        own: a row each of ``share_rows``.
+        num_rows: of the whole batch.
+    """
+    here = place()
+    if here.size == 1:
+        return own
+    parts = [Place(rank, here.size).share(num_rows) for rank in range(here.size)]
+    counts = [part.stop - part.start for part in parts]
+    mine, (_, weight) = own.detach()[: counts[here.rank]], share_rows(num_rows, here)
+    # All are equally long on the way, as collectives need it.
+    sent = own.new_zeros(max(counts), *own.shape[1:])
+    sent[: len(mine)] = mine
+    received = [torch.empty_like(sent) for _ in counts]
+    distributed.all_gather(received, sent)
+    rows = [one[:count] for one, count in zip(received, counts, strict=True)]
+    if weight:
+        rows[here.rank] = mine + (own - mine) / weight
+    return torch.cat(rows)
+
+
 class Loss(nn.Module):
     """What learns, with its loss as ``forward``: gradients are averaged after one backward pass through it."""
 
@@ -78,15 +105,15 @@ class Loss(nn.Module):
         return dict(values) if isinstance(values, Mapping) else {"total": values}
 
 
-def together(module: nn.Module, loss: Callable[[Batch], Tensor | Mapping[str, Tensor]]) -> nn.Module:
-    """The loss of a module; in a group of workers with gradients that are means over them."""
+def together(module: nn.Module, loss: Callable[[Batch], Tensor | Mapping[str, Tensor]], here: Place) -> nn.Module:
+    """The loss of a module; in a group of workers that share batches with gradients that are means over them."""
     own = Loss(module, loss)
-    return own if place().size == 1 else DistributedDataParallel(own, find_unused_parameters=True)
+    return own if here.size == 1 else DistributedDataParallel(own, find_unused_parameters=True)
 
 
-def summed(values: Mapping[str, Tensor], weight: float) -> dict[str, float]:
+def summed(values: Mapping[str, Tensor], weight: float, here: Place) -> dict[str, float]:
     """Named losses of the whole batch: the workers' own, weighed. Every worker gets the same, a nan as well."""
-    if place().size == 1:
+    if here.size == 1:
         return {name: value.item() for name, value in values.items()}
     names = sorted(values)
     # A weight of 0 takes out a row that only fills in, even where its loss were no number.
@@ -96,12 +123,12 @@ def summed(values: Mapping[str, Tensor], weight: float) -> dict[str, float]:
     return dict(zip(names, own.tolist(), strict=True))
 
 
-def of_first(compute: Callable[[], float]) -> float:
-    """A number that rank 0 computes and all workers get."""
+def of_first(compute: Callable[[], float], is_computed_by_all: bool = False) -> float:
+    """A number of rank 0 that all workers get; the others compute it too where it takes what all hold together."""
     here = place()
     if here.size == 1:
         return compute()
-    value = [compute() if here.rank == 0 else None]
+    value = [compute() if here.rank == 0 or is_computed_by_all else None]
     distributed.broadcast_object_list(value, src=0)
     return float(value[0] or 0.0)
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from allrec.training.distributed import place
+from allrec.training.row_shards import RowShard
 
 SHARES = 1 << 16
 """A share dropped is a multiple of one over this, to the nearest."""
@@ -76,6 +77,8 @@ def look_up(ids: Int[Tensor, "*places"], table: Float[Tensor, "items dim"]) -> F
 
     Optimizers without sparse gradients need ``DenseGradients`` before each step, as ``training.loop`` has.
     """
+    if isinstance(table, RowShard):
+        return table.look_up(ids, table.numel() >= LARGE)
     # Workers add up gradients in buffers that are laid out before the first of them.
     is_sparse = table.is_leaf and table.numel() >= LARGE and place().size == 1
     return functional.embedding(ids, table, sparse=is_sparse)

@@ -18,8 +18,9 @@ from allrec import seeds
 from allrec.errors import Config, InputError
 from allrec.files import atomic_path, load_tensors
 from allrec.parallel import OnProgress
-from allrec.training.distributed import Share, of_first, place, summed, together
+from allrec.training.distributed import Place, Share, of_first, place, summed, together
 from allrec.training.layers import DenseGradients
+from allrec.training.row_shards import RowShard, gradient_norm, join_tables, part_tables, split_tables
 
 Batch_co = TypeVar("Batch_co", covariant=True)
 Batch = TypeVar("Batch")
@@ -110,6 +111,8 @@ def fit(
     validate: Callable[[], float] | None = None,
     on_progress: OnProgress | None = None,
     share: Share[Batch] | None = None,
+    split: tuple[str, ...] = (),
+    is_validated_by_all: bool = False,
 ) -> FitReport:
     """Trains ``module`` in place and leaves it in eval mode, with the best parameters where there is a validation.
 
@@ -129,32 +132,33 @@ def fit(
         on_progress: called after each step with the share of all epochs done, the named losses, ``step`` and ``epoch``
             (numbers done) and, once there is one, the last ``validation``; of several workers, by rank 0.
         share: a worker's part of a batch; needed where there are several.
+        split: parameters whose rows lie over several workers (``training.row_shards``), which then take whole batches;
+            at the end rank 0 has them whole.
+        is_validated_by_all: whether all workers call ``validate``, since it reads what they hold together.
 
     Raises:
         InputError: there is nothing to train on, the loss is not finite, or the checkpoint is another run's.
     """
-    state = _State(module, config, {"config": config.model_dump(mode="json"), "seed": seed, "stream": stream})
+    tables = split_tables(module, split) if place().size > 1 else {}
+    state = _State(module, config, {"config": config.model_dump(mode="json"), "seed": seed, "stream": stream}, tables)
     if checkpoint is not None and checkpoint.exists():
         state.load(checkpoint)
-    progress, here, learner = state.progress, place(), together(module, loss)
-    if here.size > 1 and share is None:
-        raise ValueError(f"{stream} cannot be trained by {here.size} workers: it does not say how a batch is shared")
+    progress, here = state.progress, Place() if tables else place()
+    learner, own_part = together(module, loss, here), _own_part(share, here, stream)
     while not progress.is_over(config):
         epoch_batches = _nonempty(batches(progress.epoch))
         module.train()
         while progress.batch < len(epoch_batches):
-            batch, weight = epoch_batches[progress.batch], 1.0
-            if share is not None and here.size > 1:
-                batch, weight = share(batch, here)
+            batch, weight = own_part(epoch_batches[progress.batch])
             with seeded_dropout(module, seed, stream, progress.step, here.rank):
-                values = _step(state, learner(batch), config.gradient_clip, weight)
+                values = _step(state, learner(batch), config.gradient_clip, weight, here)
             progress.step, progress.batch = progress.step + 1, progress.batch + 1
             progress.loss_sum += values["total"]
             if checkpoint is not None and progress.step % config.checkpoint_every == 0:
                 state.save(checkpoint)
-            if on_progress is not None and here.rank == 0:
+            if on_progress is not None and place().rank == 0:
                 on_progress(_share(progress, len(epoch_batches), config.epochs), values | _position(progress))
-        _end_epoch(state, validate)
+        _end_epoch(state, validate, is_validated_by_all)
     if checkpoint is not None:
         state.save(checkpoint)
     state.restore_best()
@@ -165,8 +169,10 @@ def fit(
 class _State:
     """What a checkpoint holds: trained parameters, the best ones so far, Adam's state and the progress."""
 
-    def __init__(self, module: nn.Module, config: LoopConfig, identity: dict[str, Any]) -> None:
-        self.module, self.identity, self.progress = module, identity, Progress()
+    def __init__(
+        self, module: nn.Module, config: LoopConfig, identity: dict[str, Any], tables: dict[str, RowShard]
+    ) -> None:
+        self.module, self.identity, self.progress, self.tables = module, identity, Progress(), tables
         self.parameters = {name: value for name, value in module.named_parameters() if value.requires_grad}
         if not self.parameters:
             raise ValueError("the module has no parameter with requires_grad: there is nothing to train")
@@ -187,19 +193,36 @@ class _State:
     def restore_best(self) -> None:
         for name, value in self.best.items():
             self.parameters[name].data.copy_(value)
+        join_tables(self.module, self.tables)
 
     def save(self, path: Path) -> None:
-        if place().rank > 0:
+        if place().rank > 0 and not self.tables:
             return
         # One file, since two could not be renamed at one moment; one metadata key, since their order is not fixed.
-        tensors: dict[str, Tensor] = {f"parameter/{name}": value for name, value in self.parameters.items()}
-        tensors |= {f"best/{name}": value for name, value in self.best.items()}
-        for index, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer/{index}/{name}": value for name, value in state.items()}
-        tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        tensors = {f"parameter/{name}": self._whole(name, value) for name, value in self.parameters.items()}
+        tensors |= {f"best/{name}": self._whole(name, value) for name, value in self.best.items()}
+        states = self.optimizer.state_dict()["state"]
+        for index, name in enumerate(self.parameters):
+            for key, value in states.get(index, {}).items():
+                tensors[f"optimizer/{index}/{key}"] = self._whole(name, value)
+        if place().rank > 0:
+            return
         metadata = {"allrec": json.dumps({"identity": self.identity, "progress": asdict(self.progress)})}
         with atomic_path(path) as temporary:
             save_file(tensors, temporary, metadata=metadata)
+
+    def _whole(self, name: str, value: Tensor) -> Tensor:
+        """What a checkpoint has of a parameter: of a split one all rows, in rank 0."""
+        shard = self.tables.get(name)
+        if shard is not None and value.dim():
+            gathered = shard.gathered(value)
+            value = value if gathered is None else gathered
+        return value.detach().cpu().contiguous()
+
+    def _own(self, name: str, value: Tensor) -> Tensor:
+        """What this worker has of that."""
+        shard = self.tables.get(name)
+        return value if shard is None or value.dim() == 0 else shard.own(value).clone()
 
     def load(self, path: Path) -> None:
         tensors = load_tensors(path)
@@ -207,9 +230,9 @@ class _State:
         parameters = {name.partition("/")[2]: value for name, value in tensors.items() if name.startswith("parameter/")}
         self._refuse_other_run(path, header["identity"], parameters)
         for name, value in parameters.items():
-            self.parameters[name].data.copy_(value)
+            self.parameters[name].data.copy_(self._own(name, value))
         self.best = {
-            name: tensors[f"best/{name}"].to(value.device)
+            name: self._own(name, tensors[f"best/{name}"]).to(value.device)
             for name, value in self.parameters.items()
             if f"best/{name}" in tensors
         }
@@ -218,15 +241,17 @@ class _State:
 
     def _load_optimizer(self, tensors: dict[str, Tensor]) -> None:
         state: dict[int, dict[str, Tensor]] = {}
+        names = list(self.parameters)
         for key, value in tensors.items():
             if key.startswith("optimizer/"):
                 _, index, name = key.split("/")
-                state.setdefault(int(index), {})[name] = value
+                state.setdefault(int(index), {})[name] = self._own(names[int(index)], value)
         self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
 
     def _refuse_other_run(self, path: Path, identity: dict[str, Any], parameters: dict[str, Tensor]) -> None:
         got = {name: list(value.shape) for name, value in parameters.items()}
         expected = {name: list(value.shape) for name, value in self.parameters.items()}
+        expected |= {name: [shard.num_rows, *shard.shape[1:]] for name, shard in self.tables.items()}
         different = [key for key, value in self.identity.items() if identity.get(key) != value]
         different += ["parameters"] if got != expected else []
         if different:
@@ -258,8 +283,10 @@ def seeded_dropout(module: nn.Module, seed: int, stream: str, step: int, rank: i
         yield
 
 
-def _step(state: _State, named: dict[str, Tensor], gradient_clip: float, weight: float) -> dict[str, float]:
-    values = summed(named, weight)
+def _step(
+    state: _State, named: dict[str, Tensor], gradient_clip: float, weight: float, here: Place
+) -> dict[str, float]:
+    values = summed(named, weight, here)
     if not math.isfinite(values["total"]):
         raise InputError(
             f"the loss became {values['total']} at step {state.progress.step}, expected a number. "
@@ -267,21 +294,24 @@ def _step(state: _State, named: dict[str, Tensor], gradient_clip: float, weight:
         )
     state.optimizer.zero_grad()
     # Gradients become means over the workers, hence the number of them.
-    (named["total"] * (weight * place().size)).backward()  # type: ignore[no-untyped-call]
+    (named["total"] * (weight * here.size)).backward()  # type: ignore[no-untyped-call]
     state.gradients.take_over(state.parameters)
     if gradient_clip > 0:
-        nn.utils.clip_grad_norm_(state.parameters.values(), gradient_clip)
+        norm = gradient_norm(state.parameters, state.tables)
+        nn.utils.clip_grads_with_norm_(state.parameters.values(), gradient_clip, norm)
     state.optimizer.step()
     return values
 
 
-def _end_epoch(state: _State, validate: Callable[[], float] | None) -> None:
+def _end_epoch(state: _State, validate: Callable[[], float] | None, is_validated_by_all: bool) -> None:
     progress = state.progress
     progress.losses.append(progress.loss_sum / progress.batch)
     if validate is not None:
         state.module.eval()
+        join_tables(state.module, state.tables)
         with torch.no_grad():
-            value = of_first(lambda: float(validate()))
+            value = of_first(lambda: float(validate()), is_validated_by_all)
+        part_tables(state.module, state.tables)
         if not math.isfinite(value):
             raise ValueError(f"validation gave {value} after epoch {progress.epoch}, expected a finite number")
         progress.validations.append(value)
@@ -289,6 +319,15 @@ def _end_epoch(state: _State, validate: Callable[[], float] | None) -> None:
             progress.best_epoch, progress.best_step = progress.epoch, progress.step
             state.keep_best()
     progress.epoch, progress.batch, progress.loss_sum = progress.epoch + 1, 0, 0.0
+
+
+def _own_part(share: Share[Batch] | None, here: Place, stream: str) -> Callable[[Batch], tuple[Batch, float]]:
+    """What a worker takes of a batch, and the weight of that in the loss."""
+    if here.size == 1:
+        return lambda batch: (batch, 1.0)
+    if share is None:
+        raise ValueError(f"{stream} cannot be trained by {here.size} workers: it does not say how a batch is shared")
+    return lambda batch: share(batch, here)
 
 
 def _share(progress: Progress, num_batches: int, epochs: int) -> float:
