@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from time import monotonic, sleep
 
 import httpx
@@ -58,19 +58,20 @@ def test_it_answers_what_was_begun_when_it_is_stopped_and_a_killed_one_loses_no_
     with serving(run, tmp_path, port, "log") as process, ThreadPoolExecutor(USERS) as pool:
         assert httpx.post(f"{address}/events", json={"events": [event]}).json() == {"received": 1, "new": 0}
 
+        statuses = []
+
         def ask_until_it_ends(user):
-            statuses = []
-            with httpx.Client(base_url=address, timeout=30) as client:
+            with httpx.Client(base_url=address, timeout=30) as client, suppress(httpx.TransportError):
                 while True:
-                    try:
-                        statuses.append(client.post("/recommendations", json={"user_id": user}).status_code)
-                    except httpx.TransportError:
-                        return statuses
+                    statuses.append(client.post("/recommendations", json={"user_id": user}).status_code)
 
         asked = [pool.submit(ask_until_it_ends, user) for user in users]
-        sleep(1)
+        end = monotonic() + 60
+        while len(statuses) <= 2 * USERS and monotonic() < end:
+            sleep(0.05)
         process.send_signal(signal.SIGTERM)
-        statuses = [status for one in asked for status in one.result(60)]
+        for one in asked:
+            one.result(60)
         assert process.wait(40) in (0, -signal.SIGTERM)
     lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
     begun = [line["status"] for line in lines if line.get("route") == "/v1/recommendations"]
