@@ -107,6 +107,22 @@ def test_the_table_is_written_in_three_forms(compared):
     assert read_json(folder / COMPARISON) == result
 
 
+def test_new_targets_stand_beside_all(compared):
+    folder, result, _ = compared
+    row = result["table"]["rows"][0]
+    rows = [
+        one
+        for seed in (0, 1)
+        for one in read_json(folder / "runs" / f"whole-seed{seed}" / "metrics.json")["results"]
+        if (one["split"], one["protocol"], one["scorer"]) == ("test", "paper", row["scorer"])
+    ]
+    means = {segment: sum(one["HR@1"] for one in rows if one["segment"] == segment) / 2 for segment in ("all", "new")}
+    assert (row["test"]["HR@1"][0], row["new"]["HR@1"][0]) == pytest.approx((means["all"], means["new"]))
+    users = {one["users"] for one in rows if one["segment"] == "new"}
+    assert 0 < min(users) < row["users"]["test"]
+    assert "test, new targets HR@1" in (folder / "table.md").read_text()
+
+
 def test_every_row_is_tested_against_the_first_over_the_same_users(compared):
     first, second = compared[1]["table"]["rows"]
     assert first["against_first"] is None
