@@ -27,6 +27,8 @@ def world(small_world: World, recipe_file: Path, tmp_path_factory: pytest.TempPa
     options = ("--run", run, "--recipe", recipe_file, "--llm", small_world.llm)
     result = call("train", small_world.dataset, *options, "--set", "prompt.lists_candidates=true")
     assert "protocol paper" in result
+    assert "protocol paper, targets new to the user" in " ".join(result.split())
+    assert "not worse by more than 0.005" in result
     return small_world.dataset, run, recipe_file
 
 

@@ -146,7 +146,7 @@ def drawn_one_by_one(values, clusters, source, samples):
 def test_seeds_and_clusters_are_drawn_as_by_loops(num_seeds):
     source = np.random.default_rng(3)
     clusters = np.repeat(np.arange(12), source.integers(1, 6, 12))
-    values = source.random((num_seeds, 1)) / 2 + source.random(12)[clusters] + source.random((num_seeds, len(clusters)))
+    values = 3 * source.random((num_seeds, 1)) + source.random(12)[clusters] + source.random((num_seeds, len(clusters)))
     means = drawn_one_by_one(values, clusters, np.random.default_rng(4), 4000)
     interval = bootstrap_interval(values, rng(), clusters, samples=20_000)
     assert interval == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.03 * np.ptp(interval) + 0.01)

@@ -72,6 +72,13 @@ def test_what_was_chosen_and_tried_is_told(world):
     assert chosen["popularity"][0]["beyond@10"]["popularity_lift"] > chosen["text"][0]["beyond@10"]["popularity_lift"]
 
 
+def test_new_targets_stand_beside_all(world):
+    for row in world[3]["table"]:
+        seeds = [one for one in world[3]["results"] if (one["split"], one["protocol"], one["scorer"], one["segment"])
+                 == ("test", "full", row["name"], "new")]  # fmt: skip
+        assert row["test/full/new"]["HR@10"][0] == pytest.approx(np.mean([one["HR@10"] for one in seeds]))
+
+
 def test_resuming_does_nothing_twice_and_gives_the_same(world, small_world, monkeypatch):
     folder, dataset, recipe, result = world
     monkeypatch.setattr(baselines, "choose", None)
@@ -112,6 +119,7 @@ def test_the_command_shows_the_tables(world, monkeypatch):
     assert said.exit_code == 0, said.output
     assert "sasrec-softmax" in said.stdout
     assert "corrected by Holm for 10 rows" in " ".join(said.stdout.split())
+    assert " ".join(said.stdout.split()).count("targets new to the user") == 2
     refused = CliRunner().invoke(app, ["baselines", "data", "--out", "out", "--seeds", "one"])
     assert "got the seed 'one'" in str(refused.exception)
 

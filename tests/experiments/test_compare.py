@@ -13,6 +13,7 @@ from allrec.config import dump_recipe
 from allrec.errors import InputError
 from allrec.experiments import compare as module
 from allrec.experiments.compare import COMPARISON, compare, rows_of
+from allrec.experiments.summary import Row
 from allrec.files import read_json, sha256_file
 from allrec.runs.run_folder import RunFolder
 from allrec.runs.stages import STAGES, stage_inputs
@@ -105,6 +106,22 @@ def test_the_table_is_written_in_three_forms(compared):
     assert "| other |" in markdown
     assert "llm-random-items" in markdown
     assert read_json(folder / COMPARISON) == result
+
+
+def test_new_targets_stand_beside_all(compared):
+    folder, result, _ = compared
+    row = result["table"]["rows"][0]
+    rows = [
+        one
+        for seed in (0, 1)
+        for one in read_json(folder / "runs" / f"whole-seed{seed}" / "metrics.json")["results"]
+        if (one["split"], one["protocol"], one["scorer"]) == ("test", "paper", row["scorer"])
+    ]
+    means = {segment: sum(one["HR@1"] for one in rows if one["segment"] == segment) / 2 for segment in ("all", "new")}
+    assert (row["test"]["HR@1"][0], row["new"]["HR@1"][0]) == pytest.approx((means["all"], means["new"]))
+    users = {one["users"] for one in rows if one["segment"] == "new"}
+    assert 0 < min(users) < row["users"]["test"]
+    assert "test, new targets HR@1" in (folder / "table.md").read_text()
 
 
 def test_every_row_is_tested_against_the_first_over_the_same_users(compared):
@@ -227,3 +244,15 @@ def test_another_language_model_shares_all_but_stage_2(world, tmp_path):
     )
     assert stage_inputs(one, "alignment") == stage_inputs(two, "alignment")
     assert stage_inputs(one, "language_model") != stage_inputs(two, "language_model")
+
+
+def test_a_refitted_row_counts_the_refit_and_has_no_validation(small_world, tmp_path):
+    recipe = small_world.recipe("llm.enabled=false", "refit=valid", 'evaluation.protocols=["paper"]')
+    rows = [Row(scorer, "refitted", recipe, scorer) for scorer in ("cf", "cf-refit")]
+    result = compare(small_world.dataset, rows, tmp_path / "out", cache=small_world.cache)
+    before, after = result["table"]["rows"]
+    run = RunFolder.open(tmp_path / "out" / "runs" / "refitted-seed0")
+    assert after["seconds"]["training"] == before["seconds"]["training"] + run.seconds("refit")
+    assert (set(before["valid"]), after["valid"]) == ({"NDCG@10", "HR@10", "HR@1"}, {})
+    assert after["against_first"]["HR@1"]["users"] == before["users"]["test"]
+    assert "cf-refit" in {row["scorer"] for row in result["table"]["evidence"]}

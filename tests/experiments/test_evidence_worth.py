@@ -12,8 +12,10 @@ from allrec.data import load_dataset
 from allrec.errors import InputError
 from allrec.evaluation.results import load_ranks
 from allrec.experiments import compare as module
+from allrec.experiments import evidence_worth
 from allrec.experiments.compare import RUNS, compare, rows_of
 from allrec.experiments.evidence_worth import evaluated_lists, evidence_names, parts_of, rankings_without
+from allrec.hybrid.fusion import fold_of
 from allrec.runs.run_folder import RunFolder
 from allrec.runs.stages import STAGES
 from allrec.runs.trained_model import TrainedModel
@@ -68,6 +70,20 @@ def test_without_leaving_anything_out_it_is_the_runs_own_fusion_to_the_rank(worl
     assert {one.split for one in again} == {"valid", "test"}
     for one in again:
         assert np.array_equal(one.ranks, stored[one.split, "paper", "fusion"].ranks)
+
+
+def test_validation_users_are_scored_by_the_member_that_never_met_them(world, monkeypatch):
+    model, dataset = model_of(world), world[1]
+    lists, asked = evaluated_lists(model, dataset), []
+
+    def note(fusion, features, folds):
+        asked.append(folds)
+        return np.zeros(features.shape[:2])
+
+    monkeypatch.setattr(evidence_worth, "fused_scores", note)
+    rankings_without(lists, ("cf",), model.recipe.fusion, model.recipe.seed)
+    assert np.array_equal(asked[0], fold_of(len(dataset.targets["valid"]), 2, model.recipe.seed))
+    assert asked[1] is None
 
 
 def test_what_is_left_out_is_not_read(world, monkeypatch):

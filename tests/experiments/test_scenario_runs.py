@@ -128,6 +128,7 @@ def test_another_data_set_is_ranked_by_texts_alone_and_its_rows_stand_apart(worl
     assert metrics["other_datasets"] == again["other_datasets"]
     assert metrics["other_datasets"]["other world"]["chance"]["paper"]["HR@1"] == 1 / 20
     assert "world to other world, test, protocol paper" in said
+    assert "protocol paper, targets new to the user" in " ".join(said.split())
 
 
 def test_foreign_users_are_what_the_backbone_makes_of_decoded_texts(world):

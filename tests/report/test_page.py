@@ -152,6 +152,17 @@ def test_a_run_that_was_not_evaluated_has_a_page(world, tmp_path):
     assert any("has not been evaluated" in text for text in read(write_report(tmp_path / "run")).text)
 
 
+def test_new_targets_stand_beside_all(world, page):
+    rows = load_view(world / "run").metrics["results"]
+    wanted = {(row["scorer"], row["segment"]) for row in rows if row["segment"] in ("all", "new")}
+    text = page.read_text(encoding="utf-8")
+    for scorer, segment in wanted:
+        assert re.search(rf"<td[^>]*>{scorer}</td>\s*<td[^>]*>test</td>\s*<td[^>]*>{segment}</td>", text), (
+            scorer,
+            segment,
+        )
+
+
 def test_a_paired_test_stands_in_the_row_of_its_scorers_and_the_column_of_its_split():
     def row(scorer, protocol, difference):
         return {
