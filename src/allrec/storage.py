@@ -111,6 +111,56 @@ def local_folder(location: str, cache: Path) -> Path:
     return copy
 
 
+def local_copy(location: str, cache: Path) -> Path:
+    """A file, under its own name, or a folder on this machine; see ``local_folder``."""
+    if not is_url(location):
+        return Path(location)
+    system, source = _system(location)
+    system.invalidate_cache()
+    if not system.isfile(source):
+        return local_folder(location, cache)
+    one = system.info(source)
+    known = json.dumps([location, one["size"], str(one.get("ETag") or one.get("mtime"))])
+    copy = cache / files.sha256_text(known)[:NAME_LENGTH] / location.rsplit("/", 1)[1]
+    if not copy.exists():
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(copy) as path:
+            system.get_file(source, str(path))
+    return copy
+
+
+@contextmanager
+def put_at_end(location: str, cache: Path, last: str, *, is_replaced: bool = False) -> Iterator[Path]:
+    """Yields a local folder to write; when the block ends well it is put behind the URL, or is that path itself.
+
+    An object store has no folder that appears at once: the file without which a folder is none is put last. What a
+    killed block has written stays in the cache, so that the same machine can go on with it.
+
+    Args:
+        location: a path or a URL.
+        cache: folder of what is being written.
+        last: name of that file.
+        is_replaced: whether what was put there before may be replaced.
+
+    Raises:
+        InputError: there is something behind the URL that is not replaced.
+    """
+    if not is_url(location):
+        yield Path(location)
+        return
+    if is_used(location) and not (is_replaced and exists(join(location, last))):
+        raise InputError(f"{location} is in use, expected nothing there. Give another URL.")
+    folder = cache / files.sha256_text(location)[:NAME_LENGTH]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    yield folder
+    remove(location)
+    system, root = _system(location)
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / last]
+    for path in [*paths, folder / last]:
+        system.put_file(str(path), f"{root.rstrip('/')}/{path.relative_to(folder).as_posix()}")
+    shutil.rmtree(folder)
+
+
 def _copy_folder(system: Any, root: str, names: list[str], copy: Path) -> None:
     copy.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=".", suffix=".part", dir=copy.parent))

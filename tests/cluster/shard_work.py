@@ -12,6 +12,7 @@ import torch
 
 from allrec.errors import InputError
 from allrec.files import sha256_file
+from allrec.parallel import Needs
 from allrec.shards import Shard, ShardTask
 
 
@@ -60,3 +61,35 @@ def lines_of(log):
 def pid_after(seconds):
     time.sleep(seconds)
     return os.getpid()
+
+
+@dataclass(frozen=True)
+class KillOnce:
+    """An engine whose first worker to begin a part of a kind of work dies of ``kill -9``.
+
+    Attributes:
+        engine: that does the work.
+        killed: folder with an empty file for each kind of work of which a worker was killed.
+    """
+
+    engine: Any
+    killed: Path
+
+    def map(self, work, parts, needs=Needs()):
+        self.killed.mkdir(exist_ok=True)
+        return self.engine.map(DieFirst(work, self.killed / type(work).__name__), parts, needs)
+
+
+@dataclass(frozen=True)
+class DieFirst:
+    """Work that kills its worker the first time it is called anywhere."""
+
+    work: Any
+    killed: Path
+
+    def __call__(self, part):
+        try:
+            self.killed.touch(exist_ok=False)
+        except FileExistsError:
+            return self.work(part)
+        os.kill(os.getpid(), signal.SIGKILL)

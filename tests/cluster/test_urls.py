@@ -7,6 +7,8 @@ from tests.remedies import refused
 
 from allrec import storage
 from allrec.cli.commands import app
+from allrec.config import dump_recipe
+from allrec.data import load_dataset
 from allrec.errors import InputError
 from allrec.parallel import Processes, ThisProcess
 from allrec.recommender import AllRec
@@ -128,3 +130,50 @@ def test_a_run_and_its_recommendations_may_lie_behind_urls(bucket, tmp_path, mon
     AllRec.from_pretrained(f"{bucket}/run").recommend_all(f"{bucket}/again", k=3, users_a_part=20, engine=Processes(1))
     assert bytes_of(f"{bucket}/again/parts") == local
     assert not storage.is_used(f"{bucket}/again/users")
+
+
+def run_program(*arguments):
+    result = typer_testing.CliRunner().invoke(app, list(map(str, arguments)))
+    assert result.exit_code == 0, result.output + str(result.exception)
+
+
+def test_prepare_and_train_read_and_write_behind_urls(bucket, tmp_path, monkeypatch):
+    monkeypatch.setenv("ALLREC_CACHE", str(tmp_path / "cache"))
+    recipe = make_world(tmp_path, ("llm.enabled=false",))[2]
+    source, system = tmp_path / "source", fsspec.filesystem("s3")
+    tables = {path.name.partition(".")[0]: path for path in source.iterdir()}
+    system.put_file(str(tables["interactions"]), f"bucket/tables/{tables['interactions'].name}")
+    system.put_file(str(tables["items"]), f"bucket/other/{tables['items'].name}")
+    given = ["--items", f"{bucket}/other/{tables['items'].name}", "--set", "name=world"]
+    interactions = f"{bucket}/tables/{tables['interactions'].name}"
+    for _ in range(2):
+        run_program("prepare", interactions, "--out", f"{bucket}/data", *given)
+    run_program("prepare", tables["interactions"], "--items", tables["items"], *given[2:], "--out", tmp_path / "data")
+    local, remote = load_dataset(tmp_path / "data"), storage.local_folder(f"{bucket}/data", tmp_path / "copies")
+    assert load_dataset(remote).sha256 == local.sha256
+    assert {path.name for path in remote.iterdir()} == {path.name for path in (tmp_path / "data").iterdir()}
+
+    (tmp_path / "recipe.toml").write_text(dump_recipe(recipe))
+    options = ["--recipe", tmp_path / "recipe.toml", "--set", "llm.enabled=false"]
+    run_program("train", f"{bucket}/data", "--run", f"{bucket}/trained", *options)
+    run_program("train", tmp_path / "data", "--run", tmp_path / "trained", *options)
+    here, there = (AllRec.from_pretrained(run) for run in (tmp_path / "trained", f"{bucket}/trained"))
+    assert there.run.manifest["stages"]["backbone"]["sha256"] == here.run.manifest["stages"]["backbone"]["sha256"]
+    assert there.recommend(user=local.user_ids[0], k=3) == here.recommend(user=local.user_ids[0], k=3)
+    assert not list((tmp_path / "cache" / "runs" / "written").iterdir())
+
+
+def test_what_is_behind_a_url_is_left_alone(bucket, tmp_path):
+    storage.write_json(f"{bucket}/used/mine.json", {})
+
+    def write(location):
+        with storage.put_at_end(location, tmp_path, "last.json", is_replaced=True) as folder:
+            folder.mkdir()
+            (folder / "last.json").write_text("{}")
+
+    with refused("is in use, expected nothing there. Give another URL."):
+        write(f"{bucket}/used")
+    assert set(bytes_of(f"{bucket}/used")) == {"mine.json"}
+    write(f"{bucket}/unused")
+    assert set(bytes_of(f"{bucket}/unused")) == {"last.json"}
+    write(f"{bucket}/unused")

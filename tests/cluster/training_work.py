@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -35,11 +36,13 @@ class Train:
     sets: tuple[str, ...] = ()
     kill_at: int | None = None
     llm: Path | None = None
+    die_at: int | None = None
 
     def __call__(self):
         dataset, recipe = load_dataset(self.dataset), load_recipe("a-llmrec", (*QUIET, *self.sets))
         checkpoint = self.out / "checkpoint.safetensors"
         on_progress = None if self.kill_at is None else killed_at(self.kill_at)
+        on_progress = on_progress if self.die_at is None else partial(die_at, self.die_at)
         given = {"seed": 3, "checkpoint": checkpoint, "on_progress": on_progress}
         if self.stage in ("language model", "readout"):
             model, report = self.with_llm(dataset, recipe, given)
@@ -84,6 +87,11 @@ class Train:
         if place().rank == 0:
             save_tensors(self.out / "model.safetensors", model.state_dict())
             (self.out / "losses.txt").write_text(" ".join(map(str, report.losses)))
+
+
+def die_at(step, _, values):
+    if values["step"] == step:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 @dataclass(frozen=True)

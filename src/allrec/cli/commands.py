@@ -233,11 +233,11 @@ def fetch_published(
 @app.command()
 def prepare(
     source: Annotated[
-        Path, typer.Argument(help="A table of interactions, or a folder with interactions.* and items.*.")
+        str, typer.Argument(help="A table of interactions, or a folder with interactions.* and items.*; or its URL.")
     ],
-    out: Annotated[Path, typer.Option(help="The data set folder to write.")],
+    out: Annotated[str, typer.Option(help="The data set folder to write, or its URL, such as s3://BUCKET/DATA.")],
     items: Annotated[
-        Path | None, typer.Option(help="The table of items, where it is not in the folder of the interactions.")
+        str | None, typer.Option(help="The table of items, where it is not in the folder of the interactions.")
     ] = None,
     format: Annotated[str | None, typer.Option(help="The source's format; guessed if left out.")] = None,
     sets: Annotated[
@@ -259,8 +259,6 @@ def prepare(
     workers: Workers = 1,
 ) -> None:
     """Clean, index and split interactions and items into a data set folder."""
-    from allrec.cli.progress import noting
-    from allrec.cli.tables import show_counts, show_times
     from allrec.data.ids import split_ids
 
     config = _prepare_config(
@@ -268,15 +266,13 @@ def prepare(
         columns=_pairs(column, "--column") or None, item_columns=_pairs(item_column, "--item-column") or None,
         names=names and tuple(split_ids(names)), item_names=item_names and tuple(split_ids(item_names)),
     )  # fmt: skip
-    with noting():
-        show_counts(_prepare(source, out, items, config, **_parted(partitions, engine, workers)))
-        show_times(out)
+    _prepare_from(source, out, items, config, **_parted(partitions, engine, workers))
 
 
 @app.command()
 def train(
-    dataset: DatasetFolder,
-    run: NewRun,
+    dataset: Annotated[str, typer.Argument(help="A data set folder, written by prepare, or its URL.")],
+    run: Annotated[str, typer.Option(help="The run folder to write, or its URL, such as s3://BUCKET/RUN.")],
     recipe: RecipeName = None,
     llm: Llm = None,
     sets: Sets = None,
@@ -286,10 +282,15 @@ def train(
     workers: Workers = 1,
 ) -> None:
     """Train a recipe's stages and evaluate them on validation and test; several workers share the three stages."""
+    from allrec import storage
     from allrec.cli.engines import open_group
+    from allrec.runs.run_folder import MANIFEST
 
-    group = open_group(engine, workers)
-    _train(dataset, run, _recipe(run, recipe, sets, resume), resume=resume, llm=llm, device=device, group=group)
+    group, cache = open_group(engine, workers), _cache("data")
+    with storage.put_at_end(run, _cache("runs") / "written", MANIFEST) as folder:
+        chosen = _recipe(folder, recipe, sets, resume)
+        given: dict[str, Any] = {"resume": resume, "llm": llm, "device": device, "group": group}
+        _train(storage.local_copy(dataset, cache), folder, chosen, **given)
 
 
 @app.command()
@@ -610,6 +611,30 @@ def _prepare_config(sets: list[str] | None, **given: Any) -> PrepareConfig:
 
     values: dict[str, Any] = {key: _list_or_text(value) for key, value in _pairs(sets, "--set").items()}
     return PrepareConfig(**values | {key: value for key, value in given.items() if value is not None})
+
+
+def _prepare_from(source: str, out: str, items: str | None, config: PrepareConfig, **given: Any) -> None:
+    """Prepares a data set whose tables, and whose folder, may be behind URLs; shows its counts."""
+    from allrec import storage
+    from allrec.cli.progress import noting
+    from allrec.cli.tables import show_counts, show_times
+    from allrec.data.dataset import MANIFEST
+
+    # A copy of a folder is named by a hash.
+    if storage.is_url(source) and config.name is None:
+        config = config.changed(name=Path(source).name.split(".")[0])
+    cache = _cache("data")
+    with noting(), storage.put_at_end(out, cache / "written", MANIFEST, is_replaced=True) as folder:
+        table = None if items is None else storage.local_copy(items, cache)
+        show_counts(_prepare(storage.local_copy(source, cache), folder, table, config, **given))
+        show_times(folder)
+
+
+def _cache(kind: str) -> Path:
+    """Where this machine has what is behind URLs."""
+    from allrec.alignment.text_cache import default_cache
+
+    return default_cache().with_name(kind)
 
 
 def _parted(partitions: int, engine: str, workers: int) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from allrec import storage
 from allrec.files import load_tensors, save_tensors, sha256_file, sha256_text
-from allrec.hybrid.retrieval import trained_index
+from allrec.hybrid.retrieval import stored_index, trained_index, write_index
 from allrec.parallel import Engine, Needs, ThisProcess
 from allrec.shards import Shard, ShardTask
 
@@ -47,13 +47,11 @@ class IndexShard(ShardTask):
 
     def make(self, shard: Shard, path: Path) -> None:
         """See ``ShardTask``."""
-        import faiss
-
         with storage.local_file(shard.location) as file:
             tensors = load_tensors(file)
         index = read_index(self.trained)
         index.add_with_ids(tensors["vectors"].numpy(), tensors["ids"].numpy())
-        faiss.write_index(index, str(path))
+        write_index(index, path)
 
 
 def build_index(
@@ -76,8 +74,6 @@ def build_index(
     Returns:
         Where the index is: a file that is named by the items' hash, for ``read_index``.
     """
-    import faiss
-
     out = str(out)
     known = sha256_text(f"{tuple(items.shape)} {sha256_of(items)}")[: storage.NAME_LENGTH]
     location = storage.join(out, known + SUFFIX)
@@ -87,7 +83,7 @@ def build_index(
     trained = storage.join(parts, "trained" + SUFFIX)
     if not storage.exists(trained):
         with storage.whole_file(trained) as path:
-            faiss.write_index(trained_index(items), str(path))
+            write_index(trained_index(items), path)
     with storage.local_file(trained) as path:
         task = IndexShard(parts, trained, sha256_file(path))
     merged = read_index(trained)
@@ -96,17 +92,15 @@ def build_index(
         # Shards come in the items' order, so that lists are as they would be in one pass.
         merged.merge_from(read_index(part), 0)
     with storage.whole_file(location) as path:
-        faiss.write_index(merged, str(path))
+        write_index(merged, path)
     storage.remove(parts)
     return location
 
 
 def read_index(location: str) -> Any:
     """An index of FAISS behind a path or a URL."""
-    import faiss
-
     with storage.local_file(location) as path:
-        return faiss.read_index(str(path))
+        return stored_index(path)
 
 
 def sha256_of(items: Float[Tensor, "items dim"]) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from importlib.util import find_spec
 from math import log
+from pathlib import Path
 from threading import Lock
 from typing import Any, Literal
 
@@ -205,6 +206,20 @@ def trained_index(items: Float[Tensor, "items dim"]) -> Any:
     index.cp.max_points_per_centroid, index.cp.niter = TRAINED_ON, ROUNDS
     index.train(np.ascontiguousarray(items.numpy(), dtype=np.float32))
     return index
+
+
+def write_index(index: Any, path: Path) -> None:
+    """Writes an index of FAISS; equal indexes give equal bytes."""
+    import faiss
+
+    faiss.write_index(index, str(path))
+
+
+def stored_index(path: Path) -> Any:
+    """Reads what ``write_index`` wrote."""
+    import faiss
+
+    return faiss.read_index(str(path))
 
 
 class FaissSearch:

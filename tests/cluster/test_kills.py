@@ -1,0 +1,77 @@
+"""A worker killed by ``kill -9`` in each phase: the same result, of what was done and what is done again."""
+
+import pytest
+from safetensors.torch import load_file
+from tests.remedies import refused
+
+from allrec.data import PrepareConfig, SimulationConfig, prepare, simulate
+from allrec.parallel import Processes
+from allrec.recommender import AllRec
+from allrec.training.distributed import Workers
+from cluster.shard_work import KillOnce
+from cluster.training_work import Train
+from worlds import make_world
+
+
+def ray_engine():
+    pytest.importorskip("ray")
+    from allrec.cluster.ray import RayEngine
+
+    return RayEngine("local", 2)
+
+
+ENGINES = [Processes(2), pytest.param(ray_engine, marks=pytest.mark.soak)]
+
+
+@pytest.fixture
+def engine(request):
+    if isinstance(request.param, Processes):
+        yield request.param
+        return
+    import ray
+
+    yield request.param()
+    ray.shutdown()
+
+
+def files_of(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.suffix == ".parquet"}
+
+
+@pytest.mark.parametrize("engine", ENGINES, indirect=True)
+def test_a_data_set_is_prepared_all_the_same(tmp_path, engine):
+    simulate(tmp_path / "source", SimulationConfig(num_users=80, num_items=60, mean_interactions=6))
+    killing = KillOnce(engine, tmp_path / "killed")
+    prepare(tmp_path / "source", tmp_path / "whole", config=PrepareConfig(name="world"))
+    given = {"config": PrepareConfig(name="world"), "partitions": 3, "engine": killing}
+    prepare(tmp_path / "source", tmp_path / "parts", **given)
+    assert len(list((tmp_path / "killed").iterdir())) >= 1
+    assert files_of(tmp_path / "parts") == files_of(tmp_path / "whole")
+    assert len(files_of(tmp_path / "parts")) > 2
+
+
+@pytest.mark.parametrize("engine", ENGINES, indirect=True)
+def test_every_user_is_recommended_to_all_the_same(tmp_path, engine):
+    dataset, _, recipe = make_world(tmp_path, ("llm.enabled=false",))
+    system = AllRec.train(dataset, run=tmp_path / "run", recipe=recipe, cache=tmp_path / "cache", is_evaluated=False)
+    system.recommend_all(tmp_path / "whole", k=3, users_a_part=20)
+    system.recommend_all(tmp_path / "out", k=3, users_a_part=20, engine=KillOnce(engine, tmp_path / "killed"))
+    assert len(list((tmp_path / "killed").iterdir())) == 1
+    assert files_of(tmp_path / "out" / "parts") == files_of(tmp_path / "whole" / "parts")
+    assert len(files_of(tmp_path / "whole" / "parts")) == 4
+
+
+def test_training_goes_on_to_the_same_bytes(tmp_path):
+    simulate(tmp_path / "source", SimulationConfig(num_users=80, num_items=60, mean_interactions=6))
+    prepare(tmp_path / "source", tmp_path / "dataset", config=PrepareConfig(name="world"))
+    for name in ("whole", "out"):
+        (tmp_path / name).mkdir()
+    Workers(2).run(Train("backbone", tmp_path / "dataset", tmp_path / "whole"))
+    work = Train("backbone", tmp_path / "dataset", tmp_path / "out", die_at=4)
+    with refused("for want of memory. Give fewer --workers, and go on with --resume."):
+        Workers(2).run(work)
+    assert (tmp_path / "out" / "checkpoint.safetensors").exists()
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+    Workers(2).run(Train("backbone", tmp_path / "dataset", tmp_path / "out"))
+    whole, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "out"))
+    assert all((resumed[name] == value).all() for name, value in whole.items())
