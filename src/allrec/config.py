@@ -28,6 +28,10 @@ LISTING_WEIGHTS = 1_000_000_000
 """Models with fewer parameters are confused by a list of candidates in the prompt (docs/experiments.md)."""
 
 
+SECOND, TUNED = "second_text", "text_tuning"
+"""Further text encoders: keys of a recipe, stages, and names of their similarities."""
+
+
 class LanguageModelChoice(Config):
     """The language model that a recipe is written for, and a small one that stands in for it."""
 
@@ -69,6 +73,12 @@ class Recipe(Config):
         description="Whether the parts are trained again at the end, on validation targets too (its test rows are "
         "evaluated next to the others), or on all interactions (for service; never evaluated).",
     )
+
+    @property
+    def further_encoders(self) -> list[str]:
+        """Names of the text encoders beside the sentence encoder; they give evidence to a fusion alone."""
+        wanted = {SECOND: self.second_text.enabled, TUNED: self.text_tuning.enabled}
+        return [name for name, is_wanted in wanted.items() if self.fusion.enabled and is_wanted]
 
 
 def recipe_names() -> list[str]:

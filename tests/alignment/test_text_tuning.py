@@ -80,6 +80,16 @@ def test_a_long_text_is_cut_and_the_encoder_reads_as_far_as_before(encoder):
     assert encoder._model.max_seq_length == longest
 
 
+def test_batches_of_unlike_sizes_have_one_shape(encoder):
+    """A kernel and its memory are kept for every shape: unlike ones took gigabytes over a hundred steps."""
+    states, layers = encoder.states_before(1, WORDS, 256), encoder.last_layers(1).eval()
+    shapes = set()
+    for count in (1, 2, 7, NUM_ITEMS):
+        assert len(layers(states, torch.arange(count))) == count
+        shapes.add(tuple(layers._replay.states.shape))
+    assert shapes == {(64, 8, 16)}
+
+
 def test_items_without_any_text_have_zeros(encoder):
     states = encoder.states_before(1, ["oil", None], 8)
     assert torch.equal(encoder.last_layers(1)(states, torch.tensor([1, 1])), torch.zeros(2, 16))

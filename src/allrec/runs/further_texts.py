@@ -4,30 +4,21 @@ Q stays the sentence encoder's: stage 1 and the service read that alone, the con
 added later are read by the same further encoders, with the whitening and the layers that the run was trained with.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional
 
 from allrec.alignment.text_encoder import TextEncoder
 from allrec.alignment.text_tuning import tuned_embeddings
 from allrec.alignment.whitening import Whitening
-from allrec.config import Recipe
+from allrec.config import SECOND, TUNED
 from allrec.files import load_tensors, save_tensors
 from allrec.runs.run_folder import RunFolder
 
-SECOND, TUNED = "second_text", "text_tuning"
-"""Stages that embed texts further, by which their similarities are named, too."""
 EMBEDDINGS, WHITENING, LAYERS = "embeddings.safetensors", "whitening.safetensors", "layers.safetensors"
-
-
-def further_encoders(recipe: Recipe) -> list[str]:
-    """The further encoders that a recipe has."""
-    wanted = {SECOND: recipe.second_text.enabled, TUNED: recipe.text_tuning.enabled}
-    return [name for name, is_wanted in wanted.items() if recipe.fusion.enabled and is_wanted]
+"""Files of their stages."""
 
 
 def encode_further(
@@ -42,33 +33,11 @@ def encode_further(
         device: where the encoders run.
     """
     encoders = {SECOND: _by_second, TUNED: _by_tuned}
-    return {name: encoders[name](run, texts, cache, device) for name in further_encoders(run.recipe())}
-
-
-def read_further(run: RunFolder) -> dict[str, Float[Tensor, "items further_dim"]]:
-    """The run's items by each of its further encoders, those that were added last."""
-    return {
-        name: torch.cat(
-            [
-                load_tensors(run.verified_folder(name) / EMBEDDINGS)["embeddings"],
-                *(load_tensors(folder / f"{name}.safetensors")["embeddings"] for folder in run.added()),
-            ]
-        )
-        for name in further_encoders(run.recipe())
-    }
-
-
-def beside(
-    text_embeddings: Float[Tensor, "items text_dim"], further: Mapping[str, Float[Tensor, "items further_dim"]]
-) -> Float[Tensor, "items all_dim"]:
-    """Q and behind it the further embeddings, all as unit vectors of equal weight; Q itself where there are none."""
-    if not further:
-        return text_embeddings
-    return torch.cat([functional.normalize(one, dim=1) for one in (text_embeddings, *further.values())], dim=1)
+    return {name: encoders[name](run, texts, cache, device) for name in run.recipe().further_encoders}
 
 
 def save_further(folder: Path, further: dict[str, Float[Tensor, "items further_dim"]]) -> None:
-    """Writes items that were added, as ``read_further`` reads them."""
+    """Writes items that were added, as ``trained_model.read_further`` reads them."""
     for name, embeddings in further.items():
         save_tensors(folder / f"{name}.safetensors", {"embeddings": embeddings})
 

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 from torch import Tensor
 
+from allrec.config import SECOND, TUNED
 from allrec.data.dataset import Targets
 from allrec.data.protocols import EvaluationProtocol
 from allrec.evaluation.evaluate import Ranked, RankingRequest, Scorer
@@ -17,7 +18,6 @@ from allrec.hybrid.fusion import LENGTH, PRIOR, fold_of
 from allrec.hybrid.ranking import LlmReader
 from allrec.hybrid.similarity import DenseSpace
 from allrec.llm.score_files import SCORES, USERS_A_CHUNK, chunk_name, stored
-from allrec.runs.further_texts import SECOND, TUNED
 from allrec.runs.trained_model import TrainedModel
 
 TEXT = "text"

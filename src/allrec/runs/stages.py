@@ -22,7 +22,7 @@ from allrec.alignment.whitening import Whitening
 from allrec.backbones.base import Backbone
 from allrec.backbones.pretrained import is_pretrained
 from allrec.backbones.training import train_backbone
-from allrec.config import Recipe
+from allrec.config import SECOND, TUNED, Recipe
 from allrec.data.catalogue import Catalogue
 from allrec.data.dataset import Dataset, load_dataset
 from allrec.errors import InputError
@@ -34,7 +34,7 @@ from allrec.hybrid.fusion import LLM_EVIDENCE, save_addition
 from allrec.hybrid.ranking import LlmReader
 from allrec.llm.adapter import check_lora
 from allrec.parallel import Observer, OnProgress, ignore
-from allrec.runs.further_texts import EMBEDDINGS, LAYERS, SECOND, TUNED, WHITENING, further_encoders
+from allrec.runs.further_texts import EMBEDDINGS, LAYERS, WHITENING
 from allrec.runs.refit import begin_refit, refit_dataset
 from allrec.runs.run_folder import CHECKPOINT, REFIT, RunFolder, describe
 from allrec.runs.scorers import stored_reader
@@ -454,11 +454,11 @@ def _has_llm(recipe: Recipe) -> bool:
 
 
 def _has_second_text(recipe: Recipe) -> bool:
-    return SECOND in further_encoders(recipe)
+    return SECOND in recipe.further_encoders
 
 
 def _has_text_tuning(recipe: Recipe) -> bool:
-    return TUNED in further_encoders(recipe)
+    return TUNED in recipe.further_encoders
 
 
 def _is_refitted(recipe: Recipe) -> bool:

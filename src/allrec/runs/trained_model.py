@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 from torch import Tensor
+from torch.nn import functional
 
 from allrec.alignment.model import Alignment, NoAlignment, new_alignment
 from allrec.alignment.text_cache import default_cache
@@ -28,7 +29,7 @@ from allrec.hybrid.features import Evidence, Learned, collect, histories_of
 from allrec.hybrid.fusion import LENGTH, PRIOR, SCOPES, Scope, load_addition, load_fusion
 from allrec.hybrid.ranking import BackboneRanker, FusedRanker, LlmReader, Ranker, Scored
 from allrec.llm.soft_tokens import SoftTokens, item_inputs_of
-from allrec.runs.further_texts import beside, encode_further, read_further
+from allrec.runs.further_texts import encode_further
 from allrec.runs.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -555,3 +556,25 @@ def read_texts(run: RunFolder, stage: str | None = None) -> Float[Tensor, "items
     """Q of the items that were trained on: as a stage left it, the run's last word where None."""
     last = "alignment" if run.recipe().alignment.tune_text else "text"
     return load_tensors(run.verified_folder(stage or last) / "embeddings.safetensors")["embeddings"]
+
+
+def read_further(run: RunFolder) -> dict[str, Float[Tensor, "items further_dim"]]:
+    """The run's items by each of its further encoders, those that were added last."""
+    return {
+        name: torch.cat(
+            [
+                load_tensors(run.verified_folder(name) / "embeddings.safetensors")["embeddings"],
+                *(load_tensors(folder / f"{name}.safetensors")["embeddings"] for folder in run.added()),
+            ]
+        )
+        for name in run.recipe().further_encoders
+    }
+
+
+def beside(
+    text_embeddings: Float[Tensor, "items text_dim"], further: Mapping[str, Float[Tensor, "items further_dim"]]
+) -> Float[Tensor, "items all_dim"]:
+    """Q and behind it the further embeddings, all as unit vectors of equal weight; Q itself where there are none."""
+    if not further:
+        return text_embeddings
+    return torch.cat([functional.normalize(one, dim=1) for one in (text_embeddings, *further.values())], dim=1)
