@@ -65,6 +65,7 @@ bench: setup
 	$(BIN)/python bench/readout.py $(BENCH)
 	$(BIN)/python bench/fusion.py $(BENCH)
 	$(BIN)/python bench/llm.py $(BENCH)
+	$(BIN)/python bench/reading.py $(BENCH)
 	$(BIN)/python bench/preparation.py --interactions 1000000
 	$(BIN)/python bench/scale.py --interactions 100000 1000000
 

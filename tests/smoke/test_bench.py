@@ -14,6 +14,7 @@ from allrec.data.negatives import NUM_NEGATIVES
 from measure import CLOCKS, dataset_of, rates, ratio
 from preparation import sorted_tables
 from public_sasrec import sample_batches
+from reading import Reading
 from scene import make_scene
 from shapes import make_llm
 from simulated import write_interactions
@@ -51,6 +52,23 @@ def test_plain_scores_are_the_packages(scene):
 
 def test_plain_generation_takes_every_user(scene):
     assert plain.generate(scene, np.arange(3)) == 3
+
+
+def test_what_a_reading_model_has_to_read_is_counted_once():
+    given = argparse.Namespace(dataset=None, seed=0, shape="tiny")
+    reading = Reading(dataset_of(given, 60, 80), given)
+    users = reading.users[:3]
+    expected = 0
+    for user in users:
+        (prompt,) = reading.builder.bare().prompts([reading.dataset.history(user)], [()]).tokens
+        titles = [tuple(title) for title in reading.builder.answers(reading.titles[user])]
+        # A last token is predicted and never read.
+        beginnings = {title[:length] for title in titles for length in range(1, len(title))}
+        expected += len(prompt) + len(beginnings)
+    assert reading.rank(users) == expected
+    assert reading.forward(users, expected) == expected // 3 * 3
+    assert reading.train(users, "last") == 3
+    assert reading.train(users, "every") > 3
 
 
 def test_polars_alone_makes_the_packages_tables(tmp_path):
