@@ -117,6 +117,19 @@ def test_evaluate_under_another_protocol(world: tuple[Path, Path, Path]) -> None
     assert metrics["chance"].keys() == {"paper", "full", "sampled-99"}
 
 
+def test_a_run_that_was_evaluated_on_validation_alone_shows_that(
+    small_world: World, recipe_file: Path, tmp_path: Path
+) -> None:
+    settings = ("llm.enabled=false", 'evaluation.splits=["valid"]', 'evaluation.protocols=["paper"]')
+    options = [part for setting in settings for part in ("--set", setting)]
+    said = " ".join(
+        call("train", small_world.dataset, "--run", tmp_path / "run", "--recipe", recipe_file, *options).split()
+    )
+    assert ", valid, protocol paper," in said
+    assert ", test, protocol" not in said
+    assert said.count("│ joint │") == 2
+
+
 def test_saved_and_loaded_it_scores_the_same(world: tuple[Path, Path, Path], tmp_path: Path) -> None:
     system = AllRec.from_pretrained(world[1])
     system.save_pretrained(tmp_path / "copy")

@@ -90,24 +90,28 @@ def show_fetched(published: PublishedSet, folder: Path, fetched: Sequence[Fetche
 
 
 def show_results(run: RunFolder) -> None:
-    """Prints the scores of all test users and of those with a new target, by protocol, with chance and paired tests."""
+    """Prints the scores of all users and of those with a new target, by protocol, with chance and paired tests.
+
+    Of test; of validation where nothing else was evaluated.
+    """
     from allrec.evaluation.results import own_results
 
     metrics = run.metrics()
     llm, dataset = metrics["llm"]["name"], metrics["dataset"]
     scenario = dataset.get("scenario", "standard")
     name = dataset["name"] + ("" if scenario == "standard" else f", scenario {scenario}")
+    split = "test" if any(row["split"] == "test" for row in metrics["results"]) else "valid"
     header = ["scorer", "users", "HR@1", "95%", "HR@10", "NDCG@10"]
     for protocol, chance in metrics["chance"].items():
         hits, later, gain = (f"{chance[metric]:.4f}" for metric in METRICS)
         for segment, ending in SEGMENTS.items():
-            wanted = ("test", protocol, segment)
+            wanted = (split, protocol, segment)
             chosen = [row for row in own_results(metrics) if (row["split"], row["protocol"], row["segment"]) == wanted]
             rows = [*map(_result, chosen), ["chance", "", hits, "", later, gain]]
-            title = f"{name}, test, protocol {protocol}{ending}, language model {llm}"
+            title = f"{name}, {split}, protocol {protocol}{ending}, language model {llm}"
             show_table(title, header, rows if chosen else [], whole=header)
     for row in metrics["comparisons"]:
-        if row["split"] == "test" and row["metric"] == "HR@1":
+        if row["split"] == split and row["metric"] == "HR@1":
             say(_compared(row))
     seconds = ", ".join(f"{name.replace('_', ' ')} {value:.0f} s" for name, value in metrics["seconds"].items())
     say(f"Time: {seconds}")
@@ -269,7 +273,7 @@ def show_baselines(result: dict[str, Any]) -> None:
         cells = [[row["name"], *(_cell(row[place][metric]) for metric in metrics)] for row in rows if place in row]
         chance = result["chance"][protocol]
         cells.append(["chance", *(f"{chance[metric]:.4f}" for metric in metrics)])
-        show_table(f"{name}, test, protocol {protocol}{ending}", ["baseline", *metrics], cells)
+        show_table(f"{name}, {split}, protocol {protocol}{ending}", ["baseline", *metrics], cells)
     beyond = ["coverage", "novelty, bits", "diversity", "popularity lift"]
     header = ["baseline", "setting", "HR@1 less the best's", *beyond]
     tests = {row["against"]: row for row in result["comparisons"] if _is_first(row)}
