@@ -87,6 +87,15 @@ def build_world(folder: Path) -> World:
     return World(folder / "dataset", save_tiny(folder / "llm"), save_encoder(folder / "encoder"), folder / "cache")
 
 
+def further(llm: Path) -> tuple[str, ...]:
+    """Both further text encoders, of a few seconds; the second is a world's language model."""
+    return (
+        "second_text.enabled=true", f'second_text.model.name="{llm}"', "second_text.num_layers=1",
+        "second_text.added=0", "text_tuning.enabled=true", "text_tuning.layers=1", "text_tuning.batch_users=8",
+        "text_tuning.loop.checkpoint_every=2",
+    )  # fmt: skip
+
+
 def make_world(folder: Path, further: tuple[str, ...] = ()) -> tuple[Path, Path, Recipe]:
     """A world's data set folder, its language model's folder, and a recipe of a few seconds."""
     world = build_world(folder)

@@ -16,7 +16,7 @@ from allrec.config import dump_recipe
 from allrec.data import load_dataset
 from allrec.files import sha256_file
 from allrec.runs.stages import EVALUATE, STAGES
-from worlds import FUSED, READ_OUT, make_world
+from worlds import FUSED, READ_OUT, further, make_world
 
 MAIN = "from allrec.cli.commands import main; main()"
 STAGES_THAT_WRITE = [name for name in STAGES if name != "refit"]
@@ -42,7 +42,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("world")
     # The precision is given, for a trial of which is faster may end one way or the other.
     more = ("fusion.evidence.ensemble=2", 'llm.published.dtype="float32"')
-    _, _, recipe = make_world(folder, (*FUSED, *READ_OUT, *more))
+    _, _, recipe = make_world(folder, (*FUSED, *READ_OUT, *further(folder / "llm"), *more))
     (folder / "recipe.toml").write_text(dump_recipe(recipe))
     return folder
 

@@ -8,9 +8,11 @@ from tests.tiny import save_tiny
 from transformers import AutoModelForCausalLM
 
 from allrec.data import PrepareConfig, SimulationConfig, prepare, simulate
+from allrec.errors import InputError
 from allrec.files import read_json
 from allrec.llm.adapter import LoraConfig
 from allrec.llm.language_model import LanguageModel
+from allrec.llm.loading import load_model
 from allrec.llm.model_config import LanguageModelConfig
 from allrec.training.distributed import Workers
 from cluster.sharded_work import Score
@@ -102,5 +104,5 @@ def test_an_adapter_and_parts_are_refused_together(models, monkeypatch):
 
 @pytest.mark.parametrize("other", [{"weights": "8bit"}, {"is_compiled": True}])
 def test_parts_are_of_whole_weights(other):
-    with pytest.raises(ValueError, match="is_sharded needs weights = whole"):
-        LanguageModelConfig(is_sharded=True, **other)
+    with pytest.raises(InputError, match=r"got is_sharded with .*, expected whole and False"):
+        load_model(None, LanguageModelConfig(is_sharded=True, **other), torch.device("cpu"))

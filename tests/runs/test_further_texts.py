@@ -16,7 +16,7 @@ from allrec.runs.add_items import encode_texts
 from allrec.runs.further_texts import encode_further
 from allrec.runs.run_folder import RunFolder, refitted_run
 from remedies import refused
-from worlds import FUSED
+from worlds import FUSED, further
 
 NAMES = (SECOND, TUNED)
 
@@ -28,14 +28,7 @@ def world(small_world, tmp_path_factory):
         "llm.enabled=false",
         'evaluation.protocols=["paper"]',
         "refit=valid",
-        "second_text.enabled=true",
-        f'second_text.model.name="{small_world.llm}"',
-        "second_text.num_layers=1",
-        "second_text.added=0",
-        "text_tuning.enabled=true",
-        "text_tuning.layers=1",
-        "text_tuning.batch_users=8",
-        "text_tuning.loop.checkpoint_every=2",
+        *further(small_world.llm),
     )
     dataset = load_dataset(small_world.dataset)
     return tmp_path_factory.mktemp("further"), dataset, small_world.recipe(*sets), small_world.cache

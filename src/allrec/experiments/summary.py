@@ -29,8 +29,6 @@ SHOWN = {name: METRICS[name].by_user for name in ("NDCG@10", "HR@10", "HR@1")}
 SPLITS = ("valid", "test")
 TESTS = ("against_first", "against_random_items")
 LEVEL = 0.05
-WITH_REFIT = (*SCORERS, *(f"{name}-{REFIT}" for name in SCORERS))
-"""Every scorer, and each by refitted parts."""
 NEW = ("NDCG@10", "HR@1")
 """The metrics that the table also has for targets that are new to the user."""
 ABLATIONS = "ablations"
@@ -154,9 +152,14 @@ def summarise(runs: Path, rows: Sequence[Row], seeds: Sequence[int]) -> dict[str
         "seeds": list(seeds),
         "chance": {name: chance[name] for name in SHOWN},
         "rows": table,
-        "evidence": [table_row(result, scorer, None) for result in one_a_run for scorer in WITH_REFIT
+        "evidence": [table_row(result, scorer, None) for result in one_a_run for scorer in with_refit()
                      if result.ranks("test", scorer)],
     }  # fmt: skip
+
+
+def with_refit() -> tuple[str, ...]:
+    """Every scorer, and each by refitted parts."""
+    return (*SCORERS, *(f"{name}-{REFIT}" for name in SCORERS))
 
 
 def shared_users(results: Sequence[Result]) -> dict[str, Int[ndarray, "users"]]:

@@ -98,6 +98,11 @@ def load_model(
         InputError: weights are missing, or fewer bits a weight are requested where they are not available.
     """
     dtype = getattr(torch, faster_dtype(device.type) if config.dtype == "auto" else config.dtype)
+    if config.is_sharded and (config.weights != "whole" or config.is_compiled):
+        raise InputError(
+            f"got is_sharded with weights = {config.weights}, is_compiled = {config.is_compiled}, expected whole and "
+            "False: layers that lie in parts are neither of fewer bits nor compiled."
+        )
     is_split = config.is_sharded and place().size > 1
     source = str(folder or config.name)
     is_local = folder is not None or not is_hub_reachable()

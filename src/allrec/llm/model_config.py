@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from allrec.errors import Config
 from allrec.llm.packaged import DEFAULT, PACKAGED
@@ -34,9 +34,3 @@ class LanguageModelConfig(Config):
         False,
         description="Workers that train together hold a part of each layer, for a model that does not fit; slower.",
     )
-
-    @model_validator(mode="after")
-    def _sharded_is_whole(self) -> "LanguageModelConfig":
-        if self.is_sharded and (self.weights != "whole" or self.is_compiled):
-            raise ValueError("is_sharded needs weights = whole and is_compiled = false")
-        return self
