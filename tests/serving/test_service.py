@@ -1,12 +1,14 @@
 """Freshness and the fallback chain, over a store; two services on one store are two workers."""
 
+import gc
 import time
+import weakref
 
 import pytest
 
 from allrec.errors import InputError
 from allrec.serving.lookups import Audiences, KeptEncoder, by_text, ranked_list, similar
-from allrec.serving.service import DEFAULT_TENANT, Request, Service
+from allrec.serving.service import DEFAULT_TENANT, Request, Service, settle_memory
 from allrec.serving.store import Event, Item, Store
 
 
@@ -143,14 +145,36 @@ def test_workers_follow_a_publication_and_a_roll_back(workers, run, tmp_path, sy
                 assert time.monotonic() < end
                 time.sleep(0.05)
 
+    noted = []
+    workers[0].on_switched = lambda: noted.append(workers[0].tenants[DEFAULT_TENANT].snapshot.served.version)
     first = ask(workers[0], user_id=user).snapshot.served
     version = workers[0].store.publish(DEFAULT_TENANT, run=str(other)).version
     switched(version)
     assert ask(workers[1], user_id=user).snapshot.served.run == str(other)
     workers[1].store.roll_back(DEFAULT_TENANT)
     switched(first.version)
+    assert noted[:1] == [version]
     workers[0].store.publish(DEFAULT_TENANT, run=str(tmp_path / "missing"))
     assert ids(ask(workers[0], user_id=user)) == ids(ask(workers[1], user_id=user))
+
+
+def test_what_is_there_is_left_out_of_collections_until_it_is_settled_again():
+    class Loop:
+        def __init__(self):
+            self.own = self
+
+    loop = Loop()
+    gone = weakref.ref(loop)
+    try:
+        settle_memory()
+        assert gc.get_freeze_count() > 1000
+        del loop
+        gc.collect()
+        assert gone() is not None
+        settle_memory()
+        assert gone() is None
+    finally:
+        gc.unfreeze()
 
 
 def test_a_list_is_ranked_as_rank_ranks_it(workers, system):

@@ -273,7 +273,7 @@ def show_baselines(result: dict[str, Any]) -> None:
         cells = [[row["name"], *(_cell(row[place][metric]) for metric in metrics)] for row in rows if place in row]
         chance = result["chance"][protocol]
         cells.append(["chance", *(f"{chance[metric]:.4f}" for metric in metrics)])
-        show_table(f"{name}, {split}, protocol {protocol}{ending}", ["baseline", *metrics], cells)
+        show_table(f"{name}, test, protocol {protocol}{ending}", ["baseline", *metrics], cells)
     beyond = ["coverage", "novelty, bits", "diversity", "popularity lift"]
     header = ["baseline", "setting", "HR@1 less the best's", *beyond]
     tests = {row["against"]: row for row in result["comparisons"] if _is_first(row)}

@@ -18,7 +18,7 @@ from allrec.serving.answers import Recorder
 from allrec.serving.description import describe
 from allrec.serving.monitoring import Figures, Watched, log_json_lines
 from allrec.serving.problems import handle_problems, problem
-from allrec.serving.service import DEFAULT_TENANT, Retention, Service
+from allrec.serving.service import DEFAULT_TENANT, Retention, Service, settle_memory
 from allrec.serving.store import Store
 from allrec.serving.tracing import begin_tracing
 
@@ -125,8 +125,11 @@ def serve(config: ServeConfig) -> None:
     """
     log_json_lines()
     begin_tracing()
+    app = create_app(config)
+    app.state.service.on_switched = settle_memory
+    settle_memory()
     uvicorn.run(
-        create_app(config), host=config.host, port=config.port, access_log=False, log_level="warning",
+        app, host=config.host, port=config.port, access_log=False, log_level="warning",
         timeout_graceful_shutdown=STOP_SECONDS, server_header=False, backlog=2048,
     )  # fmt: skip
 

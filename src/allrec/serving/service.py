@@ -1,7 +1,8 @@
 """A process's service: the tenants' snapshots, kept as fresh as the store, and requests answered together."""
 
+import gc
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -98,6 +99,9 @@ class Service:
         cache: folder of cached text embeddings.
         with_llm: whether the default tenant's language model is started.
 
+    Attributes:
+        on_switched: called when another run begins to serve a tenant, by the thread that loaded it.
+
     Raises:
         InputError: no run there, or a damaged one.
     """
@@ -111,6 +115,7 @@ class Service:
         self.lock = Lock()
         self.llm_wanted, self.llm = with_llm, self._new_llm(snapshot.served) if with_llm else None
         self.batcher: Batcher[Request, Answered | InputError] = Batcher(self.answer)
+        self.on_switched: Callable[[], None] = _nothing
 
     def close(self) -> None:
         """Answers what waits, and ends the language model's process; the store stays open."""
@@ -179,6 +184,7 @@ class Service:
         if name == DEFAULT_TENANT and self.llm is not None:
             old, self.llm = self.llm, self._new_llm(loaded.served)
             old.close()
+        self.on_switched()
 
     def _new_llm(self, served: Served) -> LlmProcess | None:
         model = served.model
@@ -309,6 +315,21 @@ def history_of(
     if request.history and not session:
         missing = "no item of the history is known"
     return tuple(session), f"{missing}: the session" if session and missing else missing
+
+
+def _nothing() -> None:
+    """Takes no notice."""
+
+
+def settle_memory() -> None:
+    """Leaves all that is there now out of later garbage collections, what is no longer used gone.
+
+    A catalogue is many objects, and each full collection that looks at them holds up every answer for a third of a
+    second. What was left out before is looked at once, so that an earlier run's model goes.
+    """
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
 
 
 def published_run(store: Store, run: str) -> ModelVersion:
