@@ -36,16 +36,14 @@ class Reading:
 
     def __init__(self, dataset: Dataset, given: argparse.Namespace) -> None:
         self.dataset, self.llm = dataset, make_llm(given.shape)
-        llm = self.llm
-        layout = {"begin": llm.begin, "end": llm.end, "max_length": llm.max_length}
-        self.builder = PromptBuilder(llm.encode, dataset.titles, dataset.wording, LAYOUT, **layout)
+        self.builder = PromptBuilder.of(self.llm, dataset.titles, dataset.wording, LAYOUT)
         lengths = np.diff(dataset.train_csr()[0])
         self.users = np.argsort(-np.minimum(lengths, LAYOUT.max_history + 1), kind="stable")
         self.titles = np.random.default_rng(given.seed).integers(dataset.num_items, size=(len(self.users), TITLES))
         self.inputs = torch.zeros(dataset.num_items, 8)
-        states = torch.randn(dataset.num_users, 8, generator=torch.Generator().manual_seed(given.seed))
-        self.soft_tokens = new_soft_tokens(states, self.inputs, llm, SoftTokensStageConfig().soft_tokens, given.seed)
-        self.states = states
+        self.states = torch.randn(dataset.num_users, 8, generator=torch.Generator().manual_seed(given.seed))
+        config = SoftTokensStageConfig().soft_tokens
+        self.soft_tokens = new_soft_tokens(self.states, self.inputs, self.llm, config, given.seed)
 
     def rank(self, users: np.ndarray) -> int:
         """Scores 20 titles of each user; returns how many tokens had to be read for that."""

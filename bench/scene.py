@@ -86,9 +86,7 @@ class Scene:
 def make_scene(dataset: Dataset, llm: LanguageModel, given: argparse.Namespace) -> Scene:
     """Draws users, joint embeddings and candidates."""
     generator = torch.Generator().manual_seed(given.seed)
-    builder = PromptBuilder(
-        llm.encode, dataset.titles, dataset.wording, PROMPT, begin=llm.begin, end=llm.end, max_length=llm.max_length,
-    )  # fmt: skip
+    builder = PromptBuilder.of(llm, dataset.titles, dataset.wording, PROMPT)
     examples = training_examples(dataset, "last")
     offsets, items = dataset.train_csr()
     seen = UserItems(

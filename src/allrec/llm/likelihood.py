@@ -94,9 +94,7 @@ def choice_loss(
     Raises:
         ValueError: there are not as many answers as candidates.
     """
-    users, columns = np.nonzero(priors > -np.inf)
-    if len(users) != len(answers):
-        raise ValueError(f"{len(answers)} answers for {len(users)} candidates; padding has no answer.")
+    users, columns = _places(priors > -np.inf, answers)
     counts = np.bincount(users, minlength=len(priors))
     parts = _parts(prompts, answers, counts, tokens_at_once(llm, len(prompts.tokens.values) + len(answers.values)))
 
@@ -140,9 +138,7 @@ def score_candidates(
     Raises:
         ValueError: there are not as many answers as candidates, or soft tokens as places for them.
     """
-    users, _ = np.nonzero(is_candidate)
-    if len(users) != len(answers):
-        raise ValueError(f"{len(answers)} answers for {len(users)} candidates; padding has no answer.")
+    _places(is_candidate, answers)
     num_answers = is_candidate.sum(1)
     sums = torch.zeros(len(answers))
 
@@ -156,6 +152,16 @@ def score_candidates(
     scores = torch.full(is_candidate.shape, -torch.inf)
     scores[torch.from_numpy(is_candidate)] = sums
     return scores
+
+
+def _places(
+    is_candidate: Bool[ndarray, "users candidates"], answers: Packed
+) -> tuple[Int[ndarray, "answers"], Int[ndarray, "answers"]]:
+    """The row and the column of the candidate that each answer is of."""
+    rows, columns = np.nonzero(is_candidate)
+    if len(rows) != len(answers):
+        raise ValueError(f"{len(answers)} answers for {len(rows)} candidates; padding has no answer.")
+    return rows, columns
 
 
 def take_prompts(prompts: Prompts, rows: Int[ndarray, "chosen"]) -> tuple[Prompts, Int[ndarray, "chosen_soft"]]:
