@@ -134,7 +134,8 @@ def put_at_end(location: str, cache: Path, last: str, *, is_replaced: bool = Fal
     """Yields a local folder to write; when the block ends well it is put behind the URL, or is that path itself.
 
     An object store has no folder that appears at once: the file without which a folder is none is put last. What a
-    killed block has written stays in the cache, so that the same machine can go on with it.
+    killed block has written stays in the cache, so that the same machine can go on with it, and put the rest of what it
+    had begun to put.
 
     Args:
         location: a path or a URL.
@@ -148,12 +149,15 @@ def put_at_end(location: str, cache: Path, last: str, *, is_replaced: bool = Fal
     if not is_url(location):
         yield Path(location)
         return
-    if is_used(location) and not (is_replaced and exists(join(location, last))):
-        raise InputError(f"{location} is in use, expected nothing there. Give another URL.")
     folder = cache / files.sha256_text(location)[:NAME_LENGTH]
+    is_whole = exists(join(location, last))
+    is_begun = (folder / last).is_file() and not is_whole
+    if is_used(location) and not (is_begun or (is_replaced and is_whole)):
+        raise InputError(f"{location} is in use, expected nothing there. Give another URL.")
     folder.parent.mkdir(parents=True, exist_ok=True)
     yield folder
-    remove(location)
+    if is_whole:
+        remove(location)
     system, root = _system(location)
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / last]
     for path in [*paths, folder / last]:

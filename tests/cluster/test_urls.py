@@ -3,6 +3,7 @@
 import socket
 
 import pytest
+from tests.killing import Killed
 from tests.remedies import refused
 
 from allrec import storage
@@ -177,3 +178,31 @@ def test_what_is_behind_a_url_is_left_alone(bucket, tmp_path):
     write(f"{bucket}/unused")
     assert set(bytes_of(f"{bucket}/unused")) == {"last.json"}
     write(f"{bucket}/unused")
+
+
+def test_what_a_killed_upload_has_left_is_put_again(bucket, tmp_path, monkeypatch):
+    location = f"{bucket}/stopped"
+    system, _ = fsspec.core.url_to_fs(location)
+    put = system.put_file
+
+    def write():
+        with storage.put_at_end(location, tmp_path, "last.json") as folder:
+            folder.mkdir(exist_ok=True)
+            for name in ("a.json", "b.json", "last.json"):
+                (folder / name).write_text("{}")
+
+    def stopped(source, target):
+        if source.endswith("b.json"):
+            raise Killed
+        put(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(system, "put_file", stopped)
+        with pytest.raises(Killed):
+            write()
+    assert set(bytes_of(location)) == {"a.json"}
+    write()
+    assert set(bytes_of(location)) == {"a.json", "b.json", "last.json"}
+    assert not list(tmp_path.rglob("*.json"))
+    with refused("is in use, expected nothing there. Give another URL."):
+        write()
