@@ -16,6 +16,7 @@ from allrec.backbones.base import freeze
 from allrec.data.dataset import Dataset
 from allrec.data.protocols import EvaluationProtocol
 from allrec.errors import Config, InputError
+from allrec.evaluation.results import clusters_of
 from allrec.evaluation.segments import RARE, sample_rows
 from allrec.hybrid.content import EvidenceConfig
 from allrec.hybrid.features import CONTEXT, FREE, Evidence, histories_before
@@ -189,7 +190,8 @@ def fit_fusions(
         lists, read = read_lists(scope, dataset, ranker, rows, folds, new_reader, llm_evidence)
         if _is_enough(folds[read]):
             added = cross_fit(lists, Roles([*llm_evidence, *CONTEXT], FREE, CONTEXT), small, folds[read], seed=seed)
-            additions[scope] = added if is_gain(lists, added.model, folds[read], config.least_gain) else None
+            own = clusters_of(dataset, dataset.targets["valid"].take(read))
+            additions[scope] = added if is_gain(lists, added.model, folds[read], config.least_gain, own) else None
     return FittedFusions(fusions, additions)
 
 
@@ -334,7 +336,9 @@ def _is_enough(folds: Int[ndarray, "rows"]) -> bool:
     return len(folds) - int(np.bincount(folds).max(initial=0)) >= 2
 
 
-def is_gain(lists: Lists, model: Fusion, folds: Int[ndarray, "rows"], least: float) -> bool:
+def is_gain(
+    lists: Lists, model: Fusion, folds: Int[ndarray, "rows"], least: float, clusters: Int[ndarray, "rows"]
+) -> bool:
     """Whether adding a fusion to the offsets lowers the cross-entropy, as a mean over the rows.
 
     Args:
@@ -342,10 +346,13 @@ def is_gain(lists: Lists, model: Fusion, folds: Int[ndarray, "rows"], least: flo
         model: of as many members as there are folds; each row is scored by the one that was fitted without it.
         folds: of the rows.
         least: number of its standard errors by which that mean must exceed 0.
+        clusters: of the rows; those of one are one observation of the standard error, see ``clusters_of``.
     """
     known = np.zeros(lists.candidates.shape, np.float32) if lists.offsets is None else lists.offsets
     gains = _cross_entropy(lists, known) - _cross_entropy(lists, known + fused_scores(model, lists.features, folds))
-    return bool(gains.mean() > least * gains.std() / np.sqrt(len(gains)))
+    _, own = np.unique(clusters, return_inverse=True)
+    deviations = np.bincount(own, gains - gains.mean())
+    return bool(gains.mean() > least * np.sqrt((deviations**2).sum()) / len(gains))
 
 
 def _cross_entropy(lists: Lists, scores: Float[ndarray, "rows candidates"]) -> Float[ndarray, "rows"]:
