@@ -10,7 +10,7 @@ from tests.worlds import FUSED
 from allrec.config import dump_recipe, load_recipe
 from allrec.data import load_dataset
 from allrec.errors import InputError
-from allrec.evaluation.results import load_ranks
+from allrec.evaluation.results import clusters_of, load_ranks
 from allrec.experiments import compare as module
 from allrec.experiments import evidence_worth
 from allrec.experiments.compare import RUNS, compare, rows_of
@@ -82,7 +82,7 @@ def test_validation_users_are_scored_by_the_member_that_never_met_them(world, mo
 
     monkeypatch.setattr(evidence_worth, "fused_scores", note)
     rankings_without(lists, ("cf",), model.recipe.fusion, model.recipe.seed)
-    assert np.array_equal(asked[0], fold_of(len(dataset.targets["valid"]), 2, model.recipe.seed))
+    assert np.array_equal(asked[0], fold_of(clusters_of(dataset, dataset.targets["valid"]), 2, model.recipe.seed))
     assert asked[1] is None
 
 

@@ -118,19 +118,27 @@ CROSS = QUICK.model_copy(update={"model": FusionConfig(knots=4, gate_width=4, in
 
 
 def cross_fitted(lists, config=CROSS, seed=0):
-    folds = fold_of(len(lists.targets), config.model.members, seed)
+    folds = fold_of(np.arange(len(lists.targets)), config.model.members, seed)
     roles = Roles(("cf", "text", "log_count"), FREE, CONTEXT)
     return cross_fit(lists, roles, config, folds, seed=seed).model, folds
 
 
 def test_folds_are_as_large_as_each_other_and_fixed_by_the_seed():
-    folds = fold_of(100, 3, seed=1)
+    folds = fold_of(np.arange(100), 3, seed=1)
     assert np.bincount(folds).tolist() == [34, 33, 33]
-    assert (folds == fold_of(100, 3, seed=1)).all()
-    assert (folds != fold_of(100, 3, seed=2)).any()
+    assert (folds == fold_of(np.arange(100), 3, seed=1)).all()
+    assert (folds != fold_of(np.arange(100), 3, seed=2)).any()
     # Which users a member never met is stored nowhere: a run is evaluated with the folds that it was fitted with.
     expected = seeds.rng(1, "fusion", "folds", 3).permutation(100) % 3
     assert folds.tolist() == expected.tolist()
+
+
+def test_users_of_one_history_and_target_are_in_one_fold():
+    clusters = np.array([0, 7, 2, 7, 4, 5, 7, 3])
+    for seed in range(5):
+        folds = fold_of(clusters, 2, seed)
+        assert len(set(folds[clusters == 7])) == 1
+        assert sorted(np.bincount(folds[[0, 1, 2, 4, 5, 7]])) == [3, 3]
 
 
 def test_a_member_never_met_the_users_of_its_fold():

@@ -171,7 +171,8 @@ def fit_fusions(
     Raises:
         InputError: there are no validation targets.
     """
-    folds = fold_of(len(dataset.targets["valid"]), config.training.model.members, seed)
+    clusters = clusters_of(dataset, dataset.targets["valid"])
+    folds = fold_of(clusters, config.training.model.members, seed)
     if len(folds) < 2 * config.training.model.members:
         raise InputError(
             f"{dataset.name} has {len(folds)} validation users, too few to fit fusion on. Set fusion.enabled=false."
@@ -190,8 +191,8 @@ def fit_fusions(
         lists, read = read_lists(scope, dataset, ranker, rows, folds, new_reader, llm_evidence)
         if _is_enough(folds[read]):
             added = cross_fit(lists, Roles([*llm_evidence, *CONTEXT], FREE, CONTEXT), small, folds[read], seed=seed)
-            own = clusters_of(dataset, dataset.targets["valid"].take(read))
-            additions[scope] = added if is_gain(lists, added.model, folds[read], config.least_gain, own) else None
+            is_kept = is_gain(lists, added.model, folds[read], config.least_gain, clusters[read])
+            additions[scope] = added if is_kept else None
     return FittedFusions(fusions, additions)
 
 

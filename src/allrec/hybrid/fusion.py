@@ -285,10 +285,15 @@ def load_fusion(folder: Path, name: str = "fusion") -> Fusion:
     return freeze(fusion)
 
 
-def fold_of(num_rows: int, num_folds: int, seed: int) -> Int[ndarray, "rows"]:
-    """The fold of every row of a split's targets, each as large as the others."""
+def fold_of(clusters: Int[ndarray, "rows"], num_folds: int, seed: int) -> Int[ndarray, "rows"]:
+    """The fold of every row of a split's targets, each of as many clusters as the others.
+
+    Users of one history and target, who are a cluster (see ``clusters_of``), are in one fold: a member that was fitted
+    without one of them never met the others.
+    """
     rng = seeds.rng(seed, STREAM, "folds", num_folds)
-    return np.asarray(rng.permutation(num_rows) % num_folds)
+    _, own = np.unique(clusters, return_inverse=True)
+    return np.asarray(rng.permutation(len(np.unique(clusters))) % num_folds)[own]
 
 
 @torch.no_grad()

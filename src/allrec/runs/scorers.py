@@ -13,6 +13,7 @@ from allrec.data.dataset import Targets
 from allrec.data.protocols import EvaluationProtocol
 from allrec.evaluation.evaluate import Ranked, RankingRequest, Scorer
 from allrec.evaluation.ranks import candidate_ranks, catalogue_ranks, dot_product_ranks, excluded_of
+from allrec.evaluation.results import clusters_of
 from allrec.hybrid.features import histories_before, largest_similarity
 from allrec.hybrid.fusion import LENGTH, PRIOR, fold_of
 from allrec.hybrid.ranking import LlmReader
@@ -59,8 +60,8 @@ def rank_by_fusion(model: TrainedModel, request: RankingRequest, *, with_llm: bo
         raise ValueError("the model has no fusion")
     folds = None
     if request.split == "valid":
-        num_rows = len(request.dataset.targets["valid"])
-        folds = fold_of(num_rows, len(ranker.fusions["lists"].members), model.recipe.seed)[request.rows]
+        clusters = clusters_of(request.dataset, request.dataset.targets["valid"])
+        folds = fold_of(clusters, len(ranker.fusions["lists"].members), model.recipe.seed)[request.rows]
     histories = histories_before(request.dataset, targets)
     if request.protocol.is_catalogue:
         reader = stored_reader(model, request, f"{request.protocol}-best") if with_llm else None
