@@ -23,7 +23,7 @@ from allrec.serving.snapshots import Served, Snapshot, behind, load_checked
 from allrec.serving.store import ModelVersion, Store
 
 DEFAULT_TENANT = "default"
-OVERHEAD = 0.05
+OVERHEAD = 0.1
 """Seconds of a budget that are left for writing the answer."""
 SWEEP_SECONDS = 3_600
 HISTORY = 500
