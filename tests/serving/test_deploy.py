@@ -5,11 +5,15 @@ import re
 import shutil
 import subprocess
 import sys
+import typing
+import warnings
+from enum import Enum, EnumType
 from itertools import combinations
 from pathlib import Path
 
 import pytest
 import yaml
+from beartype.door import is_bearable
 
 from allrec.serving.monitoring import Figures
 
@@ -93,8 +97,65 @@ def test_prometheus_takes_every_question_of_the_dashboard(tmp_path):
     promtool("check", "rules", tmp_path / "rules.yml")
 
 
+def lost(given, kept, place=""):
+    """Paths of what was given and not kept."""
+    if isinstance(given, dict) and isinstance(kept, dict):
+        return [path for name in given for path in lost(given[name], kept.get(name), f"{place}/{name}")]
+    if isinstance(given, list) and isinstance(kept, list) and len(given) == len(kept):
+        return [path for at, pair in enumerate(zip(given, kept, strict=True)) for path in lost(*pair, f"{place}/{at}")]
+    return [] if given == kept else [place]
+
+
+def is_of(value, hint):
+    """Whether a value is of a kind; a member of an enumeration may stand there as its text."""
+    kinds = [kind for kind in typing.get_args(hint) or (hint,) if isinstance(kind, EnumType)]
+    return is_bearable(value, hint) or any(value in [member.value for member in kind] for kind in kinds)
+
+
+def wrong(value, place=""):
+    """Paths of values that are not of the kind which Grafana's class says."""
+    if isinstance(value, (dict, list)):
+        inner = value.items() if isinstance(value, dict) else enumerate(value)
+        return [path for name, one in inner for path in wrong(one, f"{place}/{name}")]
+    if isinstance(value, Enum) or not type(value).__module__.startswith("grafana_foundation_sdk"):
+        return []
+    hints = typing.get_type_hints(type(value))
+    bad = [f"{place}/{name}" for name, one in vars(value).items() if not is_of(one, hints[name])]
+    return bad + wrong(vars(value), place)
+
+
+@pytest.fixture
+def read_by_grafana():
+    """Reads a dashboard into Grafana's own classes; paths of what they do not know, and of what is of another kind."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # a newer form of dashboards is on its way
+        from grafana_foundation_sdk.cog.encoder import JSONEncoder
+        from grafana_foundation_sdk.cog.plugins import register_default_plugins
+        from grafana_foundation_sdk.models.dashboard import Dashboard
+    register_default_plugins()
+
+    def read(dashboard):
+        known = Dashboard.from_json(dashboard)
+        return lost(dashboard, json.loads(JSONEncoder().encode(known))) + wrong(known)
+
+    return read
+
+
+def test_the_dashboard_is_one_that_grafana_knows(read_by_grafana):
+    """Grafana publishes its dashboards' schema as classes of several languages, not as JSON Schema."""
+    text = (ROOT / "deploy" / "dashboard.json").read_text()
+    assert read_by_grafana(json.loads(text)) == []
+    for right, broken, path in (
+        ('"legendFormat"', '"legend"', "/panels/0/targets/0/legend"),
+        ('"schemaVersion": 39', '"schemaVersion": "39"', "/schema_version"),
+        ('"x": 0', '"x": "left"', "/panels/0/grid_pos/x"),
+        ('"type": "datasource"', '"type": "data source"', "/templating/list_val/0/type_val"),
+    ):
+        assert right in text
+        assert path in read_by_grafana(json.loads(text.replace(right, broken)))
+
+
 def test_the_panels_of_the_dashboard_lie_side_by_side():
-    """Grafana publishes no schema of its dashboards that a validator reads; this is what it would stumble over."""
     dashboard = json.loads((ROOT / "deploy" / "dashboard.json").read_text())
     assert {"title", "uid", "schemaVersion", "panels", "templating", "time"} <= set(dashboard)
     (source,) = [one["name"] for one in dashboard["templating"]["list"] if one["type"] == "datasource"]

@@ -26,6 +26,15 @@ def never_done(connection, run):
         connection.recv()
 
 
+def slow(connection, run):
+    """Takes two seconds for each call, and then says how many it was sent."""
+    connection.send((0, True, None))
+    for num_calls in range(1, 10):
+        number, _, _ = connection.recv()
+        sleep(2)
+        connection.send((number, False, f"{num_calls} calls"))
+
+
 @pytest.fixture(scope="module")
 def process(snapshot):
     process = LlmProcess(str(snapshot.model.run.path))
@@ -60,6 +69,16 @@ def test_one_that_is_late_is_left_out_in_time(snapshot):
     with pytest.raises(LlmUnavailableError, match="not done within the budget"):
         process.order(snapshot, wanted, 0.0, monotonic() + 0.5)
     assert monotonic() - begin < 1.5
+    process.close()
+
+
+def test_nothing_more_is_sent_while_a_late_call_is_not_done(snapshot):
+    process = LlmProcess(str(snapshot.model.run.path), slow)
+    wait_until(lambda: process.is_ready)
+    wanted = wanted_of(snapshot, snapshot.model.catalogue.user_ids[0])
+    for budget, words in ((0.5, "not done within"), (0.5, "was busy"), (30.0, "failed: 2 calls")):
+        with pytest.raises(LlmUnavailableError, match=words):
+            process.order(snapshot, wanted, 0.0, monotonic() + budget)
     process.close()
 
 

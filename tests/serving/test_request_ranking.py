@@ -16,6 +16,11 @@ def wanted_of(snapshot, user, **settings):
     return Wanted(tuple(catalogue.history(catalogue.user(user)).tolist()), **settings)
 
 
+def ranked(snapshot, wanted, now=0.0, ranker=None):
+    (one,) = (ranker or RequestRanker()).rank(snapshot, [wanted], [mask_of(snapshot, wanted, now)])
+    return one
+
+
 def item(item_id, **settings):
     return Item(item_id, settings.pop("fields", {}), **settings)
 
@@ -24,8 +29,8 @@ def item(item_id, **settings):
 def test_requests_together_are_answered_as_recommend_answers_each(snapshot, system, with_history):
     users = system.model.catalogue.user_ids[:20]
     wanted = [wanted_of(snapshot, user, with_history=with_history) for user in users]
-    ranked = RequestRanker().rank(snapshot, wanted, 0.0)
-    for user, one in zip(users, ranked, strict=True):
+    together = RequestRanker().rank(snapshot, wanted, [mask_of(snapshot, one, 0.0) for one in wanted])
+    for user, one in zip(users, together, strict=True):
         expected = system.recommend(user=user, k=10, use_llm=False, with_history=with_history)
         assert ids(snapshot, one) == [found.item_id for found in expected]
         assert one.scores[:10].tolist() == pytest.approx([found.score for found in expected], rel=1e-5)
@@ -33,19 +38,19 @@ def test_requests_together_are_answered_as_recommend_answers_each(snapshot, syst
 
 def test_more_than_was_retrieved_is_filled_from_the_catalogue(snapshot, system):
     user = system.model.catalogue.user_ids[3]
-    (one,) = RequestRanker().rank(snapshot, [wanted_of(snapshot, user, k=60)], 0.0)
+    one = ranked(snapshot, wanted_of(snapshot, user, k=60))
     assert ids(snapshot, one, 60) == [found.item_id for found in system.recommend(user=user, k=60, use_llm=False)]
 
 
 def test_a_strict_filter_still_fills_k_and_a_hidden_item_is_gone(snapshot):
     user = snapshot.model.catalogue.user_ids[0]
     kept = snapshot.model.catalogue.item_ids[::5]
-    (one,) = RequestRanker().rank(snapshot, [wanted_of(snapshot, user, k=6, filter=f"item_id in {kept}")], 0.0)
+    one = ranked(snapshot, wanted_of(snapshot, user, k=6, filter=f"item_id in {kept}"))
     assert set(ids(snapshot, one, 6)) <= set(kept)
     assert len(ids(snapshot, one, 6)) == 6
     hidden = ids(snapshot, one, 1)[0]
     after = snapshot.after(1, [item(hidden, is_hidden=True)], None)
-    (other,) = RequestRanker().rank(after, [wanted_of(snapshot, user, k=6, filter=f"item_id in {kept}")], 0.0)
+    other = ranked(after, wanted_of(snapshot, user, k=6, filter=f"item_id in {kept}"))
     assert hidden not in ids(after, other, 200)
     assert after.model is snapshot.model
 
@@ -53,17 +58,17 @@ def test_a_strict_filter_still_fills_k_and_a_hidden_item_is_gone(snapshot):
 def test_availability_ends_with_the_time_and_the_kept_ranking_does_not_outlive_it(snapshot):
     ranker, user = RequestRanker(), snapshot.model.catalogue.user_ids[1]
     wanted = wanted_of(snapshot, user)
-    first = ids(snapshot, ranker.rank(snapshot, [wanted], 0.0)[0], 1)[0]
+    first = ids(snapshot, ranked(snapshot, wanted, 0.0, ranker), 1)[0]
     after = snapshot.after(1, [item(first, expires_at=100.0)], None)
-    assert ids(after, ranker.rank(after, [wanted], 99.0)[0], 1) == [first]
-    assert first not in ids(after, ranker.rank(after, [wanted], 100.0)[0], 200)
+    assert ids(after, ranked(after, wanted, 99.0, ranker), 1) == [first]
+    assert first not in ids(after, ranked(after, wanted, 100.0, ranker), 200)
     back = after.after(2, [item(first)], None)
-    assert ids(back, ranker.rank(back, [wanted], 100.0)[0], 1) == [first]
+    assert ids(back, ranked(back, wanted, 100.0, ranker), 1) == [first]
 
 
 def test_the_same_request_is_ranked_once_while_nothing_changes(snapshot):
     ranker, wanted = RequestRanker(), wanted_of(snapshot, snapshot.model.catalogue.user_ids[2])
-    first, again = (ranker.rank(snapshot, [wanted], now)[0] for now in (0.0, 1.0))
+    first, again = (ranked(snapshot, wanted, now, ranker) for now in (0.0, 1.0))
     assert first.items.tolist() == again.items.tolist()
     assert (ranker.num_ranked, ranker.num_kept) == (1, 1)
 
@@ -78,7 +83,7 @@ def test_a_new_item_joins_as_add_items_lets_it_and_the_rest_keep_their_positions
     text = snapshot.served.encode(["rose hand cream. night serum"], tmp_path)
     np.testing.assert_allclose(after.model.text_embeddings[-1], text[0], atol=1e-6)
     wanted = wanted_of(snapshot, snapshot.model.catalogue.user_ids[0], filter="price < 5.0")
-    (one,) = RequestRanker().rank(after, [wanted], 0.0)
+    one = ranked(after, wanted)
     assert ids(after, one) == ["new-1"]
     renamed = after.after(5, [item("new-1", fields={"title": "comb"}), item("new-2", fields=fields)], tmp_path)
     assert renamed.model.catalogue.titles[-2:] == ["comb", "rose hand cream"]
@@ -98,10 +103,10 @@ def test_an_embedding_of_the_runs_encoder_is_taken_as_stored(snapshot, tmp_path)
 
 def test_a_boost_multiplies_the_odds(snapshot):
     user = snapshot.model.catalogue.user_ids[0]
-    (plain,) = RequestRanker().rank(snapshot, [wanted_of(snapshot, user)], 0.0)
+    plain = ranked(snapshot, wanted_of(snapshot, user))
     tenth = snapshot.model.catalogue.item_ids[plain.items[9]]
     boost = f'item_id == "{tenth}" ? 100.0 : 1.0'
-    (one,) = RequestRanker().rank(snapshot, [wanted_of(snapshot, user, boost=boost)], 0.0)
+    one = ranked(snapshot, wanted_of(snapshot, user, boost=boost))
     place = ids(snapshot, one).index(tenth)
     assert place < 9
     assert one.scores[place] == pytest.approx(plain.scores[9] + np.log(100))
@@ -109,8 +114,8 @@ def test_a_boost_multiplies_the_odds(snapshot):
 
 def test_diversity_keeps_the_first_and_spreads_the_rest(snapshot):
     user = snapshot.model.catalogue.user_ids[0]
-    (plain,) = RequestRanker().rank(snapshot, [wanted_of(snapshot, user)], 0.0)
-    (spread,) = RequestRanker().rank(snapshot, [wanted_of(snapshot, user, diversity=1.0)], 0.0)
+    plain = ranked(snapshot, wanted_of(snapshot, user))
+    spread = ranked(snapshot, wanted_of(snapshot, user, diversity=1.0))
     assert spread.items[0] == plain.items[0]
     assert sorted(spread.items.tolist()) == sorted(plain.items.tolist())
 
@@ -125,7 +130,7 @@ def test_diversity_keeps_the_first_and_spreads_the_rest(snapshot):
 def test_contributions_are_those_of_recommend_and_sum_to_the_score(snapshot, system):
     user = system.model.catalogue.user_ids[5]
     wanted = wanted_of(snapshot, user)
-    (one,) = RequestRanker().rank(snapshot, [wanted], 0.0)
+    one = ranked(snapshot, wanted)
     parts = contributions(snapshot, wanted.history, one.items[:5])
     for found, expected, score in zip(parts, system.recommend(user=user, k=5, use_llm=False), one.scores, strict=False):
         assert found == pytest.approx(expected.contributions, abs=1e-4)

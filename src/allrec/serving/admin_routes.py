@@ -14,7 +14,7 @@ from allrec.serving.bodies import ExperimentBody, KeyBody, KeyId, Name, Publish,
 from allrec.serving.data_routes import service_of
 from allrec.serving.experiments import experiment_result
 from allrec.serving.problems import ProblemError
-from allrec.serving.ranking import RequestRanker, Wanted
+from allrec.serving.ranking import RequestRanker, Wanted, mask_of
 from allrec.serving.refresh import reports
 from allrec.serving.replies import (
     PROBLEM,
@@ -151,7 +151,7 @@ def tested(service: Service, tenant: str, new: Snapshot) -> float | None:
 
 def _answered(snapshot: Snapshot, history: list[str]) -> tuple[list[str], Any]:
     wanted = Wanted(tuple(snapshot.positions(history).tolist()))
-    (ranked,) = RequestRanker().rank(snapshot, [wanted], 0.0)
+    (ranked,) = RequestRanker().rank(snapshot, [wanted], [mask_of(snapshot, wanted, 0.0)])
     return [snapshot.model.catalogue.item_ids[item] for item in ranked.items[:10]], ranked.scores[:10]
 
 

@@ -51,7 +51,7 @@ class LlmProcess:
 
     def __init__(self, run: str, target: Callable[[Connection, str], None] | None = None) -> None:
         self.run, self._target = run, target or answer_calls
-        self._turn, self._number, self._joined = Lock(), 0, 0
+        self._turn, self._number, self._answered, self._joined = Lock(), 0, 0, 0
         self._is_closed, self._is_ready, self._num_starts = False, False, 0
         self._start()
 
@@ -117,12 +117,17 @@ class LlmProcess:
             self._joined = snapshot.joined_at
 
     def _call(self, name: str, arguments: tuple[Any, ...], deadline: float) -> Any:
-        self._number += 1
         try:
+            # A call behind one that came too late would come too late itself, and hold up the next one in turn.
+            while self._answered < self._number:
+                if not self._connection.poll(max(0.0, deadline - monotonic())):
+                    raise LlmUnavailableError("the language model was busy for as long as the budget allows")
+                self._answered, _, _ = self._connection.recv()
+            self._number += 1
             self._connection.send(Call(self._number, name, arguments))
             while self._connection.poll(max(0.0, deadline - monotonic())):
-                number, is_good, value = self._connection.recv()
-                if number == self._number:
+                self._answered, is_good, value = self._connection.recv()
+                if self._answered == self._number:
                     if is_good:
                         return value
                     raise LlmUnavailableError(f"the language model failed: {value}")
@@ -137,7 +142,7 @@ class LlmProcess:
         self._process = context.Process(target=self._target, args=(other, self.run), daemon=True, name="allrec-llm")
         self._process.start()
         other.close()
-        self._joined = 0
+        self._joined, self._answered = 0, self._number
         Thread(target=self._watch, args=(self._process,), daemon=True, name="llm-watch").start()
 
     def _watch(self, process: Any) -> None:

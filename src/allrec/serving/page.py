@@ -69,9 +69,9 @@ class View:
 
 def columns_of(service: Service, snapshot: Snapshot, history: tuple[int, ...], tenant: str) -> list[Column]:
     """Lists by collaborative filter, text, language model and all together, of a history that is not empty."""
-    wanted, now = Wanted(history, k=SHOWN), time()
-    mask = mask_of(snapshot, wanted, now)
-    (fused,) = RequestRanker().rank(snapshot, [wanted], now)
+    wanted = Wanted(history, k=SHOWN)
+    mask = mask_of(snapshot, wanted, time())
+    (fused,) = RequestRanker().rank(snapshot, [wanted], [mask])
     answered = Answered(snapshot, wanted, fused, "fusion" if snapshot.model.fused_ranker else "cf")
     read = service.with_llm(answered, Request(tenant, budget=5.0, begin=monotonic()))
     llm = _explained(read) if read.llm == "ordered" else []

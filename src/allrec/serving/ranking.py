@@ -70,18 +70,19 @@ class RequestRanker:
         self._lock = Lock()
         self.num_kept, self.num_ranked = 0, 0
 
-    def rank(self, snapshot: Snapshot, wanted: Sequence[Wanted], now: float) -> list[Ranked]:
+    def rank(
+        self, snapshot: Snapshot, wanted: Sequence[Wanted], masks: Sequence[Bool[ndarray, "items"] | None]
+    ) -> list[Ranked]:
         """Ranks requests together, without the language model.
 
         Args:
             snapshot: of their tenant.
             wanted: one a request.
-            now: when it is answered, in seconds since 1970-01-01 UTC.
+            masks: ``mask_of`` each.
 
         Raises:
-            InputError: a filter or a boost that does not compile, or gives no truth value or number.
+            InputError: a boost that does not compile, or gives no number.
         """
-        masks = [mask_of(snapshot, one, now) for one in wanted]
         keys = [key_of(snapshot, one, mask) for one, mask in zip(wanted, masks, strict=True)]
         found = [self._get(key) for key in keys]
         missing = [row for row, known in enumerate(found) if known is None]
@@ -109,7 +110,16 @@ class RequestRanker:
 
 
 def mask_of(snapshot: Snapshot, wanted: Wanted, now: float) -> Bool[ndarray, "items"] | None:
-    """Which items a request may be given: available, kept by its filter, not excluded; None where that is all."""
+    """Which items a request may be given: available, kept by its filter, not excluded; None where that is all.
+
+    Args:
+        snapshot: of the request's tenant.
+        wanted: the request.
+        now: when it is answered, in seconds since 1970-01-01 UTC.
+
+    Raises:
+        InputError: a filter that does not compile, or gives no truth value.
+    """
     mask = snapshot.available(now)
     if wanted.filter is not None:
         mask &= snapshot.expressions.mask(wanted.filter, snapshot.items, wanted.user)

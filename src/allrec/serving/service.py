@@ -11,6 +11,8 @@ from time import time
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool
+from numpy import ndarray
 
 from allrec.alignment.text_cache import default_cache
 from allrec.errors import InputError
@@ -21,7 +23,7 @@ from allrec.serving.snapshots import Served, Snapshot, behind, load_checked
 from allrec.serving.store import ModelVersion, Store
 
 DEFAULT_TENANT = "default"
-OVERHEAD = 0.05
+OVERHEAD = 0.1
 """Seconds of a budget that are left for writing the answer."""
 SWEEP_SECONDS = 3_600
 HISTORY = 500
@@ -206,23 +208,24 @@ class Service:
                 continue
             now, snapshot, ranker = time(), tenant.snapshot, tenant.ranker
             resolved: list[Answered] = []
+            masks: list[Bool[ndarray, "items"] | None] = []
             good: list[int] = []
             users = [requests[row].user_id for row in rows]
             known = self.user_histories(snapshot, name, [user_id for user_id in users if user_id is not None])
             for row in rows:
                 try:
-                    resolved.append(self._resolved(snapshot, requests[row], known, now))
+                    one = self._resolved(snapshot, requests[row], known)
+                    masks.append(mask_of(snapshot, one.wanted, now))
+                    resolved.append(one)
                     good.append(row)
                 except InputError as error:
                     found[row] = error
-            ranked = ranker.rank(snapshot, [one.wanted for one in resolved], now)
+            ranked = ranker.rank(snapshot, [one.wanted for one in resolved], masks)
             for row, one, items in zip(good, resolved, ranked, strict=True):
                 found[row] = replace(one, ranked=items)
         return [one for one in found if one is not None]
 
-    def _resolved(
-        self, snapshot: Snapshot, request: Request, known: Mapping[str, tuple[int, ...]], now: float
-    ) -> Answered:
+    def _resolved(self, snapshot: Snapshot, request: Request, known: Mapping[str, tuple[int, ...]]) -> Answered:
         """A request in positions, along the chain: user, session, similar items, popular ones."""
         history, fallback = history_of(snapshot, request, known)
         user = self._user_fields(snapshot, request)
@@ -235,7 +238,6 @@ class Service:
             what = "items similar to the one looked at" if history else "popular items"
             fallback = f"{fallback or 'no history was given'}: {what}"
         wanted = Wanted(history, exclude=exclude, user=user, **request.settings)
-        mask_of(snapshot, wanted, now)
         if wanted.boost is not None:
             log_factor(snapshot, wanted, np.zeros(0, np.int64))
         return Answered(snapshot, wanted, Ranked(np.zeros(0, np.int64), np.zeros(0)), scorer, fallback)
