@@ -1,5 +1,8 @@
 """A worker killed by ``kill -9`` in each phase: the same result, of what was done and what is done again."""
 
+import os
+import sys
+
 import pytest
 from safetensors.torch import load_file
 from tests.remedies import refused
@@ -13,6 +16,12 @@ from cluster.training_work import Train
 from worlds import make_world
 
 
+@pytest.fixture(autouse=True)
+def _of_workers(monkeypatch):
+    # Ray begins workers with the environment that it began with itself.
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
+
+
 def ray_engine():
     pytest.importorskip("ray")
     from allrec.cluster.ray import RayEngine
@@ -24,7 +33,7 @@ ENGINES = [Processes(2), pytest.param(ray_engine, marks=pytest.mark.soak)]
 
 
 @pytest.fixture
-def engine(request):
+def engine(request, _of_workers):
     if isinstance(request.param, Processes):
         yield request.param
         return
@@ -67,14 +76,14 @@ def prepared(folder):
     return folder / "dataset"
 
 
-def train_killed(folder, dataset, group, advice):
+def train_killed(folder, dataset, group, refusal):
     """Trains undisturbed, and killed in the middle of an epoch and gone on with; what each has learned."""
     for name in ("whole", "out"):
         (folder / name).mkdir()
     # Eight steps or more an epoch, and a checkpoint after every third.
     sets = ("backbone.tokens_per_batch=40",)
     group.run(Train("backbone", dataset, folder / "whole", sets))
-    with refused(advice):
+    with refusal:
         group.run(Train("backbone", dataset, folder / "out", sets, die_at=5))
     assert (folder / "out" / "checkpoint.safetensors").exists()
     assert not (folder / "out" / "model.safetensors").exists()
@@ -86,8 +95,8 @@ def train_killed(folder, dataset, group, advice):
 
 
 def test_training_goes_on_to_the_same_bytes(tmp_path):
-    advice = "for want of memory. Give fewer --workers, and go on with --resume."
-    train_killed(tmp_path, prepared(tmp_path), Workers(2), advice)
+    refusal = refused("for want of memory. Give fewer --workers, and go on with --resume.")
+    train_killed(tmp_path, prepared(tmp_path), Workers(2), refusal)
 
 
 # Ray warns of its own parts when Ray Train is imported.
@@ -98,7 +107,7 @@ def test_training_under_ray_train_goes_on_to_the_same_bytes(tmp_path):
     from allrec.cluster.training import RayWorkers
 
     try:
-        advice = "for want of memory. Give fewer --workers or larger nodes, and go on with --resume."
-        train_killed(tmp_path, prepared(tmp_path), RayWorkers(workers=2), advice)
+        refusal = refused("for want of memory. Give fewer --workers or larger nodes, and go on with --resume.")
+        train_killed(tmp_path, prepared(tmp_path), RayWorkers(workers=2), refusal)
     finally:
         ray.shutdown()

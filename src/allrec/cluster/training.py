@@ -69,7 +69,8 @@ def _cause(error: BaseException) -> BaseException:
     from ray.exceptions import RayActorError
 
     failures = getattr(error, "worker_failures", {})
-    known = [error, *failures.values(), error.__cause__, *(getattr(one, "cause", None) for one in failures.values())]
+    behind = [getattr(one, name, None) for one in failures.values() for name in ("cause", "health_check_failure")]
+    known = [error, *failures.values(), error.__cause__, *behind]
     mistake = next((one for one in known if isinstance(one, InputError)), None)
     if mistake is None and any(isinstance(one, RayActorError) for one in known):
         return InputError(
