@@ -23,6 +23,8 @@ from allrec.files import atomic_path
 
 NAME_LENGTH = 32
 """Hexadecimal digits of a hash that name a file: 128 bits."""
+CURRENT = "current.json"
+"""Behind a URL, names the folder of what is there now; without it all that is there counts. See ``uploads``."""
 SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]+)://")
 
 
@@ -90,6 +92,8 @@ def local_file(location: str) -> Iterator[Path]:
 def local_folder(location: str, cache: Path) -> Path:
     """A folder on this machine: itself, or a copy of what is behind a URL, made once for what is there now.
 
+    It may have been put there by ``uploads`` or by any other program.
+
     Args:
         location: a path or a URL.
         cache: folder of the copies.
@@ -99,6 +103,8 @@ def local_folder(location: str, cache: Path) -> Path:
     """
     if not is_url(location):
         return Path(location)
+    if exists(join(location, CURRENT)):
+        location = join(location, read_json(join(location, CURRENT))["folder"])
     system, root = _system(location)
     system.invalidate_cache()
     found: dict[str, Any] = system.find(root, detail=True)
@@ -129,40 +135,30 @@ def local_copy(location: str, cache: Path) -> Path:
     return copy
 
 
-@contextmanager
-def put_at_end(location: str, cache: Path, last: str, *, is_replaced: bool = False) -> Iterator[Path]:
-    """Yields a local folder to write; when the block ends well it is put behind the URL, or is that path itself.
-
-    An object store has no folder that appears at once: the file without which a folder is none is put last. What a
-    killed block has written stays in the cache, so that the same machine can go on with it, and put the rest of what it
-    had begun to put.
-
-    Args:
-        location: a path or a URL.
-        cache: folder of what is being written.
-        last: name of that file.
-        is_replaced: whether what was put there before may be replaced.
-
-    Raises:
-        InputError: there is something behind the URL that is not replaced.
-    """
-    if not is_url(location):
-        yield Path(location)
-        return
-    folder = cache / files.sha256_text(location)[:NAME_LENGTH]
-    is_whole = exists(join(location, last))
-    is_begun = (folder / last).is_file() and not is_whole
-    if is_used(location) and not (is_begun or (is_replaced and is_whole)):
-        raise InputError(f"{location} is in use, expected nothing there. Give another URL.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    yield folder
-    if is_whole:
-        remove(location)
+def copy_folder(location: str, copy: Path) -> None:
+    """Copies all that is behind a URL to a local folder, which appears whole."""
     system, root = _system(location)
-    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / last]
-    for path in [*paths, folder / last]:
-        system.put_file(str(path), f"{root.rstrip('/')}/{path.relative_to(folder).as_posix()}")
-    shutil.rmtree(folder)
+    system.invalidate_cache()
+    _copy_folder(system, root, sorted(system.find(root)), copy)
+
+
+def put_file(path: Path, location: str) -> None:
+    """Puts a local file behind a URL, whole."""
+    system, target = _system(location)
+    system.put_file(str(path), target)
+
+
+def names_in(location: str) -> list[str]:
+    """Names of the files and folders behind a URL; none where there is nothing."""
+    system, root = _system(location)
+    system.invalidate_cache()
+    found: list[str] = system.ls(root, detail=False) if system.exists(root) else []
+    return sorted({path.rstrip("/").rsplit("/", 1)[1] for path in found})
+
+
+def is_version(name: str) -> bool:
+    """Whether it is the name of a folder that ``uploads`` put: the hash of what is in it."""
+    return re.fullmatch(f"[0-9a-f]{{{NAME_LENGTH}}}", name) is not None
 
 
 def _copy_folder(system: Any, root: str, names: list[str], copy: Path) -> None:

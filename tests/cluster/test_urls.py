@@ -1,20 +1,23 @@
 """Runs and recommendations behind URLs: an S3 of this machine in place of the cloud's."""
 
 import socket
+import time
 
 import pytest
 from tests.killing import Killed
 from tests.remedies import refused
 
-from allrec import storage
+from allrec import storage, uploads
 from allrec.cli.commands import app
 from allrec.config import dump_recipe
 from allrec.data import load_dataset
 from allrec.errors import InputError
+from allrec.files import read_json
 from allrec.parallel import Processes, ThisProcess
 from allrec.recommender import AllRec
+from allrec.uploads import put_at_end
 from cluster.shard_work import Upper, lines_of, write_shards
-from worlds import make_world
+from worlds import FUSED, make_world
 
 pytest.importorskip("s3fs")
 moto = pytest.importorskip("moto.server")
@@ -118,7 +121,7 @@ def test_a_url_that_nothing_reads_is_said():
 
 def test_a_run_and_its_recommendations_may_lie_behind_urls(bucket, tmp_path, monkeypatch):
     monkeypatch.setenv("ALLREC_CACHE", str(tmp_path / "cache" / "texts"))
-    dataset, _, recipe = make_world(tmp_path, ("llm.enabled=false",))
+    dataset, _, recipe = make_world(tmp_path, (*FUSED, "llm.enabled=false"))
     system = AllRec.train(dataset, run=tmp_path / "run", recipe=recipe, is_evaluated=False)
     system.recommend_all(tmp_path / "local", k=3, users_a_part=20)
     fsspec.filesystem("s3").put(str(tmp_path / "run"), "bucket/run", recursive=True)
@@ -131,6 +134,7 @@ def test_a_run_and_its_recommendations_may_lie_behind_urls(bucket, tmp_path, mon
     AllRec.from_pretrained(f"{bucket}/run").recommend_all(f"{bucket}/again", k=3, users_a_part=20, engine=Processes(1))
     assert bytes_of(f"{bucket}/again/parts") == local
     assert not storage.is_used(f"{bucket}/again/users")
+    assert not storage.is_used(f"{bucket}/again/shared")
 
 
 def run_program(*arguments):
@@ -164,45 +168,110 @@ def test_prepare_and_train_read_and_write_behind_urls(bucket, tmp_path, monkeypa
     assert not list((tmp_path / "cache" / "runs" / "written").iterdir())
 
 
+def put(location, cache, text="{}", **given):
+    with put_at_end(location, cache, **given) as folder:
+        folder.mkdir(exist_ok=True)
+        for name in ("a.json", "b.json"):
+            (folder / name).write_text(text)
+
+
+def texts_of(location, cache):
+    return {path.name: path.read_text() for path in storage.local_folder(location, cache).iterdir()}
+
+
 def test_what_is_behind_a_url_is_left_alone(bucket, tmp_path):
     storage.write_json(f"{bucket}/used/mine.json", {})
-
-    def write(location):
-        with storage.put_at_end(location, tmp_path, "last.json", is_replaced=True) as folder:
-            folder.mkdir()
-            (folder / "last.json").write_text("{}")
-
     with refused("is in use, expected nothing there. Give another URL."):
-        write(f"{bucket}/used")
+        put(f"{bucket}/used", tmp_path, is_replaced=True)
     assert set(bytes_of(f"{bucket}/used")) == {"mine.json"}
-    write(f"{bucket}/unused")
-    assert set(bytes_of(f"{bucket}/unused")) == {"last.json"}
-    write(f"{bucket}/unused")
+    put(f"{bucket}/unused", tmp_path)
+    assert texts_of(f"{bucket}/unused", tmp_path / "copies") == {"a.json": "{}", "b.json": "{}"}
+    with pytest.raises(InputError, match="is in use, expected nothing there"):
+        put(f"{bucket}/unused", tmp_path)
+    put(f"{bucket}/unused", tmp_path, "[]", is_replaced=True)
+    assert texts_of(f"{bucket}/unused", tmp_path / "copies") == {"a.json": "[]", "b.json": "[]"}
+    assert sorted(bytes_of(f"{bucket}/unused")) == ["a.json", "b.json", storage.CURRENT]
+
+
+def test_whenever_a_replacement_is_killed_the_old_folder_is_there_or_the_new_one(bucket, tmp_path, monkeypatch):
+    system, found, step = fsspec.core.url_to_fs(bucket)[0], [], 0
+    while not found or found[-1] is not None:
+        location, cache = f"{bucket}/replaced/{step}", tmp_path / str(step)
+        put(location, cache, "old")
+        with monkeypatch.context() as patched:
+            left, step = iter(range(step)), step + 1
+            for name in ("put_file", "rm"):
+                change = getattr(system, name)
+                patched.setattr(system, name, lambda *given, change=change, left=left, **named: (
+                    change(*given, **named) if next(left, None) is not None else killed()
+                ))  # fmt: skip
+            try:
+                put(location, cache, "new", is_replaced=True)
+                found.append(None)
+            except Killed:
+                found.append(texts_of(location, tmp_path / "copies"))
+        put(location, cache, "new", is_replaced=True)
+        assert texts_of(location, tmp_path / "copies") == {"a.json": "new", "b.json": "new"}
+        assert sorted(bytes_of(location)) == ["a.json", "b.json", storage.CURRENT]
+    old, new = ({"a.json": text, "b.json": text} for text in ("old", "new"))
+    # Two files and what names them are put, and then the old ones are removed.
+    assert found == [old, old, old, new, None]
+
+
+def killed():
+    raise Killed
 
 
 def test_what_a_killed_upload_has_left_is_put_again(bucket, tmp_path, monkeypatch):
     location = f"{bucket}/stopped"
     system, _ = fsspec.core.url_to_fs(location)
-    put = system.put_file
-
-    def write():
-        with storage.put_at_end(location, tmp_path, "last.json") as folder:
-            folder.mkdir(exist_ok=True)
-            for name in ("a.json", "b.json", "last.json"):
-                (folder / name).write_text("{}")
+    put_file = system.put_file
 
     def stopped(source, target):
         if source.endswith("b.json"):
             raise Killed
-        put(source, target)
+        put_file(source, target)
 
     with monkeypatch.context() as patch:
         patch.setattr(system, "put_file", stopped)
         with pytest.raises(Killed):
-            write()
+            put(location, tmp_path)
     assert set(bytes_of(location)) == {"a.json"}
-    write()
-    assert set(bytes_of(location)) == {"a.json", "b.json", "last.json"}
+    put(location, tmp_path)
+    assert set(bytes_of(location)) == {"a.json", "b.json", storage.CURRENT}
     assert not list(tmp_path.rglob("*.json"))
-    with pytest.raises(InputError, match="is in use, expected nothing there"):
-        write()
+
+
+def test_another_machine_goes_on_with_a_training_whose_machine_is_gone(bucket, tmp_path, monkeypatch):
+    dataset, _, recipe = make_world(tmp_path, ("llm.enabled=false",))
+    location, system = f"{bucket}/moved", fsspec.core.url_to_fs(bucket)[0]
+    monkeypatch.setattr(uploads, "PUSH_EVERY", 0.3)
+    given = {"recipe": recipe, "is_evaluated": False}
+    AllRec.train(dataset, run=tmp_path / "whole", cache=tmp_path / "texts", **given)
+    with monkeypatch.context() as patched:
+
+        def ends(stage, share, values):
+            if stage == "alignment" and values["step"] == 3:
+                wait_until(lambda: storage.exists(f"{location}/begun/alignment/checkpoint.safetensors"))
+                patched.setattr(system, "put_file", killed)
+                raise Killed
+
+        with pytest.raises(Killed), put_at_end(location, tmp_path / "first", resumed_by="manifest.json") as folder:
+            AllRec.train(dataset, run=folder, cache=tmp_path / "texts", observer=ends, **given)
+    first = read_json(folder / "manifest.json")["stages"]
+    monkeypatch.setenv("ALLREC_CACHE", str(tmp_path / "second"))
+    result = typer_testing.CliRunner().invoke(app, ["train", str(dataset), "--run", location])
+    assert "Go on with it: --resume" in str(result.exception)
+    run_program("train", dataset, "--run", location, "--resume")
+    whole, resumed = (AllRec.from_pretrained(run).run.manifest["stages"] for run in (tmp_path / "whole", location))
+    assert resumed["backbone"] == first["backbone"]
+    assert first["alignment"]["state"] == "running"
+    assert resumed["alignment"]["sha256"]["model.safetensors"] == whole["alignment"]["sha256"]["model.safetensors"]
+    assert "begun" not in storage.names_in(location)
+
+
+def wait_until(is_so):
+    end = time.monotonic() + 60
+    while not is_so():
+        assert time.monotonic() < end
+        time.sleep(0.02)

@@ -31,7 +31,7 @@ from allrec.hybrid.features import (
 )
 from allrec.hybrid.fusion import LLM_EVIDENCE
 from allrec.hybrid.ranking import is_in_history, retrieve
-from allrec.hybrid.similarity import DAMPING, DenseSpace, Neighbours, WordSpace
+from allrec.hybrid.similarity import DAMPING, DenseSpace, Neighbours, Occurrences, WordSpace
 from allrec.training.loop import LoopConfig
 
 NUM_ITEMS = 30
@@ -286,7 +286,9 @@ def test_all_evidence_is_collected(pairs_world):
     dataset, texts = pairs_world
     parts = train_content_parts(dataset, texts, quick_config(), seed=0)
     backbone = freeze(SASRec(24, SASRecConfig(dim=8), torch.Generator().manual_seed(0)))
-    collected = collect(TrainingHistories.of(dataset), [Learned(backbone, parts, torch.randn(24, 8))])
+    collected = collect(
+        Occurrences.of(TrainingHistories.of(dataset), 24), [Learned(backbone, parts, torch.randn(24, 8))]
+    )
     assert {"cf", "content", "joint", "tuned_text_largest", "words_mean", "neighbours_latest"} <= set(collected.names)
     targets = dataset.targets["valid"]
     features = collected.features(histories_before(dataset, targets), targets.candidates["paper"])
@@ -311,7 +313,8 @@ def test_the_evidence_of_an_ensemble_is_the_mean_of_its_members(pairs_world):
         )
         for seed in range(3)
     ]
-    train, candidates = TrainingHistories.of(dataset), dataset.targets["valid"].candidates["paper"]
+    train = Occurrences.of(TrainingHistories.of(dataset), 24)
+    candidates = dataset.targets["valid"].candidates["paper"]
     each = [collect(train, [member]) for member in members]
     together = collect(train, members)
     features = [one.features(histories, candidates) for one in (*each, together)]
@@ -343,7 +346,7 @@ def test_an_ensemble_of_one_is_that_one(pairs_world):
     expected = backbone.encode(histories) @ backbone.item_embeddings().T
     assert torch.equal(one.encode(histories), backbone.encode(histories))
     torch.testing.assert_close(two.encode(histories) @ two.item_embeddings().T, expected)
-    alone = collect(TrainingHistories.of(dataset), [Learned(backbone, parts)])
+    alone = collect(Occurrences.of(TrainingHistories.of(dataset), 24), [Learned(backbone, parts)])
     assert alone.scorers["cf"].backbone is backbone
     assert "joint" not in alone.names
 

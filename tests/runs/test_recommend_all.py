@@ -12,10 +12,14 @@ import polars as pl
 import pytest
 from tests.remedies import refused
 
+from allrec.config import dump_recipe
 from allrec.errors import InputError
-from allrec.files import read_json, write_json
-from allrec.parallel import Processes
+from allrec.files import read_json, sha256_file, write_json
+from allrec.hybrid import retrieval
+from allrec.parallel import Processes, ThisProcess
 from allrec.recommender import AllRec
+from allrec.runs import recommend_all as module
+from allrec.runs import trained_model
 from allrec.runs.recommend_all import DONE, REQUEST
 from worlds import FUSED, make_world
 
@@ -75,6 +79,50 @@ def test_two_processes_write_the_same_bytes(fused, tmp_path):
     assert bytes_of(tmp_path / "here") == bytes_of(tmp_path / "processes")
     assert (tmp_path / "here" / DONE).read_bytes() == (tmp_path / "processes" / DONE).read_bytes()
     assert sorted(path.name for path in (tmp_path / "here").iterdir()) == ["parts", DONE, REQUEST]
+
+
+def test_workers_read_no_user_but_those_of_their_part(fused, tmp_path, monkeypatch):
+    def all_of_them(folder):
+        raise AssertionError("a worker reads the histories of all users")
+
+    fused.recommend_all(tmp_path / "here", k=5, users_a_part=20)
+    with monkeypatch.context() as patched:
+        patched.setattr(trained_model, "load_training_histories", all_of_them)
+        fused.recommend_all(tmp_path / "worker", k=5, users_a_part=20, engine=ThisProcess())
+    (worker,) = module._loaded.values()
+    assert worker is not fused.model
+    assert (worker.catalogue.user_ids, len(worker.catalogue.items)) == ([], 0)
+    assert worker.occurrences.num_trained == worker.catalogue.num_items == fused.model.catalogue.num_items
+    assert bytes_of(tmp_path / "worker") == bytes_of(tmp_path / "here")
+
+
+def test_workers_share_the_indexes_that_were_built_for_them(fused, tmp_path, monkeypatch):
+    recipe = fused.run.recipe()
+    search = recipe.fusion.evidence.search.model_copy(update={"kind": "faiss", "probes": 1})
+    evidence = recipe.fusion.evidence.model_copy(update={"search": search})
+    recipe = recipe.model_copy(update={"fusion": recipe.fusion.model_copy(update={"evidence": evidence})})
+    shutil.copytree(fused.run.path, tmp_path / "run")
+    (tmp_path / "run" / "recipe.toml").write_text(dump_recipe(recipe))
+    manifest = read_json(tmp_path / "run" / "manifest.json")
+    manifest["recipe_sha256"] = sha256_file(tmp_path / "run" / "recipe.toml")
+    write_json(tmp_path / "run" / "manifest.json", manifest)
+    system = AllRec.from_pretrained(tmp_path / "run")
+    system.recommend_all(tmp_path / "here", k=5, users_a_part=20)
+
+    def again(items):
+        raise AssertionError("a worker builds an index of its own")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(retrieval, "trained_index", again)
+        system.recommend_all(tmp_path / "shared", k=5, users_a_part=20, engine=ThisProcess())
+    system.recommend_all(tmp_path / "processes", k=5, users_a_part=20, engine=Processes(2))
+    assert bytes_of(tmp_path / "shared") == bytes_of(tmp_path / "here") == bytes_of(tmp_path / "processes")
+    assert sorted(path.name for path in (tmp_path / "shared").iterdir()) == ["parts", DONE, REQUEST]
+    table = rows_of(tmp_path / "shared")
+    for user in system.model.catalogue.user_ids[::5]:
+        rows = table.filter(pl.col("user_id") == user).to_dicts()
+        found = system.recommend(user=user, k=5)
+        assert all(is_same(row, item, rank) for rank, (row, item) in enumerate(zip(rows, found, strict=True)))
 
 
 def test_with_a_language_model_another_process_writes_the_same_bytes(trained, tmp_path):

@@ -285,9 +285,10 @@ def train(
     from allrec import storage
     from allrec.cli.engines import open_group
     from allrec.runs.run_folder import MANIFEST
+    from allrec.uploads import put_at_end
 
     group, cache = open_group(engine, workers), _cache("data")
-    with storage.put_at_end(run, _cache("runs") / "written", MANIFEST) as folder:
+    with put_at_end(run, _cache("runs") / "written", resumed_by=MANIFEST) as folder:
         chosen = _recipe(folder, recipe, sets, resume)
         given: dict[str, Any] = {"resume": resume, "llm": llm, "device": device, "group": group}
         _train(storage.local_copy(dataset, cache), folder, chosen, **given)
@@ -618,13 +619,13 @@ def _prepare_from(source: str, out: str, items: str | None, config: PrepareConfi
     from allrec import storage
     from allrec.cli.progress import noting
     from allrec.cli.tables import show_counts, show_times
-    from allrec.data.dataset import MANIFEST
+    from allrec.uploads import put_at_end
 
     # A copy of a folder is named by a hash.
     if storage.is_url(source) and config.name is None:
         config = config.changed(name=Path(source).name.split(".")[0])
     cache = _cache("data")
-    with noting(), storage.put_at_end(out, cache / "written", MANIFEST, is_replaced=True) as folder:
+    with noting(), put_at_end(out, cache / "written", is_replaced=True) as folder:
         table = None if items is None else storage.local_copy(items, cache)
         show_counts(_prepare(storage.local_copy(source, cache), folder, table, config, **given))
         show_times(folder)

@@ -65,7 +65,16 @@ class _Loop:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """What a worker raised, where a mistake of the user is behind the failure that Ray says."""
+    """What a worker raised, where a mistake of the user is behind the failure that Ray says; or that one died."""
+    from ray.exceptions import RayActorError
+
     failures = getattr(error, "worker_failures", {})
-    known = [error, *failures.values(), error.__cause__, *(getattr(one, "cause", None) for one in failures.values())]
-    return next((one for one in known if isinstance(one, InputError)), error)
+    behind = [getattr(one, name, None) for one in failures.values() for name in ("cause", "health_check_failure")]
+    known = [error, *failures.values(), error.__cause__, *behind]
+    mistake = next((one for one in known if isinstance(one, InputError)), None)
+    if mistake is None and any(isinstance(one, RayActorError) for one in known):
+        return InputError(
+            f"a training worker of Ray died (of ranks {sorted(failures)}), killed from outside or for want of memory. "
+            "Give fewer --workers or larger nodes, and go on with --resume."
+        )
+    return mistake or error

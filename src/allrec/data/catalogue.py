@@ -115,9 +115,10 @@ class Catalogue:
                 table.write_parquet(temporary)
 
     @classmethod
-    def load(cls, folder: Path, wording: Wording) -> "Catalogue":
-        """Reads what ``save`` wrote."""
-        items, users = pl.read_parquet(folder / "items.parquet"), pl.read_parquet(folder / "users.parquet")
+    def load(cls, folder: Path, wording: Wording, *, has_users: bool = True) -> "Catalogue":
+        """Reads what ``save`` wrote: all of it, or the items alone."""
+        items = pl.read_parquet(folder / "items.parquet")
+        users = pl.read_parquet(folder / "users.parquet", n_rows=None if has_users else 0)
         history = users["history"].fill_null([])
         # polars counts in uint32, which concatenated with int64 would become float.
         lengths = history.list.len().to_numpy().astype(np.int64)

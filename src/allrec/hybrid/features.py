@@ -12,9 +12,9 @@ from torch.nn import functional
 
 from allrec.backbones.base import Backbone, encode_histories, together
 from allrec.data.dataset import Dataset, Targets
-from allrec.hybrid.content import ContentParts, TrainingHistories
+from allrec.hybrid.content import ContentParts
 from allrec.hybrid.retrieval import Search, SearchConfig, reciprocal_rank_fusion
-from allrec.hybrid.similarity import DenseSpace, Neighbours, Space, WordSpace
+from allrec.hybrid.similarity import DenseSpace, Occurrences, Space, WordSpace
 from allrec.parallel import ordered_map
 from allrec.training.batches import latest_first, pad_histories
 
@@ -315,7 +315,7 @@ class Learned(NamedTuple):
 
 
 def collect(
-    train: TrainingHistories,
+    train: Occurrences,
     ensemble: Sequence[Learned],
     search: SearchConfig | None = None,
     texts: Mapping[str, Float[Tensor, "items text_dim"]] | None = None,
@@ -326,17 +326,16 @@ def collect(
     neighbours, counts) is that of the first.
 
     Args:
-        train: the training histories.
+        train: counts of the training histories.
         ensemble: of the same data, one a seed; one at least.
         search: of the nearest items.
         texts: name -> embeddings of the items' texts by an encoder, each gives a similarity; "text" is among them. None
             is those that the content parts read.
     """
     content, parts = ensemble[0].content, [learned.content for learned in ensemble]
-    catalogue, num_items = content.catalogue, len(content.catalogue.texts)
+    catalogue = content.catalogue
     backbone = together([learned.backbone for learned in ensemble])
     model = together([part.model for part in parts])
-    counts = np.bincount(train.items, minlength=num_items)
     scorers = {"cf": Scorer(backbone, backbone.item_embeddings().detach())}
     scorers["content"] = Scorer(model, model.item_embeddings().detach())
     joint = [learned.joint_embeddings for learned in ensemble if learned.joint_embeddings is not None]
@@ -349,9 +348,9 @@ def collect(
         "cf_items": DenseSpace.of(*(learned.backbone.item_embeddings() for learned in ensemble)),
         "content_items": DenseSpace.of(*(part.model.item_table for part in parts)),
         "words": WordSpace.of(catalogue.words, len(catalogue.vocabulary)),
-        "neighbours": Neighbours.of(train.offsets, train.items, num_items),
+        "neighbours": train.neighbours,
     }
-    return Evidence(counts, scorers, spaces, train.num_items, search, RETRIEVING)
+    return Evidence(train.counts, scorers, spaces, train.num_trained, search, RETRIEVING)
 
 
 def families(contributions: dict[str, float]) -> dict[str, float]:

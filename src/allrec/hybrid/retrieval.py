@@ -325,6 +325,10 @@ class Search:
             return scan(queries, self.items, depth, num_trained, allowed)
         return self._built().nearest(queries, depth, num_trained)
 
+    def adopt(self, index: Any) -> None:
+        """Takes an index of the same items that was built before, in place of building it; see ``hybrid.index``."""
+        self.index = FaissSearch(self.items, self.config.probes, index)
+
     def _built(self) -> FaissSearch:
         with self.lock:
             if self.index is None:

@@ -1,5 +1,6 @@
 """Similarity of candidates to the items of a history: by embeddings, title words and co-occurrence."""
 
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -9,7 +10,8 @@ from numpy import ndarray
 from torch import Tensor
 from torch.nn import functional
 
-from allrec.hybrid.content import Words
+from allrec.files import load_tensors, save_tensors
+from allrec.hybrid.content import TrainingHistories, Words
 
 DAMPING = 3.0
 """Added to an item's count, so that two items that were bought once, together, are not the nearest neighbours."""
@@ -141,3 +143,39 @@ class Neighbours(NamedTuple):
             return torch.zeros(wanted.shape)
         places = torch.searchsorted(self.keys, wanted.contiguous()).clamp(max=len(self.keys) - 1)
         return self.weights[places] * (self.keys[places] == wanted)
+
+
+class Occurrences(NamedTuple):
+    """How often items occur in training histories, alone and near each other: all that evidence needs of them.
+
+    Attributes:
+        counts: of every item.
+        neighbours: of pairs.
+        num_trained: size of the catalogue that was trained on.
+    """
+
+    counts: Int[ndarray, "items"]
+    neighbours: Neighbours
+    num_trained: int
+
+    @classmethod
+    def of(cls, train: TrainingHistories, num_items: int) -> "Occurrences":
+        """Counted in training histories, for a catalogue that may have more items than they do."""
+        counts = np.bincount(train.items, minlength=num_items)
+        return cls(counts, Neighbours.of(train.offsets, train.items, num_items), train.num_items)
+
+    def save(self, path: Path) -> None:
+        """Writes one file of tensors."""
+        neighbours = {"keys": self.neighbours.keys, "weights": self.neighbours.weights}
+        save_tensors(
+            path,
+            {**neighbours, "counts": torch.from_numpy(self.counts), "num_trained": torch.tensor([self.num_trained])},
+        )
+
+    @classmethod
+    def load(cls, path: Path) -> "Occurrences":
+        """Reads what ``save`` wrote; pairs stay in the file, of which the system keeps in memory what is looked up."""
+        tensors = load_tensors(path)
+        counts = tensors["counts"].numpy()
+        neighbours = Neighbours(tensors["keys"], tensors["weights"], len(counts))
+        return cls(counts, neighbours, int(tensors["num_trained"]))

@@ -17,10 +17,13 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 
 from allrec import storage
+from allrec.alignment.text_cache import default_cache
 from allrec.data.recommendations import parts_of_users, read_histories, write_histories, write_recommendations
 from allrec.errors import InputError
 from allrec.files import sha256_file, sha256_text
+from allrec.hybrid.index import build_index, read_index
 from allrec.hybrid.ranking import FusedRanker, Scored
+from allrec.hybrid.similarity import Occurrences
 from allrec.parallel import Engine, Needs, OnProgress, ThisProcess, no_progress
 from allrec.runs.run_folder import REFIT, RunFolder, open_run, refitted_run
 from allrec.runs.trained_model import TrainedModel
@@ -30,6 +33,8 @@ USERS_A_PART = 4_096
 """Users of one file: seconds of work without a language model, and what a kill costs at most, a worker."""
 REQUEST, DONE = "request.json", "recommendations.json"
 """What is being made, written first; and what was made, written last."""
+USERS, SHARED = "users", "shared"
+"""Folders of what workers read, until all is made."""
 FORMAT_VERSION = 1
 NOT_SERVED = ("evaluate", REFIT)
 """Stages of a run that change nothing of what it recommends itself."""
@@ -69,6 +74,19 @@ def best_rows(model: TrainedModel, scored: Scored, k: int) -> Best:
 
 
 @dataclass(frozen=True)
+class Shared:
+    """Files that one process makes and all workers read, in place of what each would work out of all users.
+
+    Attributes:
+        occurrences: path or URL of ``Occurrences``; None without a fusion.
+        indexes: the name of each search that uses an index, and its path or URL.
+    """
+
+    occurrences: str | None = None
+    indexes: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
 class RecommendUsers(ShardTask):
     """Makes recommendations of a file of histories.
 
@@ -77,12 +95,14 @@ class RecommendUsers(ShardTask):
         run: path or URL of the run.
         request: what decides the recommendations beside the users: ``request_of``.
         device: where the language model answers.
+        shared: what is not read from the run.
     """
 
     out: str
     run: str
     request: str
     device: str | None = None
+    shared: Shared = Shared()
 
     @property
     def recipe(self) -> Mapping[str, Any]:
@@ -95,7 +115,7 @@ class RecommendUsers(ShardTask):
         with storage.local_file(shard.location) as file:
             users = read_histories(file)
         sequences = np.split(users.items, users.offsets[1:-1])
-        recipe, model = self.recipe, loaded(self.run, self.device)
+        recipe, model = self.recipe, loaded(self.run, self.device, self.shared)
         if fingerprint(model.run) != recipe["run"]:
             raise InputError(f"{self.run} has changed since this job began. Begin anew with another --out.")
         ranked = model.best_of_catalogue(sequences, recipe["k"], use_llm=recipe["use_llm"])
@@ -110,16 +130,25 @@ class RecommendUsers(ShardTask):
         write_recommendations(path, user_ids, item_ids, ranks, scores, contributions)
 
 
-_loaded: dict[tuple[str, str | None], TrainedModel] = {}
+_loaded: dict[tuple[str, str | None, Shared], TrainedModel] = {}
 
 
-def loaded(run: str, device: str | None) -> TrainedModel:
-    """What a run serves, loaded once a process."""
-    if (run, device) not in _loaded:
+def loaded(run: str, device: str | None, shared: Shared) -> TrainedModel:
+    """What a run serves without its users, loaded once a process."""
+    if (run, device, shared) not in _loaded:
         _loaded.clear()
-        opened = open_run(run)
-        _loaded[run, device] = TrainedModel.load(refitted_run(opened) or opened, device=device)
-    return _loaded[run, device]
+        _loaded[run, device, shared] = _load(open_run(run), device, shared)
+    return _loaded[run, device, shared]
+
+
+def _load(run: RunFolder, device: str | None, shared: Shared) -> TrainedModel:
+    occurrences = None
+    if shared.occurrences is not None:
+        occurrences = Occurrences.load(storage.local_copy(shared.occurrences, default_cache().with_name("runs")))
+    model = TrainedModel.load_without_users(refitted_run(run) or run, occurrences, device)
+    for name, location in shared.indexes:
+        model.evidence.searches[name].adopt(read_index(location))
+    return model
 
 
 def fingerprint(run: RunFolder) -> str:
@@ -172,11 +201,12 @@ def recommend_all(
     done = _begin(out, request)
     if done is not None:
         return done
-    task = RecommendUsers(storage.join(out, "parts"), run, json.dumps(request), model.device)
+    num_users, parts = len(catalogue.user_ids), list[str]()
+    shared = Shared() if engine is None else _share(model, out, engine, needs, min(users_a_part, num_users))
+    task = RecommendUsers(storage.join(out, "parts"), run, json.dumps(request), model.device, shared)
     if engine is None:
         engine = ThisProcess()
-        _loaded[task.run, task.device] = model
-    num_users, parts = len(catalogue.user_ids), list[str]()
+        _loaded[task.run, task.device, shared] = model
     for part in engine.map(task, _shards(out, model, users_a_part), needs):
         parts.append(part)
         users = min(num_users, len(parts) * users_a_part)
@@ -184,7 +214,8 @@ def recommend_all(
     done = {"request": request, "users": num_users, "parts": [Path(part).name for part in parts]}
     storage.remove_leftovers(task.out)
     storage.write_json(storage.join(out, DONE), done)
-    storage.remove(storage.join(out, "users"))
+    for folder in (USERS, SHARED):
+        storage.remove(storage.join(out, folder))
     return done
 
 
@@ -206,10 +237,24 @@ def _begin(out: str, request: dict[str, Any]) -> dict[str, Any] | None:
     return dict(storage.read_json(done)) if storage.exists(done) else None
 
 
+def _share(model: TrainedModel, out: str, engine: Engine, needs: Needs, num_queries: int) -> Shared:
+    """Writes what all workers read where it is not there yet; ``num_queries`` is the users of a part."""
+    if not isinstance(model.ranker, FusedRanker):
+        return Shared()
+    folder = storage.join(out, SHARED)
+    occurrences = storage.join(folder, "occurrences.safetensors")
+    if not storage.exists(occurrences):
+        with storage.whole_file(occurrences) as path:
+            model.occurrences.save(path)
+    searches = {name: one for name, one in model.evidence.searches.items() if one.uses_index(num_queries)}
+    built = {name: build_index(one.items, folder, engine=engine, needs=needs) for name, one in searches.items()}
+    return Shared(occurrences, tuple(built.items()))
+
+
 def _shards(out: str, model: TrainedModel, size: int) -> Iterator[Shard]:
     """Files of histories, written where they are not there yet, just before they are needed."""
     for number, histories in enumerate(parts_of_users(model.catalogue, size)):
-        location = storage.join(storage.join(out, "users"), f"{number:06d}.parquet")
+        location = storage.join(storage.join(out, USERS), f"{number:06d}.parquet")
         if not storage.exists(location):
             with storage.whole_file(location) as path:
                 write_histories(path, histories)

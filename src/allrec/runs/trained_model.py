@@ -28,6 +28,7 @@ from allrec.hybrid.content import load_content_parts, load_training_histories
 from allrec.hybrid.features import Evidence, Learned, collect, histories_of
 from allrec.hybrid.fusion import LENGTH, PRIOR, SCOPES, Scope, load_addition, load_fusion
 from allrec.hybrid.ranking import BackboneRanker, FusedRanker, LlmReader, Ranker, Scored
+from allrec.hybrid.similarity import Occurrences
 from allrec.llm.soft_tokens import SoftTokens, item_inputs_of
 from allrec.runs.further_texts import encode_further
 from allrec.runs.run_folder import RunFolder
@@ -82,6 +83,21 @@ class TrainedModel:
             InputError: a stage that its recipe wants is not done, or a file is damaged.
         """
         return cls(run, llm, device).complete()
+
+    @classmethod
+    def load_without_users(cls, run: RunFolder, occurrences: Occurrences | None, device: str | None) -> TrainedModel:
+        """Reads a trained run for users that it need not know, in memory that does not grow with their number.
+
+        Args:
+            run: see ``load``.
+            occurrences: counted before, see the attribute; None where the run has no fusion.
+            device: see ``load``.
+        """
+        model = cls(run, device=device)
+        vars(model).update(catalogue=read_catalogue(run, has_users=False))
+        if occurrences is not None:
+            vars(model).update(occurrences=occurrences)
+        return model.complete()
 
     def complete(self) -> TrainedModel:
         """Reads what has not been read yet, all but the language model, and returns the model itself.
@@ -142,10 +158,7 @@ class TrainedModel:
     @cached_property
     def catalogue(self) -> Catalogue:
         """Items and known users; items that were added are the last."""
-        catalogue = Catalogue.load(self.run.verified_folder("catalogue"), self.run.wording())
-        for folder in self.run.added():
-            catalogue = catalogue.extended(NewItems.load(folder))
-        return catalogue
+        return read_catalogue(self.run)
 
     @cached_property
     def text_embeddings(self) -> Float[Tensor, "items text_dim"]:
@@ -211,6 +224,11 @@ class TrainedModel:
     # The evidence and the ranking.
 
     @cached_property
+    def occurrences(self) -> Occurrences:
+        """How often items occur in training histories, alone and near each other."""
+        return Occurrences.of(load_training_histories(self.run.verified_folder("content")), self.catalogue.num_items)
+
+    @cached_property
     def evidence(self) -> Evidence:
         """All evidence but the language model's."""
         folder, config = self.run.verified_folder("content"), self.recipe.fusion.evidence
@@ -218,7 +236,7 @@ class TrainedModel:
         own = Learned(self.backbone, content, self.joint_embeddings)
         others = [self._further_training(number, content.catalogue) for number in range(1, config.ensemble)]
         texts = {TEXT: self.text_embeddings, **self.further_texts}
-        return collect(load_training_histories(folder), [own, *others], config.search, texts)
+        return collect(self.occurrences, [own, *others], config.search, texts)
 
     def _further_training(self, number: int, content: CatalogueContent) -> Learned:
         """What a further training of the ensemble learned, over the same items."""
@@ -527,6 +545,14 @@ def with_added(
     is_cold = torch.arange(len(every)) >= len(embeddings)
     joint = alignment.joint_items(every, text_embeddings, is_cold)
     return extended(backbone, alignment.scored_items(joint[len(embeddings) :]))
+
+
+def read_catalogue(run: RunFolder, *, has_users: bool = True) -> Catalogue:
+    """Items of a run, those that were added last, and its users or none."""
+    catalogue = Catalogue.load(run.verified_folder("catalogue"), run.wording(), has_users=has_users)
+    for folder in run.added():
+        catalogue = catalogue.extended(NewItems.load(folder))
+    return catalogue
 
 
 def read_backbone(run: RunFolder, num_items: int, file: Path | None = None) -> Backbone:
