@@ -348,6 +348,20 @@ def test_another_separator_is_given(shop: Shop) -> None:
     assert shop.prepare("--separator", ";") == ["a"]
 
 
+@pytest.mark.parametrize("separator", ["^", ":"])
+def test_an_odd_separator_is_named(shop: Shop, separator: str) -> None:
+    # Two characters in a row are one, and a column without a name between them.
+    shop.write(HEADED.replace(",", separator * (2 if separator == ":" else 1)))
+    with refused("Name the character between the fields, such as --separator '^', or the column: {} {}=COLUMN."):
+        shop.prepare()
+    assert shop.prepare("--separator", separator) == ["a", "b", "c"]
+    shop.write("user_id,item_id,timestamp\nu,7,1\n")
+    shop.write("code\n7\n", "items.csv")
+    with refused("Name the character between the fields, such as --separator '^', or the column: {} {}=COLUMN."):
+        shop.prepare()
+    assert shop.prepare("--item-column", "item_id=code") == ["7"]
+
+
 # Times
 
 

@@ -284,3 +284,47 @@ def test_a_line_separator_of_unicode_ends_no_line(tmp_path: Path) -> None:
     assert read_new_items(tmp_path / "new.jsonl") == [{"item_id": "a", "title": title}]
     (tmp_path / "things.csv").write_text(f"item_id,title\na,{title}\nb,B\nc,C\n")
     assert prepared(csv(tmp_path), tmp_path / "things.csv").titles == ["a b c", "B", "C"]
+
+
+@pytest.mark.filterwarnings("ignore:.*no column of times was recognised")
+@pytest.mark.parametrize("row", ["u,well, really,c,3", "u,fine,c,3,", 'u,"a, b",c,3,x'])
+def test_a_row_with_too_many_fields_is_refused_though_the_last_column_is_not_read(tmp_path: Path, row: str) -> None:
+    rows = ["u,good,a,1", "u,bad,b,2", row]
+    with pytest.raises(InputError, match=r"log\.csv, line 4: 5 fields, expected 4 as in the first line"):
+        prepared(csv(tmp_path, rows, "user_id,comment,item_id,mood"))
+
+
+def test_a_key_may_hold_a_text_in_one_row_and_an_object_in_another(tmp_path: Path) -> None:
+    details = ["plain", {"colour": "red"}, ["x"], None, 5]
+    rows = [
+        {"item_id": item, "title": item.upper(), "details": one} for item, one in zip("abcde", details, strict=True)
+    ]
+    (tmp_path / "things.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert prepared(csv(tmp_path), tmp_path / "things.jsonl").titles == ["A", "B", "C", "D", "E"]
+    with (tmp_path / "things.jsonl").open("a") as file:
+        file.write("true\n")
+    with pytest.raises(InputError, match=r"things\.jsonl, line 6: got JSON but no object"):
+        prepared(csv(tmp_path), tmp_path / "things.jsonl")
+
+
+def test_of_two_parquet_tables_the_damaged_one_is_named(tmp_path: Path) -> None:
+    pl.DataFrame({"user_id": ["u"], "item_id": ["a"]}).write_parquet(tmp_path / "log.parquet")
+    (tmp_path / "things.parquet").write_bytes((tmp_path / "log.parquet").read_bytes()[:-7])
+    with pytest.raises(InputError, match=r"^\S*things\.parquet cannot be read as a table"):
+        prepared(tmp_path / "log.parquet", tmp_path / "things.parquet")
+
+
+def test_gzip_that_is_damaged_is_not_taken_for_another_encoding(tmp_path: Path) -> None:
+    packed = gzip.compress(b"user_id,item_id\n" + b"".join(b"u%d,i%d\n" % (n % 7, n) for n in range(400)))
+    for place in range(60, len(packed), 40):
+        spoiled = bytearray(packed)
+        spoiled[place] ^= 0x40
+        (tmp_path / "log.csv").write_bytes(spoiled)
+        with pytest.raises(InputError, match=r"log\.csv is (not a whole gzip file|damaged or cut off)"):
+            prepared(tmp_path / "log.csv")
+
+
+def test_a_line_end_within_a_name_does_not_break_the_message(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"the first line looks like data \(u, a b, 7\)") as caught:
+        prepared(csv(tmp_path, ["u,c,8"], 'u,"a\nb",7'))
+    assert "\n" not in str(caught.value)

@@ -13,6 +13,7 @@ import polars as pl
 from allrec.data.sources.files import (
     JSON_SUFFIXES,
     SEPARATORS,
+    damaged,
     find_quoting,
     find_separator,
     not_utf8,
@@ -41,19 +42,37 @@ def diagnosing(files: Sequence[Path]) -> Iterator[None]:
         for path in files:
             find_defect(path)
         if isinstance(error, pl.exceptions.PolarsError):
-            names = ", ".join(str(path) for path in files)
-            reason = str(error).splitlines()[0]
-            raise InputError(f"{names} cannot be read as a table: {reason}. Mend or convert the file.") from error
+            raise unreadable(", ".join(str(path) for path in files), error) from error
         raise
+
+
+def unreadable(names: str, error: Exception) -> InputError:
+    """The error for files in which no line is known to be at fault."""
+    return InputError(f"{names} cannot be read as a table: {str(error).splitlines()[0]}. Mend or convert the file.")
+
+
+def check_parquet(path: Path) -> None:
+    """Refuses a Parquet file that cannot be read.
+
+    Raises:
+        InputError: why not.
+    """
+    try:
+        pl.scan_parquet(path, glob=False).select(pl.all().count()).collect(engine="streaming")
+    except pl.exceptions.PolarsError as error:
+        raise unreadable(str(path), error) from error
 
 
 def find_defect(path: Path) -> None:
     """Reads a text file line by line and refuses the first line that is wrong; silent when none is.
 
     Raises:
-        InputError: bytes that are not UTF-8, a line that is no JSON object, a row with too many fields, cut-off gzip.
+        InputError: bytes that are not UTF-8, a line that is no JSON object, a row with too many fields, cut-off gzip,
+            a Parquet file that cannot be read.
     """
     suffix = table_suffix(path)
+    if suffix == ".parquet" and path.is_file():
+        check_parquet(path)
     if suffix not in TEXT_SUFFIXES or not path.is_file():
         return
     try:
@@ -65,7 +84,7 @@ def find_defect(path: Path) -> None:
                 separator = find_separator(path, SEPARATORS[suffix]) if suffix in SEPARATORS else "\t"
                 check_fields(path, lines, separator, suffix in SEPARATORS)
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path} is damaged or cut off: {error}. Fetch it again.") from None
+        raise damaged(path, error) from None
 
 
 def decode_lines(path: Path, file: Iterable[bytes]) -> Iterator[str]:

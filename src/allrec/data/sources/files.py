@@ -2,9 +2,11 @@
 
 import csv
 import gzip
+import json
 import re
 import zlib
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -89,11 +91,22 @@ def wide_encoding(sample: bytes) -> str | None:
 
 
 def not_utf8(path: Path, line: int) -> InputError:
-    """The error for a file whose line ``line`` (from 1) is not UTF-8."""
+    """The error for a file whose line ``line`` (from 1) is not UTF-8, or whose gzip is damaged."""
+    try:
+        with open_binary(path) as file:
+            while file.read(SAMPLE_BYTES):
+                pass
+    except (OSError, EOFError, zlib.error) as error:
+        return damaged(path, error)
     return InputError(
         f"{path}, line {line}: not UTF-8, the one encoding expected here. "
         f"Convert it (iconv -f LATIN1 -t UTF-8, or whichever it is) and prepare again."
     )
+
+
+def damaged(path: Path, error: Exception) -> InputError:
+    """The error for a file that cannot be read to its end."""
+    return InputError(f"{path} is damaged or cut off: {error}. Fetch it again.")
 
 
 def scan_delimited(
@@ -112,7 +125,7 @@ def scan_delimited(
             f"{path} has {len(header)} columns in its first line, and {len(names)} were named ({', '.join(names)}). "
             f"Name every column, from left to right."
         )
-    return pl.scan_csv(
+    table = pl.scan_csv(
         path,
         separator=separator,
         quote_char=quote,
@@ -123,6 +136,8 @@ def scan_delimited(
         row_index_offset=1,
         glob=False,
     )
+    # Where the last columns are not read, a row with too many fields would pass, its fields under other columns.
+    return table.map_batches(lambda frame: frame, projection_pushdown=False, streamable=True)
 
 
 def read_header(path: Path, separator: str, quote: str | None = None) -> list[str]:
@@ -180,9 +195,22 @@ def scan_json_lines(path: Path, names: list[str] | None = None, num_sample_rows:
             f"{path}, line 1: is one JSON array, expected JSON lines, an object a line (jq -c '.[]' converts it)."
         )
     if names is None:
-        names = pl.scan_ndjson(path, infer_schema_length=num_sample_rows).collect_schema().names()
+        names = find_keys(path, num_sample_rows)
     schema: dict[str, Any] = dict.fromkeys(names, pl.String)
     return pl.scan_ndjson(path, schema=schema, row_index_name=ROW, row_index_offset=1)
+
+
+def find_keys(path: Path, num_rows: int | None) -> list[str]:
+    """The keys of the first rows of a JSON-lines file, or of all."""
+    try:
+        return pl.scan_ndjson(path, infer_schema_length=num_rows).collect_schema().names()
+    except pl.exceptions.SchemaError:
+        # One key may hold a text in one row and an object in another.
+        with open_binary(path) as file:
+            rows = [json.loads(line) for line in islice(file, num_rows) if line.strip()]
+        if not all(isinstance(row, dict) for row in rows):
+            raise
+        return list(dict.fromkeys(key for row in rows for key in row))
 
 
 def scan_table(

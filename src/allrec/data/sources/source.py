@@ -160,7 +160,10 @@ def require(part: str, found: Mapping[str, str], names: Sequence[str], path: Pat
     """
     if part in found:
         return
-    option, listing = "--item-column" if is_items else "--column", ", ".join(name for name in names if name != ROW)
+    option, listing = (
+        "--item-column" if is_items else "--column",
+        ", ".join(" ".join(name.split()) for name in names if name != ROW),
+    )
     own_names = names_example("--item-names" if is_items else "--names", len(names))
     if table_suffix(path) not in SEPARATORS:
         raise InputError(f"{path} has no column for {part}, only {listing}. Name it: {option} {part}=COLUMN.")
@@ -168,6 +171,11 @@ def require(part: str, found: Mapping[str, str], names: Sequence[str], path: Pat
         raise InputError(
             f"{path}, line 1: the first line looks like data ({listing}), expected the names of the columns. "
             f"Name them, from left to right, such as {own_names}."
+        )
+    if len(names) == 1:
+        raise InputError(
+            f"{path} has no column for {part}: its first line is one field, {listing!r}. "
+            f"Name the character between the fields, such as --separator '^', or the column: {option} {part}=COLUMN."
         )
     raise InputError(
         f"{path} has no column for {part}, only {listing}. Name it: {option} {part}=COLUMN. "
