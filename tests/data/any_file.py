@@ -184,6 +184,11 @@ class Draft:
             data = change(data)
         return data, places
 
+    def blank_rows(self) -> set[int]:
+        """Rows of a delimited table that hold separators alone, and so are none."""
+        lines = self.lines() if self.kind in DELIMITED else []
+        return {place for place, line in enumerate(lines) if not line.strip(self.separator.encode())}
+
     def numbers(self) -> list[int]:
         """The number of each row as the file of rejected rows has it: blank lines of a delimited table count."""
         blanks = self.blank_before if self.kind in DELIMITED else set[int]()
@@ -426,7 +431,7 @@ def quotes_pair_over_rows(rng: Random, draft: Draft) -> None:
         return
     draft.edits[plain[0]] = lambda line: line.replace(separator, separator + b'"', 1)
     draft.edits[plain[1]] = lambda line: line.replace(separator, b'"' + separator, 1)
-    draft.refusals.append(Refusal("line {line}: a quote is never closed, or lies within", plain[0]))
+    draft.refusals.append(Refusal(r"line {line}: (a quote is never closed, or lies within|\d+ fields)", plain[0]))
 
 
 @fault(("jsonl",))

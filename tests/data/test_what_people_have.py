@@ -92,8 +92,10 @@ def test_the_line_counts_line_ends_within_quotes(tmp_path: Path) -> None:
         prepared(csv(tmp_path, rows), max_rejected=1)
 
 
-def test_blank_lines_are_no_rows(tmp_path: Path) -> None:
-    assert prepared(csv(tmp_path, ["u,a,1", "", "u,b,2", "", ""]), max_rejected=0).counts["rejected_rows"] == 0
+@pytest.mark.parametrize("blank", [[""], [",,"], ["", ",,"]])
+def test_blank_lines_are_no_rows(tmp_path: Path, blank: list[str]) -> None:
+    source = csv(tmp_path, ["u,a,1", *blank, "u,b,2", *blank])
+    assert prepared(source, max_rejected=0).counts["rejected_rows"] == 0
 
 
 def items_of(folder: Path, *item_ids: str) -> Path:

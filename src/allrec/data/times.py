@@ -129,6 +129,8 @@ def choose_form(texts: pl.LazyFrame, place: str) -> Form:
         return iso
     counts = count_read(texts, FORMS)
     best = max(FORMS, key=lambda form: counts[form.name])
+    if best is number and counts[compact.name] == counts[number.name]:
+        best = compact
     if counts[best.name] < LEAST_READ * counts["given"]:
         raise unreadable(texts, best, place)
     refuse_tie(texts, best, [form for form in FORMS if counts[form.name] == counts[best.name]], place)

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -13,7 +12,7 @@ import polars as pl
 from allrec.data.sources.files import (
     JSON_SUFFIXES,
     SEPARATORS,
-    damaged,
+    check_whole,
     find_quoting,
     find_separator,
     not_utf8,
@@ -75,16 +74,14 @@ def find_defect(path: Path) -> None:
         check_parquet(path)
     if suffix not in TEXT_SUFFIXES or not path.is_file():
         return
-    try:
-        with open_binary(path) as file:
-            lines = decode_lines(path, file)
-            if suffix in JSON_SUFFIXES:
-                check_json(path, lines)
-            else:
-                separator = find_separator(path, SEPARATORS[suffix]) if suffix in SEPARATORS else "\t"
-                check_fields(path, lines, separator, suffix in SEPARATORS)
-    except (OSError, EOFError, zlib.error) as error:
-        raise damaged(path, error) from None
+    check_whole(path)
+    with open_binary(path) as file:
+        lines = decode_lines(path, file)
+        if suffix in JSON_SUFFIXES:
+            check_json(path, lines)
+        else:
+            separator = find_separator(path, SEPARATORS[suffix]) if suffix in SEPARATORS else "\t"
+            check_fields(path, lines, separator, suffix in SEPARATORS)
 
 
 def decode_lines(path: Path, file: Iterable[bytes]) -> Iterator[str]:
@@ -164,7 +161,7 @@ def place_of(path: Path, row: int, has_header: bool = True) -> str:
             written = (number for number, line in enumerate(lines, start=1) if line.strip())
             return f"line {next(islice(written, row - 1, None), row)}"
         if suffix in SEPARATORS:
-            is_quoted = find_quoting(path, find_separator(path, SEPARATORS[suffix]))[0] is not None
+            is_quoted = find_quoting(path, find_separator(path, SEPARATORS[suffix])) is not None
             return f"line {first_line(lines, row + has_header, is_quoted)}"
     return f"line {row + (has_header and suffix in HEADED_SUFFIXES)}"
 

@@ -74,6 +74,7 @@ def check_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         if len(sample) == SAMPLE_BYTES and error.start > len(sample) - 4:
             return sample[: error.start].decode("utf-8")
+        check_whole(path)
         raise not_utf8(path, sample.count(b"\n", 0, error.start) + 1) from None
 
 
@@ -91,22 +92,25 @@ def wide_encoding(sample: bytes) -> str | None:
 
 
 def not_utf8(path: Path, line: int) -> InputError:
-    """The error for a file whose line ``line`` (from 1) is not UTF-8, or whose gzip is damaged."""
-    try:
-        with open_binary(path) as file:
-            while file.read(SAMPLE_BYTES):
-                pass
-    except (OSError, EOFError, zlib.error) as error:
-        return damaged(path, error)
+    """The error for a file whose line ``line`` (from 1) is not UTF-8."""
     return InputError(
         f"{path}, line {line}: not UTF-8, the one encoding expected here. "
         f"Convert it (iconv -f LATIN1 -t UTF-8, or whichever it is) and prepare again."
     )
 
 
-def damaged(path: Path, error: Exception) -> InputError:
-    """The error for a file that cannot be read to its end."""
-    return InputError(f"{path} is damaged or cut off: {error}. Fetch it again.")
+def check_whole(path: Path) -> None:
+    """Refuses a file that cannot be read to its end, such as damaged gzip, whose text is then wrong anywhere.
+
+    Raises:
+        InputError: what is wrong with it.
+    """
+    try:
+        with open_binary(path) as file:
+            while file.read(SAMPLE_BYTES):
+                pass
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{path} is damaged or cut off: {error}. Fetch it again.") from None
 
 
 def scan_delimited(
@@ -231,9 +235,9 @@ def scan_table(
         if found not in (separator, usual):
             notice(f"{path}: its fields are separated by {found!r}, and are read so. Another one: --separator.")
         separator = found
-        quote, has_blank_lines = find_quoting(path, separator)
-        table = scan_delimited(path, separator, quote, names)
-        return table.filter(~pl.all_horizontal(pl.exclude(ROW).is_null())) if has_blank_lines else table
+        table = scan_delimited(path, separator, find_quoting(path, separator), names)
+        # Blank lines, and rows of separators alone as spreadsheets write them.
+        return table.filter(~pl.all_horizontal(pl.exclude(ROW).is_null()))
     if names is not None:
         raise InputError(f"{path} names its own columns, and a header was given ({', '.join(names)}). Leave it out.")
     if suffix in JSON_SUFFIXES:
@@ -254,8 +258,8 @@ def find_separator(path: Path, usual: str) -> str:
     return widest
 
 
-def find_quoting(path: Path, separator: str) -> tuple[str | None, bool]:
-    """Whether fields are quoted, and whether there are blank lines.
+def find_quoting(path: Path, separator: str) -> str | None:
+    """The quote around fields; None where they are not quoted.
 
     Where no field begins with a quote, quotes are characters like others. Where a record spans lines, or seems to, the
     whole file is read strictly, so that no stray quote makes two rows one.
@@ -266,13 +270,12 @@ def find_quoting(path: Path, separator: str) -> tuple[str | None, bool]:
     line = pl.col("line")
     is_opened = line.str.contains(f'(^\ufeff?|{re.escape(separator)})"')
     is_odd = line.str.count_matches('"', literal=True) % 2 == 1
-    is_blank = line.str.strip_chars("\r").str.len_bytes() == 0
-    seen = scan_lines(path).select(is_opened.any(), is_odd=is_odd.any(), is_blank=is_blank.any())
-    has_quotes, has_odd, has_blank_lines = seen.collect(engine="streaming").row(0)
+    seen = scan_lines(path).select(is_opened.any(), is_odd=is_odd.any())
+    has_quotes, has_odd = seen.collect(engine="streaming").row(0)
     if has_quotes and has_odd:
         with open_binary(path) as file:
             check_quotes(path, (text.decode("utf-8", errors="replace") for text in file), separator)
-    return '"' if has_quotes else None, has_blank_lines
+    return '"' if has_quotes else None
 
 
 def check_quotes(path: Path, lines: Iterable[str], separator: str) -> None:
