@@ -141,6 +141,11 @@ def test_users_of_one_history_and_target_are_in_one_fold():
         assert sorted(np.bincount(folds[[0, 1, 2, 4, 5, 7]])) == [3, 3]
 
 
+def test_rows_are_spread_where_nearly_all_users_are_one():
+    folds = fold_of(np.array([0, 0, 0, 0, 0, 0, 1, 2]), 2, seed=0)
+    assert np.bincount(folds).tolist() == [4, 4]
+
+
 def test_a_member_never_met_the_users_of_its_fold():
     lists = world(120)
     quick = CROSS.model_copy(update={"loop": LoopConfig(epochs=2, learning_rate=1e-2)})

@@ -289,11 +289,14 @@ def fold_of(clusters: Int[ndarray, "rows"], num_folds: int, seed: int) -> Int[nd
     """The fold of every row of a split's targets, each of as many clusters as the others.
 
     Users of one history and target, who are a cluster (see ``clusters_of``), are in one fold: a member that was fitted
-    without one of them never met the others.
+    without one of them never met the others. With fewer than two clusters a fold, hardly anybody would be left to fit
+    on, and the rows themselves are spread.
     """
     rng = seeds.rng(seed, STREAM, "folds", num_folds)
-    _, own = np.unique(clusters, return_inverse=True)
-    return np.asarray(rng.permutation(len(np.unique(clusters))) % num_folds)[own]
+    distinct, own = np.unique(clusters, return_inverse=True)
+    if len(distinct) < 2 * num_folds:
+        return np.asarray(rng.permutation(len(clusters)) % num_folds)
+    return np.asarray(rng.permutation(len(distinct)) % num_folds)[own]
 
 
 @torch.no_grad()
