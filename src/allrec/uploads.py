@@ -85,16 +85,15 @@ def _kept(folder: Path, location: str, last: str) -> Iterator[None]:
     thread = Thread(target=push_again_and_again, daemon=True)
     thread.start()
     try:
-        yield
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
     except BaseException:
-        ended.set()
-        thread.join()
         with suppress(Exception):
             _push(folder, location, last, pushed)
         raise
-    finally:
-        ended.set()
-        thread.join()
 
 
 def _push(folder: Path, location: str, last: str, pushed: dict[str, tuple[int, int]]) -> None:

@@ -160,10 +160,8 @@ def require(part: str, found: Mapping[str, str], names: Sequence[str], path: Pat
     """
     if part in found:
         return
-    option, listing = (
-        "--item-column" if is_items else "--column",
-        ", ".join(" ".join(name.split()) for name in names if name != ROW),
-    )
+    option = "--item-column" if is_items else "--column"
+    listing = ", ".join(" ".join(name.split()) for name in names if name != ROW)
     own_names = names_example("--item-names" if is_items else "--names", len(names))
     if table_suffix(path) not in SEPARATORS:
         raise InputError(f"{path} has no column for {part}, only {listing}. Name it: {option} {part}=COLUMN.")
