@@ -252,7 +252,7 @@ def test_another_machine_goes_on_with_a_training_whose_machine_is_gone(bucket, t
 
         def ends(stage, share, values):
             if stage == "alignment" and values["step"] == 3:
-                wait_until(lambda: storage.exists(f"{location}/begun/alignment/checkpoint.safetensors"))
+                wait_until(lambda: is_pushed(f"{location}/begun"))
                 patched.setattr(system, "put_file", killed)
                 raise Killed
 
@@ -268,6 +268,13 @@ def test_another_machine_goes_on_with_a_training_whose_machine_is_gone(bucket, t
     assert first["alignment"]["state"] == "running"
     assert resumed["alignment"]["sha256"]["model.safetensors"] == whole["alignment"]["sha256"]["model.safetensors"]
     assert "begun" not in storage.names_in(location)
+
+
+def is_pushed(begun):
+    """Whether the bucket knows of a stage that is done and of one under way; a pass of pushes may begin before it."""
+    manifest, checkpoint = f"{begun}/manifest.json", f"{begun}/alignment/checkpoint.safetensors"
+    is_there = storage.exists(manifest) and storage.exists(checkpoint)
+    return is_there and "alignment" in storage.read_json(manifest)["stages"]
 
 
 def wait_until(is_so):
