@@ -238,6 +238,43 @@ def test_the_program_adds_items_of_a_file(world, run, tmp_path, monkeypatch):
         raise done.exception
 
 
+@pytest.mark.parametrize(
+    ("given", "id_"),
+    [("42", "42"), ("42.0", "42"), ('"42"', "42"), ('"42.0"', "42"), ('" 42 "', "42"), ('"a,b"', "a,b")],
+)
+def test_the_program_reads_the_ids_of_new_items_as_prepare_does(world, run, tmp_path, monkeypatch, given, id_):
+    monkeypatch.setenv("ALLREC_CACHE", str(world[0] / "cache"))
+    (tmp_path / "items.jsonl").write_text(f'{{"item_id": {given}, "title": "A lamp"}}\n')
+    done = CliRunner().invoke(app, ["add-items", str(run), str(tmp_path / "items.jsonl")])
+    assert "1 item added" in done.stdout, done.exception
+    assert AllRec.from_pretrained(run).model.catalogue.item_ids[-1] == id_
+    quoted = f'"{id_}"' if "," in id_ else id_
+    for given_id in (quoted, quoted.replace("42", "42.0")):
+        done = CliRunner().invoke(app, ["recommend", str(run), "--history", given_id, "--no-llm", "--json", "-k", "2"])
+        assert done.exit_code == 0, done.exception
+
+
+@pytest.mark.parametrize("given", ["null", "NaN", '""', '" "', '["a"]', '{"a": 1}', "true"])
+def test_the_program_refuses_new_items_without_an_id(world, run, tmp_path, monkeypatch, given):
+    monkeypatch.setenv("ALLREC_CACHE", str(world[0] / "cache"))
+    (tmp_path / "items.jsonl").write_text(f'{{"item_id": {given}, "title": "A lamp"}}\n')
+    done = CliRunner().invoke(app, ["add-items", str(run), str(tmp_path / "items.jsonl")])
+    with pytest.raises(InputError, match=r"item_id|NaN|as the id of an item"):
+        raise done.exception
+    assert not (run / "added").exists()
+
+
+def test_a_number_is_an_id_in_every_verb_of_python(world, run):
+    system = AllRec.from_pretrained(run)
+    assert system.add_items([{"item_id": 42, "title": "A lamp"}], cache=world[0] / "cache") == ["42"]
+    assert system.add_items([{"item_id": 43.0, "title": "A rug"}], cache=world[0] / "cache") == ["43"]
+    told = [system.recommend(history=[one], k=3) for one in (42, 42.0, "42", "42.0", np.int64(42), np.float64(42))]
+    assert all(one == told[0] for one in told)
+    ranked = [system.rank([43, 42.0], history=["42"]), system.rank(["43", "42"], history=[42])]
+    assert ranked[0] == ranked[1]
+    assert {item.item_id for item in ranked[0]} == {"43", "42"}
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path

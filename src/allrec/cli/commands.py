@@ -514,7 +514,8 @@ def add_items(
     with noting():
         system = AllRec.from_pretrained(run, device=device)
         added = system.add_items(rows)
-    say(f"{len(added):,} items added to {run}, which has {system.model.catalogue.num_items:,} now.")
+    noun = "item" if len(added) == 1 else "items"
+    say(f"{len(added):,} {noun} added to {run}, which has {system.model.catalogue.num_items:,} now.")
 
 
 @app.command()
