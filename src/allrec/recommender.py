@@ -293,6 +293,7 @@ class AllRec:
         k: int = 10,
         use_llm: bool = True,
         engine: Engine | None = None,
+        gpus: float | None = None,
         users_a_part: int = USERS_A_PART,
         observer: Observer = ignore,
     ) -> dict[str, Any]:
@@ -306,6 +307,8 @@ class AllRec:
             k: how many items a user.
             use_llm: False orders by everything else, in a fraction of the time.
             engine: where it is done, such as ``Processes(4)``; this process where None. The bytes do not depend on it.
+            gpus: accelerators of a task on a cluster, or a share of one, which this process need not have; None is one
+                where the language model reads and this process has one.
             users_a_part: users of one file.
             observer: sees the progress.
 
@@ -316,7 +319,9 @@ class AllRec:
             InputError: k below 1, or a folder that holds something else.
         """
         progress = partial(observer, "recommend_all")
-        given: dict[str, Any] = {"engine": engine, "users_a_part": users_a_part, "on_progress": progress}
+        given: dict[str, Any] = {
+            "engine": engine, "gpus": gpus, "users_a_part": users_a_part, "on_progress": progress
+        }  # fmt: skip
         return recommend_all(self.model, self.location, out, k=k, use_llm=use_llm, **given)
 
     def add_items(self, items: Sequence[Mapping[str, Any]], *, cache: Path | None = None) -> list[str]:

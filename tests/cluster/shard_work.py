@@ -54,6 +54,22 @@ class Upper(ShardTask):
         path.write_text(Path(shard.location).read_text().upper())
 
 
+@dataclass(frozen=True)
+class Accelerator:
+    """Tells which accelerator a task sees, and whether it was the only task at work: ``mark`` is there meanwhile."""
+
+    mark: str
+
+    def __call__(self, number: int) -> tuple[str | None, bool]:
+        try:
+            os.close(os.open(self.mark, os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return os.environ.get("CUDA_VISIBLE_DEVICES"), False
+        time.sleep(0.3)
+        os.unlink(self.mark)
+        return os.environ.get("CUDA_VISIBLE_DEVICES"), True
+
+
 def lines_of(log):
     return Path(log).read_text().splitlines() if Path(log).exists() else []
 

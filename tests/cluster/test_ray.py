@@ -13,7 +13,7 @@ from allrec.errors import InputError
 from allrec.parallel import AHEAD, Needs, Processes, ThisProcess
 from allrec.recommender import AllRec
 from allrec.training.distributed import Workers
-from cluster.shard_work import Upper, lines_of, pid_after, write_shards
+from cluster.shard_work import Accelerator, Upper, lines_of, pid_after, write_shards
 from cluster.training_work import Die, Train
 from worlds import make_world
 
@@ -41,8 +41,8 @@ def engine():
     node = {"num_cpus": 1, "object_store_memory": 100 << 20}
     head = {**node, "include_dashboard": False, "_system_config": PATIENCE}
     cluster = Cluster(initialize_head=True, head_node_args=head)
-    for _ in range(2):
-        cluster.add_node(**node)
+    for gpus in (0, 1):
+        cluster.add_node(**node, num_gpus=gpus)
     try:
         yield RayEngine(cluster.address, workers=3)
     finally:
@@ -133,6 +133,13 @@ def test_few_parts_are_begun_before_they_are_asked_for(engine):
 def test_a_worker_is_used_for_many_parts(engine):
     # One process a node, for which a model is loaded once; another where Ray starts one ahead.
     assert len(set(engine.map(pid_after, [0.0] * 24))) <= 6
+
+
+def test_tasks_with_an_accelerator_run_where_it_is_one_after_the_other(tmp_path, engine):
+    seen = list(engine.map(Accelerator(str(tmp_path / "at work")), range(4), Needs(gpus=1)))
+    assert seen == [("0", True)] * 4
+    with pytest.raises(InputError, match="a task needs 1 CPUs, 2 GPUs, and no node has as much at once"):
+        next(engine.map(abs, [1], Needs(gpus=2)))
 
 
 def test_a_task_of_two_cpus_on_nodes_of_one_is_refused_where_ray_would_wait(engine):

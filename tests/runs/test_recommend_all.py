@@ -131,6 +131,44 @@ def test_with_a_language_model_another_process_writes_the_same_bytes(trained, tm
     assert bytes_of(tmp_path / "here") == bytes_of(tmp_path / "process")
 
 
+class Seen:
+    """Notes what tasks ask for and where they would compute; recommends to nobody."""
+
+    def __init__(self):
+        self.tasks = []
+
+    def map(self, work, parts, needs):
+        if isinstance(work, module.RecommendUsers):
+            self.tasks.append((work.device, needs.gpus))
+            return iter(())
+        return ThisProcess().map(work, parts)
+
+
+@pytest.mark.parametrize(
+    ("device", "use_llm", "gpus", "expected"),
+    [
+        ("cuda", True, None, ("cuda", 1.0)),
+        ("cuda:1", True, 0.5, ("cuda:1", 0.5)),
+        ("cuda", False, None, ("cpu", 0.0)),
+        ("cuda", True, 0.0, ("cpu", 0.0)),
+        ("cpu", True, None, ("cpu", 0.0)),
+        ("cpu", True, 1.0, ("cuda", 1.0)),
+    ],
+)
+def test_a_task_that_reads_asks_for_an_accelerator(trained, tmp_path, monkeypatch, device, use_llm, gpus, expected):
+    monkeypatch.setattr(trained.model, "device", device)
+    seen = Seen()
+    trained.recommend_all(tmp_path / "out", k=3, use_llm=use_llm, engine=seen, gpus=gpus)
+    assert seen.tasks == [expected]
+
+
+def test_a_run_without_a_language_model_asks_for_none(fused, tmp_path, monkeypatch):
+    monkeypatch.setattr(fused.model, "device", "cuda")
+    seen = Seen()
+    fused.recommend_all(tmp_path / "out", k=3, engine=seen)
+    assert seen.tasks == [("cpu", 0.0)]
+
+
 def test_where_k_asks_for_more_than_was_retrieved_the_rest_follows_as_in_recommend(fused, tmp_path):
     catalogue = fused.model.catalogue
     fused.recommend_all(tmp_path / "out", k=catalogue.num_items, users_a_part=40)

@@ -482,6 +482,9 @@ def recommend_all(
     workers: Workers = 1,
     no_llm: Annotated[bool, typer.Option("--no-llm", help="Leave the language model out: faster.")] = False,
     part: Annotated[int, typer.Option("--users-a-part", min=1, help="Users of one file.")] = 4096,
+    gpus: Annotated[
+        float | None, typer.Option(min=0, help="Accelerators of a task on a cluster; 1 with a language model on one.")
+    ] = None,
     device: Device = None,
 ) -> None:
     """Recommend items to every user, into Parquet files; the same command goes on where it was stopped."""
@@ -492,7 +495,7 @@ def recommend_all(
     chosen = open_engine(engine, workers)
     with noting(), observing() as observer:
         system = AllRec.from_pretrained(run, device=device)
-        options: dict[str, Any] = {"engine": None if engine == "here" else chosen, "users_a_part": part}
+        options: dict[str, Any] = {"engine": None if engine == "here" else chosen, "users_a_part": part, "gpus": gpus}
         done = system.recommend_all(out, k=k, use_llm=not no_llm, observer=observer, **options)
     say(f"Written: {done['users']:,} users in {len(done['parts']):,} files of {out}/parts")
 

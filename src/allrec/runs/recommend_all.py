@@ -168,7 +168,7 @@ def recommend_all(
     k: int = 10,
     use_llm: bool = True,
     engine: Engine | None = None,
-    needs: Needs = Needs(),
+    gpus: float | None = None,
     users_a_part: int = USERS_A_PART,
     on_progress: OnProgress = no_progress,
 ) -> dict[str, Any]:
@@ -181,7 +181,8 @@ def recommend_all(
         k: items a user.
         use_llm: False leaves the language model out.
         engine: where it is done; this process where None. The bytes do not depend on it.
-        needs: of one worker.
+        gpus: accelerators of a task, or a share of one; None is one where the language model reads and this process
+            has one.
         users_a_part: users of one file; scores may depend on it in the last digits.
         on_progress: sees the share of the users that are done, and ``users``.
 
@@ -202,8 +203,9 @@ def recommend_all(
     if done is not None:
         return done
     num_users, parts = len(catalogue.user_ids), list[str]()
-    shared = Shared() if engine is None else _share(model, out, engine, needs, min(users_a_part, num_users))
-    task = RecommendUsers(storage.join(out, "parts"), run, json.dumps(request), model.device, shared)
+    shared = Shared() if engine is None else _share(model, out, engine, min(users_a_part, num_users))
+    device, needs = _place(model.device, use_llm and model.has_llm, gpus)
+    task = RecommendUsers(storage.join(out, "parts"), run, json.dumps(request), device, shared)
     if engine is None:
         engine = ThisProcess()
         _loaded[task.run, task.device, shared] = model
@@ -237,7 +239,17 @@ def _begin(out: str, request: dict[str, Any]) -> dict[str, Any] | None:
     return dict(storage.read_json(done)) if storage.exists(done) else None
 
 
-def _share(model: TrainedModel, out: str, engine: Engine, needs: Needs, num_queries: int) -> Shared:
+def _place(device: str, use_llm: bool, gpus: float | None) -> tuple[str, Needs]:
+    """Where a task computes, and what it asks its engine for: an accelerator is for the language model alone."""
+    has_gpu = device.startswith("cuda")
+    if gpus is None:
+        gpus = 1.0 if use_llm and has_gpu else 0.0
+    if gpus > 0:
+        return device if has_gpu else "cuda", Needs(gpus=gpus)
+    return "cpu" if has_gpu else device, Needs()
+
+
+def _share(model: TrainedModel, out: str, engine: Engine, num_queries: int) -> Shared:
     """Writes what all workers read where it is not there yet; ``num_queries`` is the users of a part."""
     if not isinstance(model.ranker, FusedRanker):
         return Shared()
@@ -247,7 +259,7 @@ def _share(model: TrainedModel, out: str, engine: Engine, needs: Needs, num_quer
         with storage.whole_file(occurrences) as path:
             model.occurrences.save(path)
     searches = {name: one for name, one in model.evidence.searches.items() if one.uses_index(num_queries)}
-    built = {name: build_index(one.items, folder, engine=engine, needs=needs) for name, one in searches.items()}
+    built = {name: build_index(one.items, folder, engine=engine) for name, one in searches.items()}
     return Shared(occurrences, tuple(built.items()))
 
 
