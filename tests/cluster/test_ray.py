@@ -138,7 +138,7 @@ def test_a_worker_is_used_for_many_parts(engine):
 def test_tasks_with_an_accelerator_run_where_it_is_one_after_the_other(tmp_path, engine):
     seen = list(engine.map(Accelerator(str(tmp_path / "at work")), range(4), Needs(gpus=1)))
     assert seen == [("0", True)] * 4
-    with pytest.raises(InputError, match="a task needs 1 CPUs, 2 GPUs, and no node has as much at once"):
+    with pytest.raises(InputError, match="a task needs 1 CPUs and 2 GPUs, and no node has as much at once"):
         next(engine.map(abs, [1], Needs(gpus=2)))
 
 
