@@ -177,20 +177,20 @@ def mean_of(result: Mapping[str, Any], scorer: str, protocol: str, segment: str,
 def scores(results: Sequence[Mapping[str, Any]]) -> Cells:
     """Every row of comparisons: given lists, targets new to the user, the whole catalogue."""
     header = ["data set", "scorer", "seeds", "users", "HR@1 (95%)", "NDCG@10", "new: HR@1"]
-    header += ["`full` NDCG@10", "`full`, new: NDCG@10"]
+    header += ["`full` NDCG@10", "`full`, distinct: NDCG@10", "`full`, new: NDCG@10"]
     return [[*header, "HR@1 less the first row's"], *(line for one in results for line in _scores(one))]
 
 
 def _scores(result: Mapping[str, Any]) -> Iterator[list[str]]:
     for row in result["rows"]:
         scorer, test = row["scorer"], row["test"]
-        full = [mean_of(result, scorer, "full", segment, "NDCG@10") for segment in ("all", "new")]
+        full = [mean_of(result, scorer, "full", segment, "NDCG@10") for segment in ("all", "distinct", "new")]
         new, users = row["new"].get("HR@1"), f"{row['users'].get('test', 0):,}"
         against = difference(None if row["against_first"] is None else row["against_first"]["HR@1"])
         shown = [row["name"], str(row["seeds"]), users, interval(test.get("HR@1")), number(test["NDCG@10"][0])]
         yield [result["entry"]["dataset"], *shown, number(None if new is None else new[0]), *map(number, full), against]
     chance = [number(result["chance"][metric]) for metric in ("HR@1", "NDCG@10")]
-    yield [result["entry"]["dataset"], "chance", "", "", *chance, chance[0], "", "", ""]
+    yield [result["entry"]["dataset"], "chance", "", "", *chance, chance[0], "", "", "", ""]
 
 
 def segments(results: Sequence[Mapping[str, Any]]) -> Cells:
