@@ -16,6 +16,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
@@ -86,9 +87,11 @@ class Workers:
         import psutil
 
         while not self.ended.wait(EVERY):
-            for child in psutil.Process(self.program).children(recursive=True):
-                self.memory[child.pid] = max(self.memory.get(child.pid, 0), anonymous(child.pid))
-                self.seconds[child.pid] = max(self.seconds.get(child.pid, 0.0), processor_seconds(child.pid))
+            # The program ends before the block does.
+            with suppress(psutil.NoSuchProcess):
+                for child in psutil.Process(self.program).children(recursive=True):
+                    self.memory[child.pid] = max(self.memory.get(child.pid, 0), anonymous(child.pid))
+                    self.seconds[child.pid] = max(self.seconds.get(child.pid, 0.0), processor_seconds(child.pid))
 
 
 def prepared(folder: Path, users: int, items: int) -> Dataset:

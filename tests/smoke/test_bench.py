@@ -8,6 +8,7 @@ import pytest
 import torch
 from polars.testing import assert_frame_equal
 
+import everyone
 import plain
 from allrec.data import prepare
 from allrec.data.negatives import NUM_NEGATIVES
@@ -118,3 +119,11 @@ def test_the_public_sampler_pads_on_the_left_and_draws_what_was_not_touched():
     assert positive.tolist() == [[0] * 48 + [1, 3]]
     assert set(negative[0, 48:]) <= {2, 4, 6}
     assert not negative[0, :48].any()
+
+
+def test_everyone_is_recommended_to_and_the_workers_memory_is_seen(tmp_path):
+    arguments = ["--users", "150", "--items", "120", "--trained-users", "100", "--part", "64", "--workers", "2"]
+    (line,) = everyone.main([*arguments, "--folder", str(tmp_path)])
+    assert (line["users"], line["workers"], len(line["worker_mib"])) == (150, 2, 2)
+    assert min(line["worker_mib"]) > 50
+    assert min(line["users_a_second"], line["users_a_cpu_second"], line["program_mib"]) > 0
