@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from allrec.errors import InputError
-from allrec.hybrid.fusion import Fusion, FusionConfig, evidence_scale
+from allrec.hybrid.fusion import Fusion, FusionConfig, evidence_scale, within_list
 
 NAMES = ["cf", "text_largest", "in_history", "log_count", "history_length"]
 FREE = ("log_count", "history_length")
@@ -173,3 +173,17 @@ def test_equal_evidence_ties_to_the_last_bit(num_candidates):
     with torch.no_grad():
         scores = fusion.score(features(1, 1).expand(1, num_candidates, -1))
     assert len(scores.unique()) == 1
+
+
+def test_evidence_is_scaled_by_its_spread_however_small_and_left_where_it_is_constant():
+    features = torch.tensor([[0.01, 3.0], [0.03, 3.0], [0.01, 3.0], [0.03, 3.0]])
+    scale = evidence_scale(features, 2)
+    torch.testing.assert_close(scale.mean, torch.tensor([0.02, 3.0]))
+    torch.testing.assert_close(scale.spread, torch.tensor([0.01, 1.0]))
+    torch.testing.assert_close(scale.knots[0], torch.tensor([-1.0, 1.001]))
+
+
+def test_what_is_no_number_and_what_cannot_be_count_0_within_their_list():
+    scores = np.array([[np.log(1.0), np.log(3.0), -np.inf], [np.nan, 1.0, 2.0]])
+    expected = [[np.log(0.25), np.log(0.75), 0.0], [0.0, 0.0, 0.0]]
+    np.testing.assert_allclose(within_list(scores), expected, rtol=1e-12)

@@ -320,6 +320,18 @@ def test_the_order_in_which_the_best_are_read_is_that_of_the_rankers_seed(ranker
     assert [sorted(row) for row in orders[0]] == [sorted(row) for row in orders[2]]
 
 
+def test_the_backbones_ranker_reads_the_best_in_the_order_of_its_seed(evidence):
+    histories = histories_of([np.array([user, user + 1]) for user in range(20)])
+    orders = []
+    for seed in (0, 0, 1):
+        seen = []
+        ranker = BackboneRanker(evidence.scorers["cf"].backbone, COUNTS, num_ranked=3, seed=seed)
+        next(ranker.rank_catalogue(histories, None, reader(seen=seen), depth=6))
+        orders.append(seen[0][1])
+    assert orders[0] == orders[1] != orders[2]
+    assert [sorted(row) for row in orders[0]] == [sorted(row) for row in orders[2]]
+
+
 def test_with_fusion_the_best_of_a_longer_list_are_read_and_without_it_all(ranker_of, backbone_ranker):
     histories, lists = histories_of(WITH_HISTORY), np.array([[5, 1, 9, 12, 20]] * 3)
     (fused,) = ranker_of().rank_lists(histories, lists, reader())
