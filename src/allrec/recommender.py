@@ -24,7 +24,7 @@ from allrec.hybrid.fusion import Scope
 from allrec.hybrid.ranking import FusedRanker, Scored, first_that_fit
 from allrec.parallel import Engine, Observer, ignore
 from allrec.runs.recommend_all import USERS_A_PART, recommend_all
-from allrec.runs.run_folder import MANIFEST, METRICS_FILE, REFIT, RunFolder, describe, open_run, refitted_run
+from allrec.runs.run_folder import METRICS_FILE, REFIT, RunFolder, describe, open_run, refitted_run
 from allrec.runs.trained_model import TrainedModel, load_language_model
 
 if TYPE_CHECKING:
@@ -119,7 +119,9 @@ class AllRec:
 
         dataset = dataset if isinstance(dataset, Dataset) else load_dataset(dataset)
         recipe = choose_language_model(load_recipe(recipe) if isinstance(recipe, str) else recipe, llm)
-        known = [RunFolder.open(run)] if (Path(run) / MANIFEST).is_file() else []
+        # Before the language model, which takes a while to load.
+        begun = RunFolder.find(run, resume)
+        known = [] if begun is None else [begun]
         model = load_language_model(recipe, device, known) if recipe.llm.enabled else None
         if not known:
             check_before_training(dataset, recipe, model, is_evaluated)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from allrec import recommender
 from allrec.cli.commands import app
 from allrec.data import load_dataset
 from allrec.errors import InputError
@@ -136,6 +137,15 @@ def test_saved_and_loaded_it_scores_the_same(world: tuple[Path, Path, Path], tmp
     ids = load_dataset(world[0]).item_ids
     copy = AllRec.from_pretrained(tmp_path / "copy")
     assert copy.rank(ids[:4], history=ids[5:7]) == system.rank(ids[:4], history=ids[5:7])
+
+
+@pytest.mark.parametrize(("place", "message"), [(1, "already holds a run"), (0, "is in use and holds no run")])
+def test_a_folder_in_use_is_refused_before_the_language_model_is_loaded(
+    world: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch, place: int, message: str
+) -> None:
+    monkeypatch.setattr(recommender, "load_language_model", lambda *_: pytest.fail("was loaded"))
+    with pytest.raises(InputError, match=message):
+        call("train", world[0], "--run", world[place])
 
 
 @pytest.mark.parametrize(

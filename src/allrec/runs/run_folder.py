@@ -55,11 +55,16 @@ class RunFolder:
         Raises:
             InputError: the folder holds something else, or the run there had other data or another recipe.
         """
-        path = Path(path)
-        if (path / MANIFEST).exists():
-            return cls._continued(path, recipe, dataset, llm, resume)
-        if path.exists() and (not path.is_dir() or any(_is_foreign(file) for file in path.iterdir())):
-            raise InputError(f"{path} is in use and holds no run, expected a new or empty folder. Give another --run.")
+        path, begun = Path(path), cls.find(path, resume)
+        if begun is not None:
+            begun.check_dataset(dataset["sha256"], dataset["name"])
+            begun.check_llm(llm)
+            if begun.recipe() != recipe:
+                raise InputError(
+                    f"{path} was begun with another recipe. "
+                    f"Resume with the one in {path / RECIPE}, or give another --run."
+                )
+            return begun
         manifest = {
             "format": FORMAT_VERSION,
             "recipe": recipe.name,
@@ -74,21 +79,23 @@ class RunFolder:
         return run
 
     @classmethod
-    def _continued(
-        cls, path: Path, recipe: Recipe, dataset: dict[str, Any], llm: dict[str, Any], resume: bool
-    ) -> "RunFolder":
-        run = cls.open(path)
-        if not resume:
-            raise InputError(
-                f"{path} already holds a run ({run.state()}). Go on with it: --resume. Or give another --run."
-            )
-        run.check_dataset(dataset["sha256"], dataset["name"])
-        run.check_llm(llm)
-        if run.recipe() != recipe:
-            raise InputError(
-                f"{path} was begun with another recipe. Resume with the one in {path / RECIPE}, or give another --run."
-            )
-        return run
+    def find(cls, path: Path | str, resume: bool) -> "RunFolder | None":
+        """The run that a training goes on with, or None in a new or empty folder.
+
+        Raises:
+            InputError: the folder holds something else, or a run that is not to be gone on with.
+        """
+        path = Path(path)
+        if (path / MANIFEST).exists():
+            run = cls.open(path)
+            if not resume:
+                raise InputError(
+                    f"{path} already holds a run ({run.state()}). Go on with it: --resume. Or give another --run."
+                )
+            return run
+        if path.exists() and (not path.is_dir() or any(_is_foreign(file) for file in path.iterdir())):
+            raise InputError(f"{path} is in use and holds no run, expected a new or empty folder. Give another --run.")
+        return None
 
     @classmethod
     def open(cls, path: Path | str) -> "RunFolder":
