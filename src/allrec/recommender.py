@@ -318,7 +318,7 @@ class AllRec:
             What ``OUT/recommendations.json`` holds: ``request``, ``users``, and the names of ``parts``.
 
         Raises:
-            InputError: k below 1, or a folder that holds something else.
+            InputError: k below 1, accelerators that no task can have, or a folder that holds something else.
         """
         progress = partial(observer, "recommend_all")
         given: dict[str, Any] = {

@@ -70,6 +70,11 @@ class Accelerator:
         return os.environ.get("CUDA_VISIBLE_DEVICES"), True
 
 
+def files_of(folder):
+    """The bytes of a folder's Parquet files by name."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.suffix == ".parquet"}
+
+
 def lines_of(log):
     return Path(log).read_text().splitlines() if Path(log).exists() else []
 

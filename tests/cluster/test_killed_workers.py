@@ -11,7 +11,7 @@ from allrec.data import PrepareConfig, SimulationConfig, prepare, simulate
 from allrec.parallel import Processes
 from allrec.recommender import AllRec
 from allrec.training.distributed import Workers
-from cluster.shard_work import KillOnce
+from cluster.shard_work import KillOnce, files_of
 from cluster.training_work import Train
 from worlds import make_world
 
@@ -41,10 +41,6 @@ def engine(request, _of_workers):
 
     yield request.param()
     ray.shutdown()
-
-
-def files_of(folder):
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.suffix == ".parquet"}
 
 
 @pytest.mark.parametrize("engine", ENGINES, indirect=True)

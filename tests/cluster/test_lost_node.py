@@ -9,6 +9,7 @@ import pytest
 from allrec.data import PrepareConfig, SimulationConfig, prepare, simulate
 from allrec.parallel import Needs
 from allrec.recommender import AllRec
+from cluster.shard_work import files_of
 from worlds import make_world
 
 ray = pytest.importorskip("ray")
@@ -35,10 +36,6 @@ class LosesNode:
         while (alive := sum(node["Alive"] for node in ray.nodes())) > 2 and time.monotonic() < end:
             time.sleep(0.2)
         return alive
-
-
-def files_of(folder):
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.suffix == ".parquet"}
 
 
 @pytest.fixture

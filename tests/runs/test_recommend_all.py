@@ -162,6 +162,13 @@ def test_a_task_that_reads_asks_for_an_accelerator(trained, tmp_path, monkeypatc
     assert seen.tasks == [expected]
 
 
+@pytest.mark.parametrize("gpus", [-1.0, 1.5, float("nan"), float("inf")])
+def test_accelerators_that_no_task_can_have_are_refused(fused, tmp_path, gpus):
+    with pytest.raises(InputError, match=f"got {gpus} accelerators a task, expected a share from 0 to 1 or a whole"):
+        fused.recommend_all(tmp_path / "out", k=3, gpus=gpus)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_run_without_a_language_model_asks_for_none(fused, tmp_path, monkeypatch):
     monkeypatch.setattr(fused.model, "device", "cuda")
     seen = Seen()

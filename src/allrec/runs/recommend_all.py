@@ -190,13 +190,14 @@ def recommend_all(
         What ``recommendations.json`` holds: ``request``, ``users``, and ``parts`` in the users' order.
 
     Raises:
-        InputError: k below 1, or a folder of another job.
+        InputError: k below 1, a number of accelerators that no task can have, or a folder of another job.
     """
     if k < 1:
         raise InputError(f"got k = {k}, expected at least 1.")
-    out, catalogue = str(out), model.catalogue
+    out, catalogue, use_llm = str(out), model.catalogue, use_llm and model.has_llm
+    device, needs = _place(model.device, use_llm, gpus)
     request = {
-        "format": FORMAT_VERSION, "run": fingerprint(model.run), "k": k, "use_llm": use_llm and model.has_llm,
+        "format": FORMAT_VERSION, "run": fingerprint(model.run), "k": k, "use_llm": use_llm,
         "users_a_part": users_a_part,
     }  # fmt: skip
     done = _begin(out, request)
@@ -204,7 +205,6 @@ def recommend_all(
         return done
     num_users, parts = len(catalogue.user_ids), list[str]()
     shared = Shared() if engine is None else _share(model, out, engine, min(users_a_part, num_users))
-    device, needs = _place(model.device, use_llm and model.has_llm, gpus)
     task = RecommendUsers(storage.join(out, "parts"), run, json.dumps(request), device, shared)
     if engine is None:
         engine = ThisProcess()
@@ -240,7 +240,9 @@ def _begin(out: str, request: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _place(device: str, use_llm: bool, gpus: float | None) -> tuple[str, Needs]:
-    """Where a task computes, and what it asks its engine for: an accelerator is for the language model alone."""
+    """Where a task computes, and what it asks its engine for; unasked, an accelerator is for a language model alone."""
+    if gpus is not None and (not gpus >= 0 or (gpus > 1 and gpus % 1)):
+        raise InputError(f"got {gpus} accelerators a task, expected a share from 0 to 1 or a whole number.")
     has_gpu = device.startswith("cuda")
     if gpus is None:
         gpus = 1.0 if use_llm and has_gpu else 0.0

@@ -82,6 +82,10 @@ class RunFolder:
     def find(cls, path: Path | str, resume: bool) -> "RunFolder | None":
         """The run that a training goes on with, or None in a new or empty folder.
 
+        Args:
+            path: the folder that the training is to write.
+            resume: whether a run there is to be gone on with.
+
         Raises:
             InputError: the folder holds something else, or a run that is not to be gone on with.
         """
