@@ -2,8 +2,9 @@
 
 import os
 import signal
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -37,11 +38,12 @@ class Train:
     kill_at: int | None = None
     llm: Path | None = None
     die_at: int | None = None
+    watch: Callable[..., None] | None = None
 
     def __call__(self):
         dataset, recipe = load_dataset(self.dataset), load_recipe("a-llmrec", (*QUIET, *self.sets))
         checkpoint = self.out / "checkpoint.safetensors"
-        on_progress = None if self.kill_at is None else killed_at(self.kill_at)
+        on_progress = self.watch if self.kill_at is None else killed_at(self.kill_at)
         on_progress = on_progress if self.die_at is None else partial(die_at, self.die_at)
         given = {"seed": 3, "checkpoint": checkpoint, "on_progress": on_progress}
         if self.stage in ("language model", "readout"):
@@ -92,6 +94,37 @@ class Train:
 def die_at(step, _, values):
     if values["step"] == step:
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+@dataclass(frozen=True)
+class TrainedWhereNodesAreLost:
+    """A training whose workers say on which node they are; at a step it waits for one to be lost, the first time.
+
+    Attributes:
+        work: the training, without an observer of its own.
+        places: folder for a file of each rank, and for those that say how far the training is.
+        step: after a checkpoint.
+    """
+
+    work: Train
+    places: Path
+    step: int
+
+    def __call__(self):
+        import ray
+
+        (self.places / f"rank{place().rank}").write_text(ray.get_runtime_context().get_node_id())
+        replace(self.work, watch=self.wait)()
+
+    def wait(self, _, values):
+        # Rank 0 alone tells its progress.
+        if values["step"] != self.step:
+            return
+        if (self.places / "waits").exists():
+            (self.places / "begun-again").touch()
+            return
+        (self.places / "waits").touch()
+        time.sleep(300)
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ import torch
 from allrec.cluster.checks import check_room_for_data, check_workers
 from allrec.cluster.ray import LOCAL, connect, nodes
 from allrec.errors import InputError
-from allrec.parallel import Needs
+from allrec.parallel import ATTEMPTS, Needs
 
 
 class RayWorkers:
-    """Workers of a Ray cluster.
+    """Workers of a Ray cluster; where one dies, or its node, all begin again from the last checkpoint, a few times.
 
     Args:
         address: see ``RayEngine``.
@@ -34,6 +34,7 @@ class RayWorkers:
 
     def run(self, work: Callable[[], None]) -> None:
         """See ``training.distributed.Group``."""
+        from ray.exceptions import RayActorError
         from ray.train import RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -43,14 +44,28 @@ class RayWorkers:
             use_gpu=self.needs.gpus > 0,
             resources_per_worker={name: amount for name, amount in resources.items() if amount},
         )
-        backend = TorchConfig(backend="nccl" if self.needs.gpus else "gloo")
-        with tempfile.TemporaryDirectory(prefix="allrec-") as folder:
-            storage = RunConfig(storage_path=folder)
-            given: dict[str, Any] = {"scaling_config": scaling, "run_config": storage, "torch_config": backend}
+        given: dict[str, Any] = {
+            "scaling_config": scaling,
+            "torch_config": TorchConfig(backend="nccl" if self.needs.gpus else "gloo"),
+        }
+        for attempt in range(1, ATTEMPTS + 1):
             try:
-                TorchTrainer(_Loop(work, self.needs.cpus), **given).fit()
+                with tempfile.TemporaryDirectory(prefix="allrec-") as folder:
+                    given["run_config"] = RunConfig(storage_path=folder)
+                    TorchTrainer(_Loop(work, self.needs.cpus), **given).fit()
+                return
             except Exception as error:
-                raise _cause(error) from None
+                behind = _behind(error)
+                mistake = next((one for one in behind if isinstance(one, InputError)), None)
+                if mistake is not None or not any(isinstance(one, RayActorError) for one in behind):
+                    raise (mistake or error) from None
+                if attempt == ATTEMPTS:
+                    raise InputError(
+                        f"training workers of Ray died {ATTEMPTS} times, killed from outside or for want of memory. "
+                        "Give fewer --workers or larger nodes, and go on with --resume."
+                    ) from None
+                # Of the nodes that are left.
+                check_workers(self.workers, self.needs, nodes())
 
 
 class _Loop:
@@ -64,17 +79,8 @@ class _Loop:
         self.work()
 
 
-def _cause(error: BaseException) -> BaseException:
-    """What a worker raised, where a mistake of the user is behind the failure that Ray says; or that one died."""
-    from ray.exceptions import RayActorError
-
-    failures = getattr(error, "worker_failures", {})
-    behind = [getattr(one, name, None) for one in failures.values() for name in ("cause", "health_check_failure")]
-    known = [error, *failures.values(), error.__cause__, *behind]
-    mistake = next((one for one in known if isinstance(one, InputError)), None)
-    if mistake is None and any(isinstance(one, RayActorError) for one in known):
-        return InputError(
-            f"a training worker of Ray died (of ranks {sorted(failures)}), killed from outside or for want of memory. "
-            "Give fewer --workers or larger nodes, and go on with --resume."
-        )
-    return mistake or error
+def _behind(error: BaseException) -> list[BaseException]:
+    """The failure that Ray tells, what workers raised, and what is behind either."""
+    failures = getattr(error, "worker_failures", {}).values()
+    causes = [getattr(one, name, None) for one in failures for name in ("cause", "health_check_failure")]
+    return [one for one in (error, *failures, error.__cause__, *causes) if one is not None]
