@@ -15,11 +15,11 @@ from allrec.config import Recipe
 from allrec.data.dataset import Dataset
 from allrec.errors import InputError
 from allrec.evaluation.ranks import candidate_ranks
-from allrec.evaluation.results import RANKS, Ranking, clusters_of, save_ranks
+from allrec.evaluation.results import RANKS, Ranking, save_ranks
 from allrec.experiments.summary import ABLATIONS, FUSION
 from allrec.hybrid.features import CONTEXT, FREE, HISTORY, POOLS, families, histories_before
-from allrec.hybrid.fitting import LISTED, FusionStageConfig, Lists, Roles, cross_fit, lists_of
-from allrec.hybrid.fusion import Fusion, fold_of, fused_scores
+from allrec.hybrid.fitting import LISTED, FusionStageConfig, Lists, Roles, cross_fit, folds_of, lists_of
+from allrec.hybrid.fusion import Fusion, fused_scores
 from allrec.parallel import Observer, ignore
 from allrec.runs.run_folder import RunFolder
 from allrec.runs.trained_model import TrainedModel
@@ -106,7 +106,7 @@ def evaluated_lists(model: TrainedModel, dataset: Dataset) -> Evaluated:
     targets = dataset.targets["test"]
     candidates = targets.candidates[LISTED]
     test = Lists(evidence.features(histories_before(dataset, targets), candidates), candidates, targets.items)
-    folds = fold_of(clusters_of(dataset, dataset.targets["valid"]), config.training.model.members, seed)
+    _, folds = folds_of(dataset, config.training.model.members, seed)
     return Evaluated(evidence.names, {"valid": valid, "test": test}, folds)
 
 

@@ -171,8 +171,7 @@ def fit_fusions(
     Raises:
         InputError: there are no validation targets.
     """
-    clusters = clusters_of(dataset, dataset.targets["valid"])
-    folds = fold_of(clusters, config.training.model.members, seed)
+    clusters, folds = folds_of(dataset, config.training.model.members, seed)
     if len(folds) < 2 * config.training.model.members:
         raise InputError(
             f"{dataset.name} has {len(folds)} validation users, too few to fit fusion on. Set fusion.enabled=false."
@@ -194,6 +193,18 @@ def fit_fusions(
             is_kept = is_gain(lists, added.model, folds[read], config.least_gain, clusters[read])
             additions[scope] = added if is_kept else None
     return FittedFusions(fusions, additions)
+
+
+def folds_of(dataset: Dataset, num_folds: int, seed: int) -> tuple[Int[ndarray, "rows"], Int[ndarray, "rows"]]:
+    """The cluster and the fold of every validation target; a member of fusion is fitted without its fold.
+
+    Args:
+        dataset: its validation targets are asked.
+        num_folds: the members of fusion.
+        seed: of the run.
+    """
+    clusters = clusters_of(dataset, dataset.targets["valid"])
+    return clusters, fold_of(clusters, num_folds, seed)
 
 
 def lists_of(

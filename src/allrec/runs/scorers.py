@@ -13,9 +13,9 @@ from allrec.data.dataset import Targets
 from allrec.data.protocols import EvaluationProtocol
 from allrec.evaluation.evaluate import Ranked, RankingRequest, Scorer
 from allrec.evaluation.ranks import candidate_ranks, catalogue_ranks, dot_product_ranks, excluded_of
-from allrec.evaluation.results import clusters_of
 from allrec.hybrid.features import histories_before, largest_similarity
-from allrec.hybrid.fusion import LENGTH, PRIOR, fold_of
+from allrec.hybrid.fitting import folds_of
+from allrec.hybrid.fusion import LENGTH, PRIOR
 from allrec.hybrid.ranking import LlmReader
 from allrec.hybrid.similarity import DenseSpace
 from allrec.llm.score_files import SCORES, USERS_A_CHUNK, chunk_name, stored
@@ -60,8 +60,8 @@ def rank_by_fusion(model: TrainedModel, request: RankingRequest, *, with_llm: bo
         raise ValueError("the model has no fusion")
     folds = None
     if request.split == "valid":
-        clusters = clusters_of(request.dataset, request.dataset.targets["valid"])
-        folds = fold_of(clusters, len(ranker.fusions["lists"].members), model.recipe.seed)[request.rows]
+        _, every_fold = folds_of(request.dataset, len(ranker.fusions["lists"].members), model.recipe.seed)
+        folds = every_fold[request.rows]
     histories = histories_before(request.dataset, targets)
     if request.protocol.is_catalogue:
         reader = stored_reader(model, request, f"{request.protocol}-best") if with_llm else None
