@@ -1,12 +1,17 @@
 """The routes: what they answer, what they refuse, and that the next request sees what was acknowledged."""
 
+import base64
 import json
+import zlib
 
 import pytest
 from starlette.testclient import TestClient
+from tests.remedies import advises
 
 from allrec.errors import InputError
-from allrec.serving.app import ServeConfig, create_app
+from allrec.serving.app import ServeConfig, create_app, print_new_key
+from allrec.serving.service import Retention
+from allrec.serving.store import Event, Store
 
 
 def client_of(run, tmp_path, **settings):
@@ -141,12 +146,17 @@ def test_texts_lists_and_counts(client, system):
     assert ids(body) == [one.item_id for one in expected]
     assert body["left_out"] == ["unknown"]
     popular = good(client.get("/v1/popular?k=3"))
-    assert popular["scorer"] == "popular in training"
+    assert popular["fallback"] == "too few items had events: by training interactions"
     assert ids(popular) == [one.item_id for one in system.recommend(history=[], k=3)]
     now = __import__("time").time()
     rows = [event(f"{user}", f"u{user}", catalogue.item_ids[9]) | {"timestamp": now - 5} for user in range(3)]
     good(client.post("/v1/events", json={"events": rows}))
-    assert ids(good(client.get("/v1/popular"))) == [catalogue.item_ids[9]]
+    popular = good(client.get("/v1/popular"))
+    assert [(item["item_id"], item["score"] > 0) for item in popular["items"][:2]] == [
+        (catalogue.item_ids[9], True),
+        (ids(good(client.get("/v1/popular")))[1], False),
+    ]
+    assert (len(ids(popular)), good(client.get("/v1/popular?k=1"))["fallback"]) == (10, None)
     assert ids(good(client.get("/v1/trending"))) == [catalogue.item_ids[9]]
     assert ids(good(client.get("/v1/popular?category=none"))) == []
 
@@ -278,3 +288,156 @@ def test_operators_see_health_figures_and_answers_on_record(client, system):
 def test_the_routes_are_described(client):
     described = good(client.get("/openapi.json"))
     assert {"/v1/recommendations", "/v1/events", "/v1/items", "/v1/experiments/{name}"} <= {*described["paths"]}
+
+
+def test_pages_of_an_origin_that_is_let_in_may_send_json_and_keys(run, tmp_path):
+    origin = {"Origin": "http://shop.example"}
+    asked = {"Access-Control-Request-Method": "PUT", "Access-Control-Request-Headers": "authorization,content-type"}
+    with client_of(run, tmp_path, origins=("http://shop.example",)) as client:
+        answer = client.options("/v1/users/u", headers=origin | asked)
+        assert answer.status_code == 200, answer.text
+        assert answer.headers["access-control-allow-origin"] == "http://shop.example"
+        assert client.options("/v1/users/u", headers={"Origin": "http://evil.example"} | asked).status_code == 400
+        good(client.put("/v1/users/u", json={"fields": {}}, headers=origin | {"Sec-Fetch-Site": "cross-site"}))
+        foreign = {"Origin": "http://evil.example", "Sec-Fetch-Site": "cross-site"}
+        assert client.put("/v1/users/u", json={"fields": {}}, headers=foreign).status_code == 403
+
+
+def test_a_users_fields_are_not_in_the_token_of_a_page_and_count_as_they_are_now(client, system):
+    item_ids = system.model.catalogue.item_ids
+    good(client.put("/v1/users/u", json={"fields": {"kept": item_ids, "secret": "diabetes"}}))
+    asked = {"user_id": "u", "k": 5, "filter": "item_id in user.kept"}
+    body = good(client.post("/v1/recommendations", json=asked))
+    token = zlib.decompress(base64.urlsafe_b64decode(body["next_page"])).decode()
+    assert "diabetes" not in token
+    following = ids(good(client.post("/v1/recommendations", json={"page": body["next_page"]})))
+    assert len(following) == 5
+    good(client.put("/v1/users/u", json={"fields": {"kept": following[1:3]}}))
+    assert ids(good(client.post("/v1/recommendations", json={"page": body["next_page"]}))) == following[1:3]
+    good(client.delete("/v1/users/u"))
+    assert ids(good(client.post("/v1/recommendations", json={"page": body["next_page"]}))) == []
+
+
+def test_a_text_is_answered_by_the_settings_of_the_request(client, system):
+    catalogue = system.model.catalogue
+    asked = {"query": catalogue.texts[4], "k": 8}
+    plain = good(client.post("/v1/recommendations", json=asked))
+    assert (plain["scorer"], plain["fallback"]) == ("text", None)
+    spread = good(client.post("/v1/recommendations", json=asked | {"diversity": 1.0}))
+    assert ids(spread)[0] == ids(plain)[0]
+    assert ids(spread) != ids(plain)
+    last = json.dumps(ids(plain)[-1])
+    boosted = good(client.post("/v1/recommendations", json=asked | {"boost": f"item_id == {last} ? 100.0 : 1.0"}))
+    assert ids(boosted)[0] == ids(plain)[-1]
+    assert ids(boosted)[1:] == ids(plain)[:-1]
+    slight = good(client.post("/v1/recommendations", json=asked | {"boost": f"item_id == {last} ? 1.0001 : 1.0"}))
+    assert ids(slight)[0] == ids(plain)[0]
+    reasoned = good(client.post("/v1/recommendations", json=asked | {"with_reason": True}))
+    assert {item["reason"] for item in reasoned["items"]} == {"its text fits the query"}
+    nobody = good(client.post("/v1/recommendations", json=asked | {"user_id": "nobody"}))
+    assert (nobody["scorer"], nobody["fallback"]) == ("text", "the user has no history: the text alone")
+    known = good(client.post("/v1/recommendations", json=asked | {"user_id": catalogue.user_ids[0]}))
+    assert (known["scorer"], known["fallback"]) == ("text and fusion", None)
+
+
+def test_a_scenario_is_kept_while_a_running_experiment_gives_it(client):
+    good(client.put("/v1/scenarios/few", json={"k": 3}))
+    groups = {"a": {"share": 1}, "b": {"share": 1, "scenario": "few"}}
+    good(client.put("/v1/experiments/test", json={"groups": groups}))
+    answer = client.delete("/v1/scenarios/few")
+    assert answer.status_code == 409
+    advises(answer.json()["detail"], "gives scenario {} to a group. End it first.")
+    good(client.put("/v1/experiments/test", json={"groups": groups, "is_running": False}))
+    good(client.delete("/v1/scenarios/few"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "row", "words"),
+    [
+        ("scenario", {"name": "s", "settings": {"k": 100_000}}, "cannot be used: k: "),
+        ("scenario", {"name": "s", "settings": {"zap": 1}}, "cannot be used: zap: "),
+        ("item", {"item_id": "i", "fields": {"a": "x" * 30_000}}, "have 30009 bytes"),
+        ("item", {"item_id": "i", "fields": {"title": "\ud800 rose"}}, "cannot be stored"),
+    ],
+)
+def test_an_import_takes_what_a_request_could_have_set(client, kind, row, words):
+    answer = client.post("/v1/import", content=json.dumps({"kind": kind, "row": row}))
+    assert answer.status_code == 400
+    assert answer.json()["detail"].startswith("line 1: ")
+    assert words in answer.json()["detail"]
+    good(client.post("/v1/recommendations", json={"user_id": "u"}))
+
+
+def test_a_scenario_of_an_earlier_day_that_no_longer_holds_is_told(client):
+    client.app.state.store.put_scenario("default", "old", settings={"zap": 1})
+    answer = client.post("/v1/recommendations", json={"scenario": "old"})
+    assert answer.status_code == 400
+    advises(answer.json()["detail"], "scenario {} has settings that cannot be used: {}: {}. Set it anew.")
+    good(client.put("/v1/scenarios/old", json={"k": 3}))
+    assert len(ids(good(client.post("/v1/recommendations", json={"scenario": "old"})))) == 3
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "pointer"),
+    [
+        ("POST", "/v1/recommendations", {"filter": "prize < 1"}, "/body/filter"),
+        ("POST", "/v1/recommendations", {"boost": "popularity <"}, "/body/boost"),
+        ("POST", "/v1/recommendations", {"filter": "popularity"}, "/body/filter"),
+        ("GET", "/v1/users/u/recommendations?boost=prize", None, "/query/boost"),
+        ("PUT", "/v1/scenarios/s", {"boost": "prize"}, "/body/boost"),
+        ("POST", "/v1/items", {"items": [{"item_id": "1", "fields": {"a": "x" * 30_000}}]}, "/body/items/0/fields"),
+        ("PUT", "/v1/users/u", {"fields": {"a": "x" * 30_000}}, "/body/fields"),
+    ],
+)
+def test_a_problem_points_at_the_field(client, method, path, body, pointer):
+    answer = client.request(method, path, json=body)
+    assert answer.status_code in (400, 422)
+    assert [error["pointer"] for error in answer.json()["errors"]] == [pointer]
+
+
+def test_an_edited_item_of_the_run_is_no_new_one_and_a_list_for_a_title_is_a_text(client, system):
+    old = system.model.catalogue.item_ids[0]
+    good(client.post("/v1/items", json={"items": [{"item_id": old, "fields": {"title": ["Rose", "cream"]}}]}))
+    assert ids(good(client.get("/v1/latest"))) == []
+    body = good(client.post("/v1/recommendations", json={"user_id": "u", "filter": f"item_id == {json.dumps(old)}"}))
+    assert body["items"][0]["title"] == "Rose, cream"
+    assert good(client.patch(f"/v1/items/{old}", json={"is_hidden": True}))["is_known"]
+    assert not good(client.patch("/v1/items/mistyped", json={"is_hidden": True}))["is_known"]
+
+
+def test_lists_are_on_record_and_steps_have_figures(client, system):
+    catalogue = system.model.catalogue
+    asked = {"items": catalogue.item_ids[:4], "user_id": catalogue.user_ids[0]}
+    ranked, popular = good(client.post("/v1/rankings", json=asked)), good(client.get("/v1/popular?k=2"))
+    good(client.post("/v1/recommendations", json={"query": catalogue.texts[4], "with_reason": True}))
+    figures = client.get("/metrics").text
+    for step in ("ranking", "text", "reasons"):
+        assert f'allrec_step_seconds_count{{step="{step}"}} 1.0' in figures
+    client.app.state.recorder.close()
+    store = client.app.state.store
+    for body, user in ((ranked, catalogue.user_ids[0]), (popular, None)):
+        answer = store.answer("default", body["recommendation_id"])
+        assert (list(answer.item_ids), answer.user_id, answer.scorer) == (ids(body), user, body["scorer"])
+    users = good(client.get(f"/v1/items/{catalogue.item_ids[0]}/users?k=1"))
+    assert (len(users["recommendation_id"]), users["scorer"], users["fallback"]) == (32, "joint", None)
+
+
+def test_a_key_is_made_for_any_tenant(run, tmp_path, capsys):
+    config = ServeConfig(run, f"sqlite:///{tmp_path}/store.db", needs_key=True)
+    print_new_key(config, "shop")
+    key = capsys.readouterr().out.strip()
+    with Store.open(config.store_url) as store:
+        assert store.keys.check(key) == ("shop", frozenset({"admin"}))
+    with pytest.raises(InputError, match="no point first"):
+        print_new_key(config, "..")
+
+
+def test_what_is_too_old_goes_for_every_tenant(run, tmp_path):
+    with client_of(run, tmp_path) as client:
+        store, service = client.app.state.store, client.app.state.service
+        for tenant in ("default", "shop"):
+            store.add_events(tenant, [Event("e", "u", "i", "view", 0.0)])
+        retention = Retention(service, 1.0)
+        assert retention.sweep(10 * 86_400.0) == 2
+        retention.close()
+        assert [store.num_events(tenant) for tenant in ("default", "shop")] == [0, 0]

@@ -30,6 +30,7 @@ def items(rows=ROWS, versions=(0, 0, 0, 0), version=0):
         ('user.country == "DE" && price > 6.0', [True, True, False, False]),
         ('user.nothing == "DE"', [False] * 4),
         ('title == "x.map(y, z)"', [False] * 4),
+        ('title == "Rose" // a remark', [True, False, False, False]),
     ],
 )
 def test_a_filter_keeps_what_it_says_and_leaves_out_items_that_lack_a_field(text, kept):
@@ -54,6 +55,11 @@ def test_a_boost_is_a_factor_and_one_where_a_field_is_missing():
         ("x" * 1001, "1001 characters, expected at most 1000"),
         ("tags.exists(t, t == 'a')", "macro 'exists'"),
         ("[1, 2].map(x, x) == tags", "macro 'map'"),
+        ("[1, 2].//\nall(price, true)", "unknown field 'all'"),
+        ('1 == 2 || // "\n [1, 2].all(price, true) // "', "macro 'all'"),
+        ('r"\\" == title || [1, 2].all(price, true) || "" == ""', "macro 'all'"),
+        ("[1, 2].filter(price, true) == tags", "macro 'filter'"),
+        ("[1, 2].exists_one(price, true)", "macro 'exists_one'"),
         ("(" * 60 + "price" + ")" * 60 + " > 1.0", "deeper than 32"),
         ("price" + " + price" * 40 + " > 1.0", "deeper than 32"),
         ("price", "gave 12.5, expected true or false"),

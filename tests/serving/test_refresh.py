@@ -164,6 +164,9 @@ def test_ranks_of_all_users_together_are_those_that_recommend_gives_each(base):
 def test_nothing_to_learn_from_is_refused(base, store):
     with pytest.raises(InputError, match="no event of tenant 'default'"):
         refresh(store, "default", base / "nothing", config(base))
+    (failed,) = [one for one in reports(base) if one["run"] == "nothing"]
+    assert (failed["state"], failed["from_run"]) == ("failed", "run")
+    assert "no event of tenant" in failed["reason"]
     with pytest.raises(InputError, match="no run serves tenant 'other'"):
         refresh(store, "other", base / "nothing-else", config(base))
 

@@ -199,8 +199,13 @@ def test_a_query_finds_the_item_of_that_text_and_a_user_reorders(workers, system
 
 def test_an_item_goes_to_users_who_did_not_have_it(workers):
     snapshot = workers[0].tenant(DEFAULT_TENANT).snapshot
-    found = Audiences(snapshot.served).of(snapshot, 3, 10)
     catalogue = snapshot.model.catalogue
+    erased, owner = Audiences(snapshot.served).of(snapshot, 3, 2, lambda user: False).user_ids
+    workers[0].store.erase_user(DEFAULT_TENANT, erased)
+    bought(workers[0], owner, catalogue.item_ids[3])
+    is_left_out = workers[1].left_out_of(DEFAULT_TENANT, catalogue.item_ids[3])
+    found = Audiences(snapshot.served).of(snapshot, 3, 10, is_left_out)
+    assert not {erased, owner} & {*found.user_ids}
     assert len(found.user_ids) == 10
     assert all(3 not in catalogue.history(catalogue.user(user)) for user in found.user_ids)
     assert found.scores == sorted(found.scores, reverse=True)

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+from functools import partial
 from time import sleep
 
 import numpy as np
@@ -209,7 +210,7 @@ def test_an_expression_is_mended(client, text, mended):
 
 
 def test_expressions_say_how_they_are_mended(client):
-    compiled = client.app.state.service.tenant("default").snapshot.expressions.compiled
+    compiled = partial(client.app.state.service.tenant("default").snapshot.expressions.compiled, "filter")
     with refused("expected at most {}. Shorten it."):
         compiled("true || " * LONGEST + "true")
     with refused("expected an expression that does not loop. Use 'in' or size()."):
@@ -220,6 +221,15 @@ def test_expressions_say_how_they_are_mended(client):
         compiled("popularity <")
     for text in ("true || true", "popularity in [1.0, 2.0]", "size([1]) > 0", "popularity < 20.0"):
         assert compiled(text).text == text
+
+
+def test_a_field_comes_with_an_item(client):
+    asked = {"filter": 'category == "Skin Care" && price < 20.0'}
+    detail = refusal(client.post("/v1/recommendations", json=asked), 400)
+    advises(detail, "unknown field {}: {}. Fields come with items: POST /v1/items.")
+    fields = {"title": "Hand Cream", "category": "Skin Care", "price": 9.5}
+    good(client.post("/v1/items", json={"items": [{"item_id": "cream", "fields": fields}]}))
+    assert ids(good(client.post("/v1/recommendations", json=asked))) == ["cream"]
 
 
 def test_a_filter_is_compared_with_something(client):
@@ -253,13 +263,17 @@ def test_another_run_is_published_before_one_goes_back(client, run, system):
     assert good(client.post("/v1/models/roll-back"))["version"] == 1
 
 
-def test_a_tenant_without_a_run_publishes_one(run, tmp_path):
+def test_a_tenant_without_a_run_publishes_one(run, tmp_path, system):
     with client_of(run, tmp_path, needs_key=True) as client:
         key = client.app.state.store.keys.create("shop", scopes=["admin"])
         header = {"Authorization": f"Bearer {key}"}
         detail = refusal(client.get("/v1/popular", headers=header), 400)
         advises(detail, "tenant {} has no run. Publish one: POST /v1/models.")
-        good(client.post("/v1/models", json={"run": run.name}, headers=header))
+        answer = client.post("/v1/models", json={"run": run.name}, headers=header)
+        assert answer.status_code == 404, "the runs beside the command line's are the default tenant's"
+        if not (own := run.parent / "shop" / "run").exists():
+            system.save_pretrained(own)
+        good(client.post("/v1/models", json={"run": "run"}, headers=header))
         good(client.get("/v1/popular", headers=header))
 
 

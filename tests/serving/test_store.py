@@ -98,7 +98,7 @@ def test_old_events_are_dropped(store):
 
 def test_an_item_comes_back_as_it_was_and_its_version_grows(store):
     embedding = np.arange(4, dtype=np.float32).tobytes()
-    fields = {"title": "Tea \0 \ud800", "price": 3.5, "tags": ["x"]}
+    fields = {"title": "Tea \0", "price": 3.5, "tags": ["x"]}
     full = Item("a", fields, True, False, 9.5, embedding, "minilm", 1.0)
     first = store.put_items("t", [full, Item("b", {"title": "B"}, created_at=2.0)])
     version, found = store.items_changed("t", since_version=0)
@@ -109,6 +109,12 @@ def test_an_item_comes_back_as_it_was_and_its_version_grows(store):
     assert (version, [(item.item_id, item.fields) for item in found]) == (3, [("a", {"title": "new"})])
     assert found[0].created_at == 1.0, "a change does not make an item new"
     assert store.items_changed("t", since_version=3) == (3, [])
+
+
+def test_users_of_an_item_are_those_with_an_event(store):
+    store.add_events("t", [event(1), event(2, "v"), event(3, "v"), event(4, "w", "other")])
+    store.add_events("other", [event(4, "x")])
+    assert store.users_of("t", "i") == {"u", "v"}
 
 
 def test_items_changed_is_read_in_pieces(store):

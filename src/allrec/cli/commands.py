@@ -556,6 +556,7 @@ def serve(
     database: Database = None,
     keys: Annotated[bool, typer.Option("--keys", help="Requests need an API key.")] = False,
     new_key: Annotated[bool, typer.Option("--new-key", help="Print a new administrator's key, and stop.")] = False,
+    tenant: Annotated[str, typer.Option(help="Whose administrator the new key is.")] = "default",
     no_llm: Annotated[bool, typer.Option("--no-llm", help="Do not start the language model.")] = False,
     rate: Annotated[float, typer.Option(min=0, help="Requests a second of each caller; 0 does not limit.")] = 0.0,
     retention: Annotated[float, typer.Option(min=1, help="Days that events and answers are kept.")] = 730.0,
@@ -571,7 +572,7 @@ def serve(
         origins=tuple(origins or ()),
     )  # fmt: skip
     if new_key:
-        print_new_key(config)
+        print_new_key(config, tenant)
     else:
         serve_run(config)
 

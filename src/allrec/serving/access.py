@@ -1,6 +1,7 @@
 """Who may ask what, and how often: API keys with scopes, and a limit on the rate of each."""
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from threading import Lock
 from time import monotonic
@@ -70,10 +71,11 @@ class Access:
         store: has the keys.
         needs_key: False lets everyone be the default tenant's administrator; for loopback alone.
         rates: of callers.
+        origins: of pages elsewhere that may ask.
     """
 
-    def __init__(self, store: Store, needs_key: bool, rates: Rates) -> None:
-        self.store, self.needs_key, self.rates = store, needs_key, rates
+    def __init__(self, store: Store, needs_key: bool, rates: Rates, origins: Sequence[str] = ()) -> None:
+        self.store, self.needs_key, self.rates, self.origins = store, needs_key, rates, origins
 
     async def check(self, request: Request, scope: str, cookie: str = "") -> Caller:
         """Who asks; ``cookie`` names one that may hold the key in place of the header.
@@ -97,13 +99,17 @@ class Access:
         if scope not in caller.scopes and "admin" not in caller.scopes:
             raise ProblemError(403, f"the key has the scopes {', '.join(sorted(caller.scopes))}, this needs {scope}.")
         if not self.needs_key:
-            check_origin(request)
+            check_origin(request, self.origins)
         request.state.tenant = caller.tenant
         return caller
 
 
-def check_origin(request: Request) -> None:
+def check_origin(request: Request, allowed: Sequence[str]) -> None:
     """Where no key is needed, a page of another site in the same browser could ask; its requests are refused.
+
+    Args:
+        request: to be answered.
+        allowed: origins of other sites that may ask.
 
     Raises:
         ProblemError: the address that was asked for is not loopback, or the asking page is of another site.
@@ -111,6 +117,7 @@ def check_origin(request: Request) -> None:
     asked = urlsplit(f"//{request.headers.get('host', '')}")
     origin = urlsplit(request.headers.get("origin", "")).netloc
     is_foreign = origin not in ("", asked.netloc) or request.headers.get("sec-fetch-site") == "cross-site"
+    is_foreign &= request.headers.get("origin") not in allowed
     if asked.hostname not in LOOPBACK or is_foreign:
         raise ProblemError(403, "without API keys only pages of this service itself may ask. Start it with --keys.")
 

@@ -48,9 +48,10 @@ def put_scenario(
     """Sets a scenario; every worker takes it from the next request on. Its expressions are compiled here first."""
     service = service_of(request)
     expressions = service.tenant(caller.tenant).snapshot.expressions
-    for text in (body.filter, body.boost):
-        if text is not None:
-            expressions.compiled(text)
+    if body.filter is not None:
+        expressions.compiled("filter", body.filter)
+    if body.boost is not None:
+        expressions.compiled("boost", body.boost)
     service.store.put_scenario(caller.tenant, name, settings=body.model_dump(exclude_unset=True))
     return JSONResponse({"name": name})
 
@@ -61,10 +62,14 @@ def show_scenarios(request: Request, caller: Caller = READ) -> JSONResponse:
     return JSONResponse({"scenarios": service_of(request).store.scenarios(caller.tenant)})
 
 
-@router.delete("/scenarios/{name}", response_model=Named)
+@router.delete("/scenarios/{name}", response_model=Named, responses={409: PROBLEM})
 def delete_scenario(request: Request, name: Annotated[Name, Path()], caller: Caller = ADMIN) -> JSONResponse:
-    """Deletes a scenario."""
-    if not service_of(request).store.delete_scenario(caller.tenant, name):
+    """Deletes a scenario that no running experiment gives to a group."""
+    store = service_of(request).store
+    users = [one.name for one in store.experiments(caller.tenant).values() if one.is_running and one.gives(name)]
+    if users:
+        raise ProblemError(409, f"experiment {users[0]!r} gives scenario {name!r} to a group. End it first.")
+    if not store.delete_scenario(caller.tenant, name):
         raise ProblemError(404, f"unknown scenario {name!r}.")
     return JSONResponse({"name": name})
 
@@ -105,7 +110,7 @@ def show_models(request: Request, caller: Caller = READ) -> JSONResponse:
 @router.get("/refreshes", response_model=Refreshes)
 def show_refreshes(request: Request, caller: Caller = ADMIN) -> JSONResponse:
     """How far each refresh is whose folder lies among the runs, and how it ended."""
-    return JSONResponse({"refreshes": reports(service_of(request).runs_root)})
+    return JSONResponse({"refreshes": reports(service_of(request).runs_of(caller.tenant))})
 
 
 @router.post("/models", response_model=Published)
@@ -117,10 +122,11 @@ def publish(request: Request, body: Publish, caller: Caller = ADMIN) -> JSONResp
     are the same is told, and refuses nothing.
     """
     service = service_of(request)
-    path = service.runs_root / body.run
+    runs = service.runs_of(caller.tenant)
+    path = runs / body.run
     if not (path / MANIFEST).is_file():
-        known = sorted(file.parent.name for file in service.runs_root.glob(f"*/{MANIFEST}"))
-        raise ProblemError(404, f"no run {body.run!r} beside the one of the command line: {nearest(body.run, known)}.")
+        known = sorted(file.parent.name for file in runs.glob(f"*/{MANIFEST}"))
+        raise ProblemError(404, f"no run {body.run!r} among those of the tenant: {nearest(body.run, known)}.")
     overlap = tested(service, caller.tenant, load_checked(str(path), 0))
     version = service.store.publish(caller.tenant, run=str(path))
     return JSONResponse({**_version(version), "overlap_at_10": overlap})

@@ -5,7 +5,7 @@ import json
 import logging
 import secrets
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from queue import Empty, Full, Queue
 from threading import Event, Thread
@@ -16,6 +16,7 @@ from jaxtyping import Int
 from numpy import ndarray
 from torch.nn import functional
 
+from allrec.data.items import flatten
 from allrec.errors import InputError
 from allrec.hybrid.features import families
 from allrec.serving.monitoring import Figures
@@ -43,6 +44,16 @@ REASONS = {
 }
 
 
+UNEXPLAINED = {
+    "popular": "is popular",
+    "similar": "is like the item looked at",
+    "text": "its text fits the query",
+    "text and fusion": "its text fits the query, and it fits the history",
+    "text and cf": "its text fits the query, and it fits the history",
+}
+"""Reasons where no evidence tells one, by scorer."""
+
+
 @dataclass(frozen=True)
 class Page:
     """What is left of an answer, whole within its token, so that any worker gives the next page.
@@ -51,7 +62,7 @@ class Page:
         recommendation_id: of the answer.
         scores: of the items still to come, by id and in their order.
         k: items a page.
-        settings: filter, user fields and what else decides whether an item may be given.
+        settings: the filter, and whose fields it reads: what decides whether an item may be given.
         answer: scorer, fallback, model version.
     """
 
@@ -77,6 +88,7 @@ class Page:
             unpacked = stream.decompress(base64.urlsafe_b64decode(token), LARGEST_PAGE)
             page = cls(**json.loads(unpacked if stream.eof else b""))
             is_good = 1 <= page.k <= 100 and isinstance(page.settings, dict)
+            is_good &= all(isinstance(one, str | None) for one in page.settings.values())
             is_good &= all(isinstance(one, str) for one in [*page.scores, page.recommendation_id])
             is_good &= all(isinstance(one, float) for one in page.scores.values())
             is_good &= {"scorer", "fallback", "model_version"} <= {*page.answer}
@@ -98,7 +110,7 @@ def described(snapshot: Snapshot, items: Sequence[int], scores: Sequence[float])
     return [
         {
             "item_id": catalogue.item_ids[item],
-            "title": snapshot.items.fields[item].get("title") or None,
+            "title": flatten(snapshot.items.fields[item].get("title")) or None,
             "score": float(score) + 0.0,  # no minus zero
             "is_cold": bool(is_cold[item]),
         }
@@ -123,7 +135,7 @@ def with_reasons(answered: Answered, rows: list[dict[str, Any]], items: Int[ndar
 def reason_of(snapshot: Snapshot, family: str | None, history: Sequence[int], item: int, scorer: str) -> str:
     """Why an item is there, in a sentence."""
     if family is None:
-        return {"popular": "is popular", "similar": "is like the item looked at"}.get(scorer, "fits the history")
+        return UNEXPLAINED.get(scorer, "fits the history")
     sentence = REASONS[family]
     if "{item}" not in sentence:
         return sentence
@@ -135,7 +147,12 @@ def reason_of(snapshot: Snapshot, family: str | None, history: Sequence[int], it
 
 
 def body_of(
-    answered: Answered, recommendation_id: str, *, with_reason: bool = False, group: str | None = None
+    answered: Answered,
+    recommendation_id: str,
+    *,
+    user_id: str | None = None,
+    with_reason: bool = False,
+    group: str | None = None,
 ) -> dict[str, Any]:
     """An answer's first page."""
     k, ranked, snapshot = answered.wanted.k, answered.ranked, answered.snapshot
@@ -145,7 +162,7 @@ def body_of(
     answer = {"model_version": snapshot.served.version, "scorer": answered.scorer, "fallback": answered.fallback}
     left = zip(ranked.items[k:].tolist(), ranked.scores[k:].tolist(), strict=True)
     rest = {snapshot.model.catalogue.item_ids[item]: round(score, 4) for item, score in left}
-    settings = {"filter": answered.wanted.filter, "user": answered.wanted.user}
+    settings = {"filter": answered.wanted.filter, "user_id": user_id}
     page = Page(recommendation_id, rest, k, settings, answer).pack() if rest else None
     return {
         "recommendation_id": recommendation_id, **answer, "llm": answered.llm, "experiment_group": group,
@@ -153,11 +170,17 @@ def body_of(
     }  # fmt: skip
 
 
-def page_of(snapshot: Snapshot, page: Page) -> dict[str, Any]:
-    """An answer's further page: what of it is available now."""
+def page_of(snapshot: Snapshot, page: Page, user: Mapping[str, Any]) -> dict[str, Any]:
+    """An answer's further page: what of it is available now.
+
+    Args:
+        snapshot: of the tenant.
+        page: what is left.
+        user: fields of the user of its settings, as they are now.
+    """
     ids, settings = list(page.scores), page.settings
     places = snapshot.positions(ids)
-    wanted = Wanted((), filter=settings.get("filter"), user=settings.get("user") or {})
+    wanted = Wanted((), filter=settings.get("filter"), user=dict(user))
     mask = mask_of(snapshot, wanted, time())
     places = places if mask is None else places[mask[places]]
     left = [snapshot.model.catalogue.item_ids[item] for item in places.tolist()]

@@ -1,7 +1,7 @@
 """The application: routes, access and monitoring around a process's service."""
 
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,7 +96,7 @@ def create_app(config: ServeConfig) -> FastAPI:
 
     app = FastAPI(title="allrec", version="1", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.service, app.state.store, app.state.figures, app.state.recorder = service, store, figures, recorder
-    app.state.access = Access(store, config.needs_key, Rates(config.rate, config.burst))
+    app.state.access = Access(store, config.needs_key, Rates(config.rate, config.burst), config.origins)
     for router in (
         recommend_routes.router,
         admin_routes.router,
@@ -107,14 +107,20 @@ def create_app(config: ServeConfig) -> FastAPI:
         app.include_router(router)
     handle_problems(app)
     describe(app, config.needs_key)
-    if config.origins:
-        app.add_middleware(CORSMiddleware, allow_origins=list(config.origins), allow_methods=["GET", "POST"])
+    let_in(app, config.origins)
 
     def refuse(status: int, detail: str) -> ASGIApp:
         return problem(status, detail)
 
     app.add_middleware(Watched, figures=figures, largest_body=config.largest_body, refuse=refuse)
     return app
+
+
+def let_in(app: FastAPI, origins: Sequence[str]) -> None:
+    """Lets pages of other origins send every request that a client can send (CORS)."""
+    if origins:
+        methods, headers = ["GET", "POST", "PUT", "PATCH", "DELETE"], ["Authorization", "Content-Type"]
+        app.add_middleware(CORSMiddleware, allow_origins=list(origins), allow_methods=methods, allow_headers=headers)
 
 
 def serve(config: ServeConfig) -> None:
@@ -134,8 +140,11 @@ def serve(config: ServeConfig) -> None:
     )  # fmt: skip
 
 
-def print_new_key(config: ServeConfig) -> None:
-    """Makes an administrator's key of the default tenant and writes it to the standard output."""
-    store = Store.open(config.store_url)
-    sys.stdout.write(store.keys.create(DEFAULT_TENANT, scopes=["admin"]) + "\n")
-    store.close()
+def print_new_key(config: ServeConfig, tenant: str = DEFAULT_TENANT) -> None:
+    """Makes a tenant's administrator's key and writes it to the standard output.
+
+    Raises:
+        InputError: a name that no tenant can have, or a store that cannot be reached.
+    """
+    with Store.open(config.store_url) as store:
+        sys.stdout.write(store.keys.create(tenant, scopes=["admin"]) + "\n")

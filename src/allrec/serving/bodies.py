@@ -2,8 +2,9 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from allrec.errors import InputError
 from allrec.serving.expressions import LONGEST
 
 STORABLE = r"^[^\x00]+$"
@@ -55,6 +56,22 @@ class Settings(Body):
     budget_ms: int = Field(
         0, ge=0, le=10_000, description="What the answer may take; the language model has a part within it."
     )
+
+
+def settings_of(name: str, settings: Any) -> Settings:
+    """A scenario's settings.
+
+    Raises:
+        InputError: they are none.
+    """
+    try:
+        return Settings.model_validate(settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise InputError(
+            f"scenario {name!r} has settings that cannot be used: {place}: {first['msg']}. Set it anew."
+        ) from None
 
 
 class Recommend(Settings):

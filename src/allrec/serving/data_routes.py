@@ -19,6 +19,7 @@ from allrec.serving.bodies import (
     Id,
     ItemBodies,
     UserId,
+    settings_of,
 )
 from allrec.serving.lookups import encoder_of
 from allrec.serving.problems import ProblemError, unknown_item
@@ -73,8 +74,8 @@ def put_items(request: Request, body: ItemBodies, caller: Caller = WRITE) -> JSO
     without a text is stored, and recommended once it has one.
     """
     service = service_of(request)
-    for one in body.items:
-        check_size(one.fields, f"item {one.item_id!r}")
+    for place, one in enumerate(body.items):
+        check_size(one.fields, f"item {one.item_id!r}", f"/body/items/{place}/fields")
     snapshot = service.tenant(caller.tenant).snapshot
     version = service.store.put_items(caller.tenant, embedded(snapshot, body), keep_availability=True)
     return JSONResponse({"received": len(body.items), "version": version})
@@ -89,8 +90,9 @@ def embedded(snapshot: Snapshot, body: ItemBodies) -> list[Item]:
     }  # fmt: skip
     vectors = encoder_of(snapshot.served).encode(list(texts.values())) if texts else None
     found = {} if vectors is None else dict(zip(texts, vectors.numpy(), strict=True))
+    # An item of the run is not added by its new fields: it was there before anything was.
     return [
-        Item(one.item_id, one.fields)
+        Item(one.item_id, one.fields, created_at=0.0 if base.has_item(one.item_id) else None)
         if one.item_id not in found
         else Item(one.item_id, one.fields, embedding=found[one.item_id].tobytes(), encoder=snapshot.served.encoder)
         for one in body.items
@@ -101,9 +103,16 @@ def embedded(snapshot: Snapshot, body: ItemBodies) -> list[Item]:
 def set_availability(
     request: Request, item_id: Annotated[Id, Path()], body: Availability, caller: Caller = WRITE
 ) -> JSONResponse:
-    """Hides an item, takes it out of stock, lets it expire, or the reverse. After the answer nobody is given it."""
-    version = service_of(request).store.set_availability(caller.tenant, [item_id], **body.model_dump())
-    return JSONResponse({"item_id": item_id, "version": version})
+    """Hides an item, takes it out of stock, lets it expire, or the reverse. After the answer nobody is given it.
+
+    An item may be hidden before it is added; ``is_known`` says whether the run or the store has it.
+    """
+    service = service_of(request)
+    version = service.store.set_availability(caller.tenant, [item_id], **body.model_dump())
+    snapshot = service.tenant(caller.tenant).snapshot
+    known = snapshot.known.get(item_id)
+    is_known = snapshot.served.model.catalogue.has_item(item_id) or (known is not None and bool(known.fields))
+    return JSONResponse({"item_id": item_id, "version": version, "is_known": is_known})
 
 
 @router.get("/items/{item_id:path}", response_model=ItemShown)
@@ -126,7 +135,7 @@ def put_user(
     request: Request, user_id: Annotated[UserId, Path()], body: Fields, caller: Caller = WRITE
 ) -> JSONResponse:
     """Sets a user's fields, which filters and boosts read as ``user``."""
-    check_size(body.fields, f"user {user_id!r}")
+    check_size(body.fields, f"user {user_id!r}", "/body/fields")
     service_of(request).store.put_user(caller.tenant, user_id, fields=body.fields)
     return JSONResponse({"user_id": user_id})
 
@@ -185,26 +194,43 @@ def export(
 
 @router.post("/import", response_model=Imported, openapi_extra={"requestBody": {"required": True, "content": LINES}})
 async def load(request: Request, caller: Caller = ADMIN) -> JSONResponse:
-    """Takes the lines of an export. A line that was taken before changes nothing, so an import is just repeated."""
+    """Takes the lines of an export; sent again, they change nothing, so an import that broke off is just repeated.
+
+    Items, users' fields, scenarios and experiments are then as the lines say, those that were changed since as well.
+    """
     body = await request.body()
     try:
         lines = body.decode().splitlines()
     except UnicodeDecodeError as error:
         raise InputError(f"got a body that is no UTF-8: {error}. Send the lines of an export.") from None
-    counts = await run_in_threadpool(service_of(request).store.load, caller.tenant, lines)
+    counts = await run_in_threadpool(service_of(request).store.load, caller.tenant, lines, check_record)
     return JSONResponse({"read": counts})
 
 
-def check_size(fields: dict[str, Any], what: str) -> None:
+def check_record(kind: str, record: Any) -> None:
+    """Raises InputError for a line of an import whose settings or fields a request could not have set."""
+    if kind == "scenario":
+        settings_of(record.name, record.settings)
+    elif kind in ("item", "user") and (fault := fault_of(record.fields)):
+        raise InputError(f"the fields of {kind} {getattr(record, f'{kind}_id')!r} {fault}")
+
+
+def check_size(fields: dict[str, Any], what: str, place: str) -> None:
     """Raises ProblemError for fields that are too large, too deep, or hold what cannot be stored."""
+    if fault := fault_of(fields):
+        detail = f"the fields of {what} {fault}"
+        raise ProblemError(422, detail, errors=[{"pointer": place, "detail": detail}])
+
+
+def fault_of(fields: Any) -> str | None:
+    """What is wrong with an item's or a user's fields, if anything is."""
     try:
         size = len(json.dumps(fields, allow_nan=False, ensure_ascii=False).encode())
-    except (ValueError, RecursionError) as error:
-        raise ProblemError(422, f"the fields of {what} cannot be stored: {error}.") from None
+    except (ValueError, TypeError, RecursionError) as error:
+        return f"cannot be stored: {error}."
     if size > FIELD_BYTES or depth_of(fields) > DEEPEST:
-        raise ProblemError(
-            422, f"the fields of {what} have {size} bytes, expected {FIELD_BYTES} and {DEEPEST} levels at most."
-        )
+        return f"have {size} bytes, expected {FIELD_BYTES} and {DEEPEST} levels at most."
+    return None
 
 
 def depth_of(value: Any, level: int = 0) -> int:

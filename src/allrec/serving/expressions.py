@@ -1,7 +1,7 @@
 """Filters and boosts: CEL expressions over an item's fields and the user, evaluated over the whole catalogue.
 
-An expression is compiled once and bounded: in length, in nesting (by the parser, 32 levels), and in steps, as macros
-that loop are refused and each operator therefore runs once an item.
+An expression is compiled once and bounded: in length, in nesting (by the parser, 32 levels), and in steps, as the
+environment has no macros that loop and each operator therefore runs once an item.
 
 Example:
     >>> from allrec.serving.expressions import Expression
@@ -33,8 +33,10 @@ CACHED = 256
 """Masks and factors over the catalogue that are kept."""
 LARGEST_BOOST = 100.0
 USER = "user"
-STRINGS = re.compile(r"""[rRbB]{0,2}(\"\"\".*?\"\"\"|'''.*?'''|"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*')""", re.DOTALL)
-LOOPS = re.compile(r"\.\s*(all|exists|exists_one|map|filter|transformList|transformMap)\s*\(")
+MACROS = ("all", "exists", "exists_one", "map", "filter")
+"""Macros that loop, which the environment lacks."""
+LOOPS = re.compile(rf"\.\s*({'|'.join(MACROS)})\s*\(")
+WITHOUT_LOOPS = f"name: items\nstdlib: {{exclude_macros: [{', '.join(MACROS)}]}}"
 IDENTIFIER = re.compile("[A-Za-z_][A-Za-z0-9_]*")
 RESERVED = {"user", "true", "false", "null", "in", "as", "break", "const", "continue", "else", "for", "function", "if"}
 RESERVED |= {"import", "let", "loop", "package", "namespace", "return", "var", "void", "while"}
@@ -57,36 +59,55 @@ class Expression:
     def __init__(self, text: str, fields: Sequence[str]) -> None:
         if len(text) > LONGEST:
             raise InputError(f"got an expression of {len(text)} characters, expected at most {LONGEST}. Shorten it.")
-        bare = STRINGS.sub('""', text)
-        if (loop := LOOPS.search(bare)) is not None:
-            raise InputError(
-                f"got the macro {loop[1]!r}, expected an expression that does not loop. Use 'in' or size()."
-            )
-        self.text, self.asks_user = text, re.search(r"\buser\b", bare) is not None
+        self.text, self.asks_user = text, re.search(r"\buser\b", text) is not None
         self._env = _environment(tuple(sorted({*fields})))
         try:
             self._compiled = self._env.compile(text)
         except RuntimeError as error:
-            raise InputError(_reason(str(error), fields)) from None
+            raise InputError(_reason(text, str(error), fields)) from None
 
     def value(self, fields: Mapping[str, Any], user: Mapping[str, Any]) -> Any:
-        """What it gives for an item; None where the item lacks a field or has one of another type."""
-        found = self._compiled.eval(self._env.Activation({**fields, USER: dict(user)}))
+        """What it gives for an item; None where the item lacks a field or has one of another type.
+
+        Raises:
+            InputError: it takes more steps than CEL allows.
+        """
+        try:
+            found = self._compiled.eval(self._env.Activation({**fields, USER: dict(user)}))
+        except RuntimeError as error:
+            raise InputError(f"the expression cannot be evaluated: {error}.") from None
         return None if found.type() in (cel.Type.ERROR, cel.Type.UNKNOWN) else found.value()
 
 
 @lru_cache(maxsize=64)
 def _environment(fields: tuple[str, ...]) -> Any:
-    return cel.NewEnv(variables=dict.fromkeys(fields, cel.Type.DYN) | {USER: cel.Type.DYN})
+    config = cel.NewEnvConfigFromYaml(WITHOUT_LOOPS)
+    return cel.NewEnv(config=config, variables=dict.fromkeys(fields, cel.Type.DYN) | {USER: cel.Type.DYN})
 
 
-def _reason(message: str, fields: Sequence[str]) -> str:
+def _reason(text: str, message: str, fields: Sequence[str]) -> str:
+    if (loop := LOOPS.search(text)) is not None:
+        return f"got the macro {loop[1]!r}, expected an expression that does not loop. Use 'in' or size()."
     if (unknown := UNDECLARED.search(message)) is not None:
-        return f"unknown field {unknown[1]!r}: {nearest(unknown[1], [*fields, USER])}."
+        known = nearest(unknown[1], [*fields, USER])
+        return f"unknown field {unknown[1]!r}: {known}. Fields come with items: POST /v1/items."
     if "recursion" in message:
         return "got an expression nested deeper than 32 levels, expected fewer. Use 'in [...]' in place of long chains."
     first = message.partition("\n")[0].removeprefix("INVALID_ARGUMENT: ERROR: <input>:")
     return f"the expression does not compile: {first}. Expected CEL, such as: price < 20.0"
+
+
+class ExpressionError(InputError):
+    """A filter or a boost at fault.
+
+    Args:
+        kind: which of the two.
+        detail: what is wrong.
+    """
+
+    def __init__(self, kind: Kind, detail: str) -> None:
+        super().__init__(detail)
+        self.kind = kind
 
 
 class Values(NamedTuple):
@@ -115,17 +136,20 @@ class Expressions:
         self._values: OrderedDict[tuple[Kind, str, str], Values] = OrderedDict()
         self._lock = Lock()
 
-    def compiled(self, text: str) -> Expression:
+    def compiled(self, kind: Kind, text: str) -> Expression:
         """The expression, compiled at its first use.
 
         Raises:
-            InputError: see ``Expression``.
+            ExpressionError: see ``Expression``.
         """
         with self._lock:
             if (known := self._compiled.get(text)) is not None:
                 self._compiled.move_to_end(text)
                 return known
-        made = Expression(text, self.fields)
+        try:
+            made = Expression(text, self.fields)
+        except InputError as error:
+            raise ExpressionError(kind, str(error)) from None
         with self._lock:
             self._compiled[text] = made
             while len(self._compiled) > COMPILED:
@@ -149,7 +173,7 @@ class Expressions:
         return self._over("boost", text, items, user)
 
     def _over(self, kind: Kind, text: str, items: "Items", user: Mapping[str, Any]) -> ndarray:
-        expression = self.compiled(text)
+        expression = self.compiled(kind, text)
         key = (kind, text, json.dumps(dict(user), sort_keys=True, default=str) if expression.asks_user else "")
         with self._lock:
             known = self._values.get(key)
@@ -158,7 +182,10 @@ class Expressions:
         values = _start(kind, items.num_items, known)
         places = np.arange(items.num_items) if known is None else items.changed_since(known.version)
         for place in places.tolist():
-            values[place] = _checked(kind, text, expression.value(items.fields[place], user))
+            try:
+                values[place] = _checked(kind, text, expression.value(items.fields[place], user))
+            except InputError as error:
+                raise ExpressionError(kind, str(error)) from None
         with self._lock:
             self._values[key] = Values(values, items.version)
             self._values.move_to_end(key)

@@ -1,7 +1,8 @@
 """Answers beside the ranking of the catalogue: similar items, users for an item, free text, a given list."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
+from itertools import islice
 from threading import Lock
 from typing import NamedTuple
 
@@ -123,16 +124,24 @@ class Audiences:
         self._users: Float[Tensor, "users dim"] | None = None
         self._normalisers: Float[Tensor, "users"] | None = None
 
-    def of(self, snapshot: Snapshot, item: int, k: int) -> Audience:
-        """The k users of the largest joint score of an item, without those who had it."""
+    def of(self, snapshot: Snapshot, item: int, k: int, is_left_out: Callable[[str], bool]) -> Audience:
+        """The k users of the largest joint score of an item, without those who had it.
+
+        Args:
+            snapshot: of the tenant.
+            item: its position.
+            k: how many users.
+            is_left_out: whether a user may not be named, or has it by now.
+        """
         users, normalisers = self._represented()
         scores = (users @ snapshot.model.joint_embeddings[item] - normalisers).numpy()
         catalogue = snapshot.model.catalogue
         owners = np.repeat(np.arange(len(catalogue.user_ids)), np.diff(catalogue.offsets))[catalogue.items == item]
         scores[owners[owners < len(scores)]] = -np.inf
-        best = np.argsort(-scores, kind="stable")[:k]
-        best = best[np.isfinite(scores[best])]
-        return Audience([catalogue.user_ids[user] for user in best], scores[best].tolist())
+        order = np.argsort(-scores, kind="stable")
+        likely = ((catalogue.user_ids[user], scores[user]) for user in order if np.isfinite(scores[user]))
+        best = list(islice((pair for pair in likely if not is_left_out(pair[0])), k))
+        return Audience([user_id for user_id, _ in best], [float(score) for _, score in best])
 
     def _represented(self) -> tuple[Float[Tensor, "users dim"], Float[Tensor, "users"]]:
         with self._lock, torch.no_grad():

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from time import monotonic, time
 from typing import Any
 
@@ -20,6 +21,7 @@ from allrec.serving.ranking import Ranked, RequestRanker, Wanted, contributions,
 from allrec.serving.service import HISTORY, Answered, Request, Service
 from allrec.serving.snapshots import Snapshot
 from allrec.serving.store import Store
+from allrec.serving.store_users import digest_of
 
 SHOWN, LISTED = 8, 30
 BARS = {
@@ -129,13 +131,14 @@ def bars_of(part: dict[str, float], largest: float, num_shown: int = 3) -> list[
     ]
 
 
-def item_view(snapshot: Snapshot, item_id: str) -> dict[str, Any] | None:
+def item_view(service: Service, snapshot: Snapshot, item_id: str, tenant: str) -> dict[str, Any] | None:
     """An item with its neighbours and the users to whom it would go; None where it is unknown."""
     places = snapshot.positions([item_id]).tolist()
     if not places:
         return None
     found = similar(snapshot, places[0], snapshot.available(time()))
-    audience = audiences_of(snapshot.served).of(snapshot, places[0], SHOWN)
+    is_left_out = service.left_out_of(tenant, item_id)
+    audience = audiences_of(snapshot.served).of(snapshot, places[0], SHOWN, is_left_out)
     return {
         "item": described(snapshot, places, [0.0])[0],
         "similar": _plain(snapshot, found),
@@ -157,11 +160,12 @@ def by_query(snapshot: Snapshot, query: str) -> list[dict[str, Any]]:
     return _plain(snapshot, by_text(snapshot, encoder_of(snapshot.served).encode([query]), snapshot.available(time())))
 
 
-def some_users(snapshot: Snapshot) -> list[str]:
-    """A few users to begin with: those of the longest histories, which say most."""
-    catalogue = snapshot.model.catalogue
-    longest = np.argsort(-np.diff(catalogue.offsets), kind="stable")[:LISTED]
-    return [catalogue.user_ids[user] for user in longest]
+def some_users(service: Service, snapshot: Snapshot, tenant: str) -> list[str]:
+    """A few users to begin with: those of the longest histories, which say most, without those who were erased."""
+    catalogue, erased = snapshot.model.catalogue, service.store.erased_digests(tenant)
+    longest = np.argsort(-np.diff(catalogue.offsets), kind="stable")
+    known = (catalogue.user_ids[user] for user in longest)
+    return list(islice((user_id for user_id in known if digest_of(user_id) not in erased), LISTED))
 
 
 def history_of(service: Service, snapshot: Snapshot, view: View, tenant: str) -> tuple[int, ...]:
@@ -200,10 +204,10 @@ def state_of(service: Service, figures: Figures) -> list[tuple[str, str]]:
     failed = sum(s.value for s in samples if _is_count(s) and s.labels["status"].startswith("5"))
     return [
         ("Requests waiting", str(service.batcher.num_waiting)),
-        ("Requests answered", f"{sum(s.value for s in samples if _is_count(s)):.0f}"),
-        ("Requests that failed", f"{failed:.0f}"),
-        ("Mean time of a ranking", _mean(samples, "ranking")),
-        ("Mean time with the language model", _mean(samples, "language model")),
+        ("Requests answered since the start", f"{sum(s.value for s in samples if _is_count(s)):.0f}"),
+        ("Requests that failed since the start", f"{failed:.0f}"),
+        ("Mean time of a ranking since the start", _mean(samples, "ranking")),
+        ("Mean time of the language model since the start", _mean(samples, "language model")),
         ("Language model", llm),
     ]
 

@@ -10,12 +10,13 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 
 from allrec.errors import InputError
+from allrec.serving.expressions import ExpressionError
 from allrec.serving.monitoring import current_request
 
 TITLES = {
     400: "The request cannot be answered as it is",
     401: "No valid API key",
-    403: "The API key does not allow this",
+    403: "Not allowed",
     404: "Not found",
     405: "Method not allowed",
     409: "In conflict with what is stored",
@@ -37,11 +38,18 @@ class ProblemError(Exception):
         status: of HTTP.
         detail: what was got, what was expected, what to do.
         headers: of the answer.
+        errors: pointers to fields at fault, each with its detail.
     """
 
-    def __init__(self, status: int, detail: str, headers: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        detail: str,
+        headers: dict[str, str] | None = None,
+        errors: list[dict[str, str]] | None = None,
+    ) -> None:
         super().__init__(detail)
-        self.status, self.detail, self.headers = status, detail, headers
+        self.status, self.detail, self.headers, self.errors = status, detail, headers, errors
 
 
 def unknown_item(item_id: str) -> ProblemError:
@@ -72,7 +80,12 @@ def handle_problems(app: FastAPI) -> None:
     async def _own(request: Request, error: ProblemError) -> Response:
         if error.status == 401 and request.url.path == "/" and "text/html" in request.headers.get("accept", ""):
             return RedirectResponse("/login", 303)
-        return problem(error.status, error.detail, headers=error.headers)
+        return problem(error.status, error.detail, error.errors, headers=error.headers)
+
+    @app.exception_handler(ExpressionError)
+    async def _expression(request: Request, error: ExpressionError) -> JSONResponse:
+        place = f"/{'query' if request.method == 'GET' else 'body'}/{error.kind}"
+        return problem(400, str(error), [{"pointer": place, "detail": str(error)}])
 
     @app.exception_handler(InputError)
     async def _input(_: Request, error: InputError) -> JSONResponse:

@@ -200,6 +200,14 @@ def boosted(snapshot: Snapshot, wanted: Wanted, ranked: Ranked) -> Ranked:
     return ranked._replace(items=ranked.items[order], scores=scores[order])
 
 
+def multiplied(snapshot: Snapshot, wanted: Wanted, ranked: Ranked) -> Ranked:
+    """Candidates whose scores are no logits, in the order that a boost of the scores themselves gives them."""
+    factor = snapshot.expressions.factor(wanted.boost or "1.0", snapshot.items, wanted.user)[ranked.items]
+    scores = np.where(ranked.scores >= 0, ranked.scores * factor, ranked.scores / factor)
+    order = np.argsort(-scores, kind="stable")
+    return ranked._replace(items=ranked.items[order], scores=scores[order])
+
+
 def log_factor(snapshot: Snapshot, wanted: Wanted, items: Int[ndarray, "*items"]) -> Float[ndarray, "*items"]:
     """What a boost adds to scores, which are logits: the logarithm of what it multiplies the odds by."""
     factor = snapshot.expressions.factor(wanted.boost or "1.0", snapshot.items, wanted.user)

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from time import monotonic, time
 from typing import Annotated, Any
 
@@ -15,10 +16,10 @@ from allrec.errors import InputError, nearest
 from allrec.serving import service as serving
 from allrec.serving.access import KNOWN, READ, Caller
 from allrec.serving.answers import Page, body_of, described, new_id, page_of
-from allrec.serving.bodies import BOOST, FILTER, Id, Rank, Recommend, Settings, Similar, UserId
+from allrec.serving.bodies import BOOST, FILTER, Id, Rank, Recommend, Similar, UserId, settings_of
 from allrec.serving.lookups import audiences_of, by_text, encoder_of, ranked_list, similar
 from allrec.serving.problems import ProblemError, unknown_item
-from allrec.serving.ranking import Ranked, Wanted, boosted, mask_of
+from allrec.serving.ranking import Ranked, Wanted, diversified, mask_of, multiplied
 from allrec.serving.replies import PROBLEMS, Audiences, Listed, Ranking, Recommendations
 from allrec.serving.service import Answered, Service
 from allrec.serving.snapshots import Snapshot
@@ -28,19 +29,15 @@ from allrec.serving.tracing import step
 
 router = APIRouter(prefix="/v1", tags=["recommend"], responses=PROBLEMS, dependencies=[KNOWN])
 OWN = ("filter", "boost", "diversity", "with_history")
+PAGED = ("filter", "user_id")
 MONTH = 30 * 86_400.0
-COUNTED = 1_000
-"""Items that popular, trending and latest look through for those that a category keeps."""
 
 
 @router.post("/recommendations", response_model=Recommendations)
 async def recommend(request: Request, body: Recommend, caller: Caller = READ) -> JSONResponse:
     """The best items for a user, for a bare history or for a text, or the next page of an answer."""
     if body.page is not None:
-        page = Page.unpack(body.page)
-        return await run_in_threadpool(
-            lambda: JSONResponse(page_of(_service(request).tenant(caller.tenant).snapshot, page))
-        )
+        return JSONResponse(await run_in_threadpool(_next_page, _service(request), Page.unpack(body.page), caller))
     return JSONResponse(await recommended(request, body, caller))
 
 
@@ -75,35 +72,48 @@ async def recommended(request: Request, body: Recommend, caller: Caller) -> dict
     figures = request.app.state.figures
     figures.step.labels("ranking").observe(monotonic() - begin)
     if body.query is not None:
-        with step("text"):
-            answered = await run_in_threadpool(_by_text, answered, body.query)
+        is_for_somebody = body.user_id is not None or bool(body.history)
+        with step("text"), figures.step.labels("text").time():
+            answered = await run_in_threadpool(_by_text, answered, body.query, is_for_somebody)
     elif asked.budget > 0:
-        with step("language model"):
+        with step("language model"), figures.step.labels("language model").time():
             answered = await run_in_threadpool(service.with_llm, answered, asked)
         figures.llm.labels("ordered" if answered.llm == "ordered" else "left out").inc()
-        figures.step.labels("language model").observe(monotonic() - begin)
-    recommendation_id = new_id()
+    write = partial(body_of, answered, new_id(), user_id=body.user_id, with_reason=body.with_reason, group=group)
     if body.with_reason:
-        with step("reasons"):
-            found = await run_in_threadpool(body_of, answered, recommendation_id, with_reason=True, group=group)
+        with step("reasons"), figures.step.labels("reasons").time():
+            found = await run_in_threadpool(write)
     else:
-        found = body_of(answered, recommendation_id, group=group)
+        found = write()
     _note(request, caller, body, found)
     return found
 
 
-def _by_text(answered: Answered, query: str) -> Answered:
+def _next_page(service: Service, page: Page, caller: Caller) -> dict[str, Any]:
+    """A further page, under the user's fields of now; they are not in the token, which whoever asks can read."""
+    snapshot, text, user_id = service.tenant(caller.tenant).snapshot, *(page.settings.get(name) for name in PAGED)
+    user: Mapping[str, Any] = {}
+    if text is not None and user_id is not None and snapshot.expressions.compiled("filter", text).asks_user:
+        user = service.store.user_fields(caller.tenant, user_id) or {}
+    return page_of(snapshot, page, user)
+
+
+def _by_text(answered: Answered, query: str, is_for_somebody: bool) -> Answered:
     """The answer to a text; a user's or a history's own ranking takes part in its order."""
     snapshot, wanted = answered.snapshot, answered.wanted
     mask = mask_of(snapshot, wanted, time())
     mask = np.ones(snapshot.num_items, bool) if mask is None else mask
     if not wanted.with_history and wanted.history:
         mask[list(wanted.history)] = False
-    personal = answered.ranked if answered.scorer == "fusion" else None
+    is_personal = answered.scorer in ("fusion", "cf")
+    personal, fallback = answered.ranked if is_personal else None, answered.fallback if is_for_somebody else None
     ranked = by_text(snapshot, encoder_of(snapshot.served).encode([query]), mask, personal)
-    ranked = boosted(snapshot, wanted, ranked) if wanted.boost is not None else ranked
-    scorer = "text" if personal is None else "text and fusion"
-    return replace(answered, ranked=ranked, scorer=scorer, fallback=None)
+    ranked = multiplied(snapshot, wanted, ranked) if wanted.boost is not None else ranked
+    ranked = diversified(snapshot, ranked, wanted.diversity) if wanted.diversity > 0 else ranked
+    if not is_personal and fallback is not None:
+        fallback = f"{fallback.partition(':')[0]}: the text alone"
+    scorer = f"text and {answered.scorer}" if is_personal else "text"
+    return replace(answered, ranked=ranked, scorer=scorer, fallback=fallback)
 
 
 def _with_scenario(service: Service, body: Recommend, tenant: str) -> tuple[Recommend, str | None]:
@@ -124,7 +134,7 @@ def _with_scenario(service: Service, body: Recommend, tenant: str) -> tuple[Reco
     scenarios = service.store.scenarios(tenant)
     if name not in scenarios:
         raise ProblemError(404, f"unknown scenario {name!r}: {nearest(name, [*scenarios])}.")
-    settings = Settings(**scenarios[name]).model_dump(exclude_unset=True)
+    settings = settings_of(name, scenarios[name]).model_dump(exclude_unset=True)
     own = body.model_dump(exclude_unset=True)
     return Recommend(**{**settings, **own}), group
 
@@ -160,7 +170,7 @@ def similar_items(
     exclude = frozenset(snapshot.positions(body.exclude).tolist())
     mask = mask_of(snapshot, Wanted((), filter=body.filter, exclude=exclude), time())
     ranked = similar(snapshot, item, np.ones(snapshot.num_items, bool) if mask is None else mask)
-    return _listed(snapshot, ranked, body.k, "similar")
+    return _listed(request, caller, snapshot, ranked, body.k, "similar")
 
 
 @router.get("/items/{item_id:path}/users", response_model=Audiences)
@@ -170,11 +180,16 @@ def users_for_item(
     k: Annotated[int, Query(ge=1, le=1_000, examples=[5])] = 10,
     caller: Caller = READ,
 ) -> JSONResponse:
-    """Users of the run to whom an item would go, likeliest first; also for one that was added a moment ago."""
+    """Users of the run to whom an item would go, likeliest first; also for one that was added a moment ago.
+
+    Who had the item already, or was erased, is not among them; of a run's users the first 20,000 are looked through.
+    """
     snapshot = _service(request).tenant(caller.tenant).snapshot
-    found = audiences_of(snapshot.served).of(snapshot, _item(snapshot, item_id), k)
+    is_left_out = _service(request).left_out_of(caller.tenant, item_id)
+    found = audiences_of(snapshot.served).of(snapshot, _item(snapshot, item_id), k, is_left_out)
     users = [{"user_id": user, "score": score} for user, score in zip(*found, strict=True)]
-    return JSONResponse({"model_version": snapshot.served.version, "users": users})
+    head = {"model_version": snapshot.served.version, "scorer": "joint", "fallback": None}
+    return JSONResponse({"recommendation_id": new_id(), **head, "users": users})
 
 
 @router.post("/rankings", response_model=Ranking)
@@ -191,8 +206,10 @@ def rank(request: Request, body: Rank, caller: Caller = READ) -> JSONResponse:
     ranked = ranked_list(snapshot, known, items) if len(items) else Ranked(items, np.zeros(0))
     given = {snapshot.model.catalogue.item_ids[item] for item in items.tolist()}
     missing = [item_id for item_id in dict.fromkeys(body.items) if item_id not in given]
-    more = {"fallback": fallback, "left_out": missing}
-    return _listed(snapshot, ranked, len(items), "fusion" if known else "popular", more)
+    own = "cf" if snapshot.model.fused_ranker is None else "fusion"
+    given_to = {"user_id": body.user_id, "fallback": fallback}
+    scorer = own if known else "popular"
+    return _listed(request, caller, snapshot, ranked, len(items), scorer, more={"left_out": missing}, **given_to)
 
 
 K = Annotated[int, Query(ge=1, le=100, examples=[5])]
@@ -201,15 +218,16 @@ Category = Annotated[str | None, Query(max_length=200, examples=["Skin Care"])]
 
 @router.get("/popular", response_model=Listed)
 def popular(request: Request, k: K = 10, category: Category = None, caller: Caller = READ) -> JSONResponse:
-    """Items by how many users had them in the last 30 days; by training interactions where nobody had any."""
+    """Items by how many users had them in the last 30 days, and behind them by training interactions, scored 0."""
     service, now = _service(request), time()
-    snapshot, scorer = service.tenant(caller.tenant).snapshot, "popular"
-    scores = dict(service.store.popular(caller.tenant, since=now - MONTH, limit=COUNTED))
-    if not scores:
-        scorer, catalogue = "popular in training", snapshot.model.catalogue
-        best = np.argsort(-catalogue.train_counts, kind="stable")[:COUNTED].tolist()
-        scores = {catalogue.item_ids[item]: int(catalogue.train_counts[item]) for item in best}
-    return _listed(snapshot, _kept(snapshot, scores, category, now), k, scorer)
+    snapshot, fallback = service.tenant(caller.tenant).snapshot, None
+    scores: dict[str, float] = dict(service.store.popular(caller.tenant, since=now - MONTH, limit=None))
+    found = _kept(snapshot, scores, category, now)
+    if len(found.items) < k:
+        fallback, catalogue = "too few items had events: by training interactions", snapshot.model.catalogue
+        best = (catalogue.item_ids[item] for item in np.argsort(-catalogue.train_counts, kind="stable").tolist())
+        found = _kept(snapshot, scores | {item_id: 0.0 for item_id in best if item_id not in scores}, category, now)
+    return _listed(request, caller, snapshot, found, k, "popular", fallback=fallback)
 
 
 @router.get("/trending", response_model=Listed)
@@ -217,8 +235,8 @@ def trending(request: Request, k: K = 10, category: Category = None, caller: Cal
     """Items that get more events today than is usual for them."""
     service, now = _service(request), time()
     snapshot = service.tenant(caller.tenant).snapshot
-    scores = dict(service.store.trending(caller.tenant, now=now, limit=COUNTED))
-    return _listed(snapshot, _kept(snapshot, scores, category, now), k, "trending")
+    scores = dict(service.store.trending(caller.tenant, now=now, limit=None))
+    return _listed(request, caller, snapshot, _kept(snapshot, scores, category, now), k, "trending")
 
 
 @router.get("/latest", response_model=Listed)
@@ -226,9 +244,9 @@ def latest(request: Request, k: K = 10, category: Category = None, caller: Calle
     """Items by when they were added, the newest first; scores are seconds since 1970-01-01 UTC."""
     service, now = _service(request), time()
     snapshot = service.tenant(caller.tenant).snapshot
-    added = service.store.latest_items(caller.tenant, limit=COUNTED)
-    scores = {item.item_id: item.created_at or 0.0 for item in added}
-    return _listed(snapshot, _kept(snapshot, scores, category, now), k, "latest")
+    added = service.store.latest_items(caller.tenant, limit=None)
+    scores = {item.item_id: item.created_at for item in added if item.created_at}
+    return _listed(request, caller, snapshot, _kept(snapshot, scores, category, now), k, "latest")
 
 
 def _kept(snapshot: Snapshot, scores: Mapping[str, float], category: str | None, now: float) -> Ranked:
@@ -247,11 +265,25 @@ def _is_of(fields: Any, category: str) -> bool:
 
 
 def _listed(
-    snapshot: Snapshot, ranked: Ranked, k: int, scorer: str, more: dict[str, Any] | None = None
+    request: Request,
+    caller: Caller,
+    snapshot: Snapshot,
+    ranked: Ranked,
+    k: int,
+    scorer: str,
+    *,
+    user_id: str | None = None,
+    fallback: str | None = None,
+    more: Mapping[str, Any] | None = None,
 ) -> JSONResponse:
+    """Answers with the first k items, and hands the answer to the recorder."""
     rows = described(snapshot, ranked.items[:k].tolist(), ranked.scores[:k].tolist())
-    head = {"recommendation_id": new_id(), "model_version": snapshot.served.version, "scorer": scorer}
-    return JSONResponse({**head, **(more or {"fallback": None}), "items": rows})
+    answer = Answer(
+        new_id(), user_id, tuple(row["item_id"] for row in rows), snapshot.served.version, scorer, time(), fallback
+    )
+    request.app.state.recorder.add(caller.tenant, answer)
+    head = {name: getattr(answer, name) for name in ("recommendation_id", "model_version", "scorer", "fallback")}
+    return JSONResponse({**head, **(more or {}), "items": rows})
 
 
 def _item(snapshot: Snapshot, item_id: str) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 from allrec.errors import InputError
 from allrec.serving.schema import ID_LENGTH, NAME_LENGTH
 
-TENANT = re.compile(rf"[A-Za-z0-9._-]{{1,{NAME_LENGTH}}}")
+TENANT = re.compile(rf"[A-Za-z0-9_-][A-Za-z0-9._-]{{0,{NAME_LENGTH - 1}}}")  # it names a folder, too
 UNSTORABLE = re.compile("[\0\ud800-\udfff]")  # NUL ends a text in C, a lone surrogate is no character
 FEEDBACK_KINDS = ("impression", "click")
 
@@ -97,6 +97,10 @@ class Experiment:
     is_running: bool = True
     created_at: float | None = None
 
+    def gives(self, scenario: str) -> bool:
+        """Whether a group gets a scenario."""
+        return any(group.get("scenario") == scenario for group in self.groups.values())
+
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
@@ -115,6 +119,14 @@ class User:
 
 
 @dataclass(frozen=True, slots=True)
+class Erasure:
+    """A user who was erased, by ``digest_of`` the id."""
+
+    user_digest: str
+    erased_at: float
+
+
+@dataclass(frozen=True, slots=True)
 class ModelVersion:
     """A run that serves, or served. A withdrawn one was rolled back."""
 
@@ -127,7 +139,9 @@ class ModelVersion:
 def check_tenant(tenant: str) -> str:
     """Raises InputError unless a tenant's name is 1 to 64 letters, digits, points, dashes and underscores."""
     if not TENANT.fullmatch(tenant):
-        raise InputError(f"got the tenant {tenant[:80]!r}, expected 1 to {NAME_LENGTH} letters, digits and . _ -")
+        raise InputError(
+            f"got the tenant {tenant[:80]!r}, expected 1 to {NAME_LENGTH} letters, digits and . _ -, no point first."
+        )
     return tenant
 
 
@@ -167,8 +181,8 @@ def check_flag(value: Any, what: str) -> None:
 
 
 def check_json(value: Any, what: str) -> None:
-    """Raises InputError for what JSON cannot hold: NaN, infinity, foreign objects, lists nested without end."""
+    """Raises InputError for what JSON cannot hold: NaN, infinity, lone surrogates, foreign objects, endless nesting."""
     try:
-        json.dumps(value, allow_nan=False)
+        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
     except (ValueError, TypeError, RecursionError) as error:
         raise InputError(f"got {what}, expected texts, finite numbers, lists and objects of them: {error}.") from None

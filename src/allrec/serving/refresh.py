@@ -87,6 +87,26 @@ def refresh(
     report = _begun(folder, serving, out)
     if report["state"] == "done":
         return report
+    try:
+        report = _made(store, tenant, out, config, observer, report, serving)
+    except Exception as error:
+        write_json(folder / REPORT, report | {"state": "failed", "reason": str(error), "at": time.time()})
+        raise
+    write_json(folder / REPORT, report)
+    return report
+
+
+def _made(
+    store: Store,
+    tenant: str,
+    out: Path,
+    config: RefreshConfig,
+    observer: Observer,
+    report: dict[str, Any],
+    serving: ModelVersion,
+) -> dict[str, Any]:
+    """Trains, compares and publishes; the report of its end."""
+    folder = refresh_folder(out)
     old = AllRec.from_pretrained(report["from_run"])
     is_refreshed = refresh_folder(old.run.path).is_dir()
     dataset = _dataset(store, tenant, old.model.catalogue, folder, is_refreshed)
@@ -105,9 +125,7 @@ def refresh(
         load_checked(str(out), 0)
         is_published = serving.run == str(out)  # before a kill that came ahead of the report
         report["version"] = serving.version if is_published else store.publish(tenant, run=str(out)).version
-    report |= {"state": "done", "at": time.time()}
-    write_json(folder / REPORT, report)
-    return report
+    return report | {"state": "done", "at": time.time()}
 
 
 def _telling(file: Path, report: dict[str, Any], observer: Observer) -> Observer:
@@ -124,8 +142,9 @@ def _telling(file: Path, report: dict[str, Any], observer: Observer) -> Observer
 
 
 def reports(runs_root: Path) -> list[dict[str, Any]]:
-    """Every refresh whose folder lies among the runs, by name: how far it is, or how it ended."""
-    return [read_json(file) for file in sorted(runs_root.glob(f"*.refresh/{REPORT}"))]
+    """Every refresh whose folder lies among the runs, by name: how far it is, or how it ended. Runs go by name."""
+    found = [read_json(file) for file in sorted(runs_root.glob(f"*.refresh/{REPORT}"))]
+    return [report | {"from_run": Path(report["from_run"]).name} for report in found]
 
 
 def _begun(folder: Path, serving: ModelVersion, out: Path) -> dict[str, Any]:
@@ -134,7 +153,8 @@ def _begun(folder: Path, serving: ModelVersion, out: Path) -> dict[str, Any]:
         if serving.run not in (report["from_run"], str(out)) and report["state"] != "done":
             begun = report["from_run"]
             raise InputError(f"{folder} was begun from {begun}, and {serving.run} serves now. Give another --out.")
-        return {key: report[key] for key in report if key not in ("stage", "share")}
+        of_before = () if report["state"] == "done" else ("stage", "share", "reason")
+        return {key: value for key, value in report.items() if key not in of_before}
     folder.mkdir(parents=True, exist_ok=True)
     report = {"state": "reading", "run": out.name, "from_run": serving.run, "from_version": serving.version}
     write_json(folder / REPORT, report)

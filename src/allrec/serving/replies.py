@@ -85,9 +85,15 @@ class Audience(BaseModel):
 class Audiences(BaseModel):
     """Users to whom an item would go, likeliest first."""
 
-    model_config = _shown(model_version=3, users=[{"user_id": "A1YJEY40YUW4SE", "score": -6.1}])
+    model_config = _shown(
+        **{name: value for name, value in LIST.items() if name != "items"}, scorer="joint",
+        users=[{"user_id": "A1YJEY40YUW4SE", "score": -6.1}],
+    )  # fmt: skip
 
+    recommendation_id: str
     model_version: int
+    scorer: str
+    fallback: str | None
     users: list[Audience]
 
 
@@ -110,12 +116,13 @@ class ItemsReceived(BaseModel):
 
 
 class ItemChanged(BaseModel):
-    """The item, and the catalogue's version with its change."""
+    """The item, the catalogue's version with its change, and whether the run or the store has the item."""
 
-    model_config = _shown(item_id="B00006L9LC", version=13)
+    model_config = _shown(item_id="B00006L9LC", version=13, is_known=True)
 
     item_id: str
     version: int
+    is_known: bool
 
 
 class ItemShown(BaseModel):

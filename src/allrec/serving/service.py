@@ -17,10 +17,13 @@ from numpy import ndarray
 from allrec.alignment.text_cache import default_cache
 from allrec.errors import InputError
 from allrec.serving.batching import Batcher
+from allrec.serving.expressions import Kind
 from allrec.serving.llm_process import LlmProcess, LlmUnavailableError
 from allrec.serving.ranking import Ranked, RequestRanker, Wanted, diversified, log_factor, mask_of
+from allrec.serving.records import check_tenant
 from allrec.serving.snapshots import Served, Snapshot, behind, load_checked
 from allrec.serving.store import ModelVersion, Store
+from allrec.serving.store_users import digest_of
 
 DEFAULT_TENANT = "default"
 OVERHEAD = 0.1
@@ -124,6 +127,10 @@ class Service:
         self.batcher.close()
         if self.llm is not None:
             self.llm.close()
+
+    def runs_of(self, tenant: str) -> Path:
+        """The folder of the runs that a tenant may publish: beside the default tenant's, a folder for each other."""
+        return self.runs_root if tenant == DEFAULT_TENANT else self.runs_root / check_tenant(tenant)
 
     def submit(self, request: Request) -> "Future[Answered | InputError]":
         """A future of the answer, without the language model."""
@@ -262,11 +269,17 @@ class Service:
 
     def _user_fields(self, snapshot: Snapshot, request: Request) -> dict[str, Any]:
         """Fields of the user, where an expression reads them."""
-        texts = [request.settings.get("filter"), request.settings.get("boost")]
-        asks = any(text is not None and snapshot.expressions.compiled(text).asks_user for text in texts)
+        kinds: tuple[Kind, ...] = ("filter", "boost")
+        texts = {kind: text for kind in kinds if (text := request.settings.get(kind)) is not None}
+        asks = any(snapshot.expressions.compiled(kind, text).asks_user for kind, text in texts.items())
         if not asks or request.user_id is None:
             return {}
         return self.store.user_fields(request.tenant, request.user_id) or {}
+
+    def left_out_of(self, tenant: str, item_id: str) -> Callable[[str], bool]:
+        """Whether a user is not to be named where users are sought for an item: erased, or has an event with it."""
+        erased, owners = self.store.erased_digests(tenant), self.store.users_of(tenant, item_id)
+        return lambda user_id: user_id in owners or digest_of(user_id) in erased
 
     def with_llm(self, answered: Answered, request: Request) -> Answered:
         """The same answer, the best ordered by the language model; or the answer itself, with the reason why not."""
@@ -365,8 +378,8 @@ class Retention:
     def sweep(self, now: float) -> int:
         """Deletes what is too old at a time, in seconds since 1970-01-01 UTC, and says how many rows."""
         store, before = self._service.store, now - self._seconds
-        tenants = list(store.tenants())
-        return sum(store.drop_events(one, before=before) + store.drop_answers(one, before=before) for one in tenants)
+        names = store.tenant_names()
+        return sum(store.drop_events(one, before=before) + store.drop_answers(one, before=before) for one in names)
 
     def _run(self) -> None:
         while not self._is_closing.wait(SWEEP_SECONDS):

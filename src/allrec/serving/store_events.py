@@ -76,6 +76,12 @@ class EventStore:
         with self.database.read() as connection:
             return [(row[0], Event(*row[1:])) for row in connection.execute(query)]
 
+    def users_of(self, tenant: str, item_id: str) -> set[str]:
+        """Users who have an event with an item."""
+        query = select(events.c.user_id).where(events.c.tenant == tenant, events.c.item_id == item_id).distinct()
+        with self.database.read() as connection:
+            return set(connection.execute(query).scalars())
+
     def num_events(self, tenant: str) -> int:
         """How many events a tenant has."""
         query = select(func.count()).select_from(events).where(events.c.tenant == tenant)

@@ -47,12 +47,10 @@ class SettingStore:
             serving = self._serving(connection, tenant)
             return serving if serving and serving.run == run else self._publish(connection, tenant, run)
 
-    def tenants(self) -> dict[str, str]:
-        """Every tenant that was entered, with the run that serves."""
+    def tenant_names(self) -> list[str]:
+        """Every tenant of whom anything is stored that is numbered: events, items, model versions, settings."""
         with self.database.read() as connection:
-            names = connection.execute(select(tenants.c.tenant).order_by(tenants.c.tenant)).scalars().all()
-            serving = {name: self._serving(connection, name) for name in names}
-        return {name: version.run for name, version in serving.items() if version}
+            return list(connection.execute(select(counters.c.tenant).distinct()).scalars())
 
     def publish(self, tenant: str, *, run: str) -> ModelVersion:
         """Makes a run the one that serves, under the next version. Every process reads the same from ``serving``."""

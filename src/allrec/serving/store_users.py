@@ -6,10 +6,20 @@ from hashlib import sha256
 from time import time
 from typing import Any
 
-from sqlalchemy import Table, delete, select
+from sqlalchemy import ColumnElement, Table, delete, select
 
 from allrec.serving.database import ASKED_TOGETHER, Database
-from allrec.serving.records import Answer, Event, Feedback, User, check_fields, check_tenant, check_text
+from allrec.serving.records import (
+    Answer,
+    Erasure,
+    Event,
+    Feedback,
+    User,
+    check_fields,
+    check_number,
+    check_tenant,
+    check_text,
+)
 from allrec.serving.schema import answers, erasures, events, feedback, users
 
 PERSONAL: dict[str, tuple[Table, Any]] = {
@@ -56,11 +66,8 @@ class UserStore:
         with self.database.read() as connection:
             for name, (table, record) in PERSONAL.items():
                 order = table.c.created_at if name == "answers" else table.c.timestamp
-                query = (
-                    select(*(table.c[column] for column in record.__dataclass_fields__))
-                    .where(table.c.tenant == tenant, table.c.user_id == user_id)
-                    .order_by(order)
-                )
+                columns = (table.c[column] for column in record.__dataclass_fields__)
+                query = select(*columns).where(*_of_user(table, tenant, user_id)).order_by(order)
                 shown[name] = [asdict(record(*row)) for row in connection.execute(query)]
         return shown
 
@@ -72,16 +79,26 @@ class UserStore:
         Returns:
             How many rows of each table went. Back-ups and exports that were made before still hold them.
         """
-        tables = {"users": users, **{name: table for name, (table, _) in PERSONAL.items()}}
+        # Feedback goes first: what names nobody is told by the user's answers.
+        tables = {name: PERSONAL[name][0] for name in ("feedback", "answers", "events")} | {"users": users}
         note = self.database.insert(erasures).on_conflict_do_nothing()
         with self.database.write() as connection:
             connection.execute(note, {"tenant": tenant, "user_digest": digest_of(user_id), "erased_at": time()})
             return {
-                name: connection.execute(
-                    delete(table).where(table.c.tenant == tenant, table.c.user_id == user_id)
-                ).rowcount
+                name: connection.execute(delete(table).where(*_of_user(table, tenant, user_id))).rowcount
                 for name, table in tables.items()
             }
+
+    def add_erasures(self, tenant: str, noted: Sequence[Erasure]) -> None:
+        """Notes users who were erased elsewhere; nothing is deleted."""
+        check_tenant(tenant)
+        for one in noted:
+            check_text(one.user_digest, "user_digest", length=64)
+            check_number(one.erased_at, "erased_at")
+        note = self.database.insert(erasures).on_conflict_do_nothing()
+        if noted:
+            with self.database.write() as connection:
+                connection.execute(note, [{"tenant": tenant, **asdict(one)} for one in noted])
 
     def is_erased(self, tenant: str, user_id: str) -> bool:
         """Whether a user was erased: what runs know of the user from before is not to be used."""
@@ -102,6 +119,15 @@ class UserStore:
         """``digest_of`` every user who was erased."""
         with self.database.read() as connection:
             return set(connection.execute(select(erasures.c.user_digest).where(erasures.c.tenant == tenant)).scalars())
+
+
+def _of_user(table: Table, tenant: str, user_id: str) -> tuple[ColumnElement[bool], ...]:
+    """Which rows of a table are of a user; feedback on the user's answers is, where it names nobody."""
+    is_own = table.c.user_id == user_id
+    if table is feedback:
+        own = select(answers.c.recommendation_id).where(answers.c.tenant == tenant, answers.c.user_id == user_id)
+        is_own |= table.c.user_id.is_(None) & table.c.recommendation_id.in_(own)
+    return table.c.tenant == tenant, is_own
 
 
 def digest_of(user_id: str) -> str:

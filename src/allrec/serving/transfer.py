@@ -3,7 +3,7 @@
 import base64
 import binascii
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
 from itertools import groupby, islice
 from typing import Any
@@ -12,7 +12,7 @@ from sqlalchemy import Table, select, tuple_
 
 from allrec.errors import InputError, nearest
 from allrec.serving import schema
-from allrec.serving.records import Answer, Event, Experiment, Feedback, Item, Scenario, User, check_tenant
+from allrec.serving.records import Answer, Erasure, Event, Experiment, Feedback, Item, Scenario, User, check_tenant
 from allrec.serving.store_answers import AnswerStore
 from allrec.serving.store_events import EventStore
 from allrec.serving.store_items import ItemStore
@@ -35,6 +35,7 @@ class Section:
 SECTIONS = {
     "scenario": Section(schema.scenarios, Scenario, ("name",)),
     "experiment": Section(schema.experiments, Experiment, ("name",)),
+    "erasure": Section(schema.erasures, Erasure, ("user_digest",)),
     "user": Section(schema.users, User, ("user_id",)),
     "item": Section(schema.items, Item, ("version",)),
     "answer": Section(schema.answers, Answer, ("recommendation_id",)),
@@ -78,8 +79,18 @@ class TransferStore(EventStore, ItemStore, UserStore, AnswerStore, SettingStore)
             if len(page) < PAGE:
                 return
 
-    def load(self, tenant: str, lines: Iterable[str]) -> dict[str, int]:
-        """Imports the lines of an export. Loading a line again changes nothing, so a broken import is just repeated.
+    def load(
+        self, tenant: str, lines: Iterable[str], check: Callable[[str, Any], None] | None = None
+    ) -> dict[str, int]:
+        """Imports the lines of an export. Loading them again changes nothing, so a broken import is just repeated.
+
+        Items, users' fields, scenarios and experiments are then as the lines say, those that were changed since as
+        well; events, answers and feedback that are there stay as they are.
+
+        Args:
+            tenant: whose data it becomes.
+            lines: of an export.
+            check: called with kind and record of each line before its page is stored; raises InputError.
 
         Returns:
             How many lines of each kind were read.
@@ -88,7 +99,7 @@ class TransferStore(EventStore, ItemStore, UserStore, AnswerStore, SettingStore)
             InputError: a line that is no line of an export; those before it may have been loaded.
         """
         check_tenant(tenant)
-        records = (_read_line(number, line) for number, line in enumerate(lines, start=1) if line.strip())
+        records = (_read_line(number, line, check) for number, line in enumerate(lines, start=1) if line.strip())
         counts = dict.fromkeys(SECTIONS, 0)
         while page := list(islice(records, PAGE)):
             for kind, group in groupby(page, key=lambda pair: pair[0]):
@@ -103,6 +114,8 @@ class TransferStore(EventStore, ItemStore, UserStore, AnswerStore, SettingStore)
                 self.add_events(tenant, records)
             case "item":
                 self.put_items(tenant, records)
+            case "erasure":
+                self.add_erasures(tenant, records)
             case "user":
                 self.put_users(tenant, records)
             case "answer":
@@ -138,14 +151,17 @@ def _read_cursor(cursor: str) -> tuple[str, list[Any]]:
     return kind, position
 
 
-def _read_line(number: int, line: str) -> tuple[str, Any]:
+def _read_line(number: int, line: str, check: Callable[[str, Any], None] | None = None) -> tuple[str, Any]:
     try:
         kind, row = _parts(line)
         if isinstance(row.get("embedding"), str):
             row["embedding"] = base64.b64decode(row["embedding"], validate=True)
         if isinstance(row.get("item_ids"), list):
             row["item_ids"] = tuple(row["item_ids"])
-        return kind, SECTIONS[kind].record(**row)
+        record = SECTIONS[kind].record(**row)
+        if check is not None:
+            check(kind, record)
+        return kind, record
     except (ValueError, TypeError, RecursionError, binascii.Error) as error:
         raise InputError(f"line {number}: {error}") from None
 
