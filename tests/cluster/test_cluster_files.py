@@ -5,14 +5,21 @@ import shlex
 import subprocess
 from pathlib import Path
 
+import kubernetes_validate
+import pytest
 import typer
 import yaml
 
 from allrec.cli.commands import app
 from allrec.cluster.checks import LEAST_SHARED, check_needs
 from allrec.parallel import Needs
+from allrec.serving.app import STOP_SECONDS
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
+
+
+VERSION = "1.37"
+"""Of Kubernetes."""
 
 
 def options_of(command):
@@ -66,3 +73,25 @@ def test_the_slurm_script_is_a_script_and_passes_options_that_its_commands_have(
 def test_the_slurm_script_says_what_is_missing():
     done = subprocess.run(["bash", str(DEPLOY / "slurm.sh")], capture_output=True, text=True, check=False)
     assert (done.returncode, "usage: sbatch" in done.stderr) == (2, True)
+
+
+def test_the_service_is_as_kubernetes_wants_it_and_asks_what_there_is():
+    deployment, service = yaml.safe_load_all((DEPLOY / "service.yaml").read_text())
+    for part in (deployment, service):
+        kubernetes_validate.validate(part, VERSION, strict=True)
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    assert {word for word in container["args"] if word.startswith("--")} <= options_of("serve")
+    paths = {container[probe]["httpGet"]["path"] for probe in ("startupProbe", "readinessProbe", "livenessProbe")}
+    assert paths == {"/readyz", "/healthz"}
+    selector = deployment["spec"]["selector"]["matchLabels"]
+    assert selector == service["spec"]["selector"] == deployment["spec"]["template"]["metadata"]["labels"]
+    assert deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > STOP_SECONDS
+
+
+def test_pods_of_the_job_are_as_kubernetes_wants_them():
+    for group in groups()[1]:
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "one"}, "spec": group["template"]["spec"]}
+        kubernetes_validate.validate(pod, VERSION, strict=True)
+        pod["spec"]["containers"][0]["resources"]["limit"] = {}
+        with pytest.raises(kubernetes_validate.ValidationError, match="limit"):
+            kubernetes_validate.validate(pod, VERSION, strict=True)
