@@ -147,6 +147,7 @@ def test_texts_lists_and_counts(client, system):
     assert body["left_out"] == ["unknown"]
     popular = good(client.get("/v1/popular?k=3"))
     assert popular["fallback"] == "too few items had events: by training interactions"
+    assert [item["score"] for item in popular["items"]] == sorted(catalogue.train_counts.tolist())[:-4:-1]
     assert ids(popular) == [one.item_id for one in system.recommend(history=[], k=3)]
     now = __import__("time").time()
     rows = [event(f"{user}", f"u{user}", catalogue.item_ids[9]) | {"timestamp": now - 5} for user in range(3)]

@@ -12,6 +12,7 @@ from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
+from allrec.data.catalogue import Catalogue
 from allrec.errors import InputError, nearest
 from allrec.serving import service as serving
 from allrec.serving.access import KNOWN, READ, Caller
@@ -218,15 +219,19 @@ Category = Annotated[str | None, Query(max_length=200, examples=["Skin Care"])]
 
 @router.get("/popular", response_model=Listed)
 def popular(request: Request, k: K = 10, category: Category = None, caller: Caller = READ) -> JSONResponse:
-    """Items by how many users had them in the last 30 days, and behind them by training interactions, scored 0."""
+    """Items by how many users had them in the last 30 days, and behind them, scored 0, by training interactions.
+
+    Where nobody had any, training interactions are the scores.
+    """
     service, now = _service(request), time()
     snapshot, fallback = service.tenant(caller.tenant).snapshot, None
     scores: dict[str, float] = dict(service.store.popular(caller.tenant, since=now - MONTH, limit=None))
     found = _kept(snapshot, scores, category, now)
     if len(found.items) < k:
         fallback, catalogue = "too few items had events: by training interactions", snapshot.model.catalogue
-        best = (catalogue.item_ids[item] for item in np.argsort(-catalogue.train_counts, kind="stable").tolist())
-        found = _kept(snapshot, scores | {item_id: 0.0 for item_id in best if item_id not in scores}, category, now)
+        counts = {catalogue.item_ids[item]: float(catalogue.train_counts[item]) for item in _by_count(catalogue)}
+        behind = {item: 0.0 if scores else count for item, count in counts.items() if item not in scores}
+        found = _kept(snapshot, scores | behind, category, now)
     return _listed(request, caller, snapshot, found, k, "popular", fallback=fallback)
 
 
@@ -247,6 +252,12 @@ def latest(request: Request, k: K = 10, category: Category = None, caller: Calle
     added = service.store.latest_items(caller.tenant, limit=None)
     scores = {item.item_id: item.created_at for item in added if item.created_at}
     return _listed(request, caller, snapshot, _kept(snapshot, scores, category, now), k, "latest")
+
+
+def _by_count(catalogue: Catalogue) -> list[int]:
+    """Positions of all items, those of most training interactions first."""
+    order: list[int] = np.argsort(-catalogue.train_counts, kind="stable").tolist()
+    return order
 
 
 def _kept(snapshot: Snapshot, scores: Mapping[str, float], category: str | None, now: float) -> Ranked:
