@@ -10,6 +10,8 @@ from allrec.files import read_json, sha256_file
 from allrec.recommender import AllRec
 from allrec.runs.refit import refit_dataset
 from allrec.runs.run_folder import RunFolder, refitted_run
+from allrec.serving.page import figures_of
+from allrec.serving.snapshots import Served, Snapshot
 from worlds import FUSED
 
 SETTINGS = (
@@ -140,3 +142,8 @@ def test_the_language_model_reads_refitted_parts_with_soft_tokens_of_their_own(s
     inner = refitted_run(system.run)
     assert files(inner)["language_model"] != files(system.run)["language_model"]
     assert system.model.loaded_llm is system.measured.loaded_llm
+
+
+def test_the_services_page_has_the_figures_of_the_run(refitted):
+    snapshot = Snapshot.first(Served.load(str(refitted.run.path), 1))
+    assert {"fusion", "fusion-refit"} <= {row["scorer"] for row in figures_of(snapshot)}

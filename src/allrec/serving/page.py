@@ -13,6 +13,7 @@ from numpy import ndarray
 from prometheus_client.samples import Sample
 
 from allrec.hybrid.features import families, histories_of
+from allrec.runs.run_folder import RunFolder
 from allrec.serving.answers import described, reason_of
 from allrec.serving.experiments import experiment_result
 from allrec.serving.lookups import audiences_of, by_text, encoder_of, similar
@@ -177,7 +178,8 @@ def history_of(service: Service, snapshot: Snapshot, view: View, tenant: str) ->
 def figures_of(snapshot: Snapshot) -> list[dict[str, Any]]:
     """What the run's own evaluation measured: the lead protocol's test rows of every scorer."""
     try:
-        results = snapshot.served.model.run.metrics()["results"]
+        # The folder as published: a refitted run's own parts are never evaluated by themselves.
+        results = RunFolder.open(snapshot.served.run).metrics()["results"]
     except (OSError, KeyError, ValueError):
         return []
     rows = [row for row in results if row.get("split") == "test" and row.get("segment") == "all"]
