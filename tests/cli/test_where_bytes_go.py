@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -20,21 +21,29 @@ from worlds import FUSED, READ_OUT, further, make_world
 
 MAIN = "from allrec.cli.commands import main; main()"
 STAGES_THAT_WRITE = [name for name in STAGES if name != "refit"]
-FULL_IN_A_STAGE = """
-import os, resource
+FULL_IN_EACH_STAGE = """
+import os, resource, sys
 from contextlib import contextmanager
+from pathlib import Path
 from allrec.runs.run_folder import RunFolder
-usual = RunFolder.stage
+usual, most = RunFolder.stage, resource.getrlimit(resource.RLIMIT_FSIZE)
 @contextmanager
 def stage(run, name):
     with usual(run, name) as folder:
-        if name == os.environ["ALLREC_TEST_FULL_STAGE"]:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+        if name == full:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, most[1]))
         yield folder
 RunFolder.stage = stage
 from allrec.cli.commands import main
-main()
+for full in os.environ["ALLREC_TEST_FULL_STAGES"].split(","):
+    try:
+        main()
+    except SystemExit as end:
+        left = list(Path(os.environ["ALLREC_TEST_FOLDER"]).rglob("*.part"))
+        print(f"== {full} {end.code} {len(left)}", file=sys.stderr)
+    resource.setrlimit(resource.RLIMIT_FSIZE, most)
 """
+"""Trains with a disk that is full in one stage after the other, each time going on; the code of each end is told."""
 
 
 @pytest.fixture(scope="module")
@@ -109,11 +118,16 @@ def test_every_stage_without_room_says_so_and_goes_on_afterwards(
     world: Path, whole: dict[str, str], tmp_path: Path
 ) -> None:
     check_refused(run(*training(world, tmp_path / "run"), environment=cache(world), max_bytes=0), "run/recipe.toml")
-    for stage in ("catalogue", *STAGES_THAT_WRITE, EVALUATE):
-        environment = cache(world) | {"ALLREC_TEST_FULL_STAGE": stage}
-        result = run(*training(world, tmp_path / "run"), "--resume", environment=environment, program=FULL_IN_A_STAGE)
+    stages = ("catalogue", *STAGES_THAT_WRITE, EVALUATE)
+    environment = cache(world) | {"ALLREC_TEST_FULL_STAGES": ",".join(stages), "ALLREC_TEST_FOLDER": str(tmp_path)}
+    ended = run(*training(world, tmp_path / "run"), "--resume", environment=environment, program=FULL_IN_EACH_STAGE)
+    parts = re.split(r"^== (\S+) (\d+) (\d+)$", ended.stderr, flags=re.MULTILINE)
+    told = list(zip(parts[0::4], parts[1::4], parts[2::4], parts[3::4], strict=False))
+    assert [stage for _, stage, *_ in told] == list(stages), ended.stderr
+    for text, stage, code, num_left in told:
+        result = subprocess.CompletedProcess[str]([], int(code), stderr=text)
         check_refused(result, str(tmp_path / "run" / stage))
-        assert not list(tmp_path.rglob("*.part"))
+        assert num_left == "0"
     assert run(*training(world, tmp_path / "run"), "--resume", environment=cache(world)).returncode == 0
     assert contents(tmp_path / "run") == whole
 
