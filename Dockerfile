@@ -2,10 +2,11 @@
 FROM python:3.11-slim-bookworm
 ENV PIP_NO_CACHE_DIR=1 PYTHONUNBUFFERED=1 OMP_NUM_THREADS=1 ALLREC_CACHE=/var/cache/allrec
 WORKDIR /app
-COPY constraints.txt pyproject.toml README.md LICENSE ./
+COPY constraints.txt requirements-offline.txt pyproject.toml README.md LICENSE ./
 COPY src ./src
 RUN pip install --constraint constraints.txt torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu \
-    && pip install --constraint constraints.txt '.[serve,offline]' \
+    && pip install --constraint constraints.txt '.[serve]' \
+    && pip install --no-deps --require-hashes --requirement requirements-offline.txt \
     && useradd --create-home --uid 10001 allrec \
     && install -d -o allrec -g allrec /var/cache/allrec /var/lib/allrec
 USER allrec

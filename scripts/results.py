@@ -246,9 +246,18 @@ def table(kind: str, names: Sequence[str], kept: Path = KEPT) -> str:
     lines = TABLES[kind](results) if results else []
     text = [f"| {' | '.join(line)} |" for line in lines]
     text[1:1] = ["|" + "---|" * len(lines[0])] if lines else []
-    notes = [f"`{one['entry']['name']}`: {one['made']['day']}, commit {one['made']['commit']}." for one in results]
+    notes = [
+        f"`{one['entry']['name']}`: {one['made']['day']}, commit {one['made']['commit']}{llm_of(one)}."
+        for one in results
+    ]
     missing = [f"`{name}`: not measured yet." for name in names if name not in there]
     return "\n".join([*text, *([""] if text else []), " ".join([*notes, *missing])]) + "\n"
+
+
+def llm_of(result: Mapping[str, Any]) -> str:
+    """The language model behind a result, as tables name it, where one was asked."""
+    named = sorted({one["llm"].get("label", one["llm"]["name"]) for one in result.get("metrics", {}).values()})
+    return "".join(f", language model {name}" for name in named if name != "none")
 
 
 def filled(text: str, kept: Path = KEPT) -> str:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import tomli_w
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from allrec.alignment.model import AlignmentStageConfig
 from allrec.alignment.text_encoder import TextEncoderConfig
@@ -32,13 +32,19 @@ SECOND, TUNED = "second_text", "text_tuning"
 """Further text encoders: keys of a recipe, stages, and names of their similarities."""
 
 
+PUBLISHED = "facebook/opt-6.7b"
+"""The paper's language model."""
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+"""Files of a hub's model, one of which is there where its weights are."""
+
+
 class LanguageModelChoice(Config):
     """The language model that a recipe is written for, and a small one that stands in for it."""
 
     enabled: bool = Field(
         True, description="Whether stage 2 is trained and the language model ranks; without it cf, joint and fusion do."
     )
-    published: LanguageModelConfig = LanguageModelConfig(name="facebook/opt-6.7b")
+    published: LanguageModelConfig = LanguageModelConfig(name=PUBLISHED)
     stand_in: str = Field(
         DEFAULT, min_length=1, description="Used where none is requested and the published one is out of reach."
     )
@@ -49,6 +55,17 @@ class LanguageModelChoice(Config):
         "frozen weights; needs the extra lora.",
     )
     lora: LoraConfig = LoraConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _dtype_of_the_published(cls, values: Any) -> Any:
+        """``llm.dtype`` is short for ``llm.published.dtype``, which the model that is chosen takes over."""
+        if not isinstance(values, dict) or "dtype" not in values:
+            return values
+        published = values.get("published", {})
+        published = dict(published) if isinstance(published, dict) else published.model_dump()
+        rest = {name: value for name, value in values.items() if name != "dtype"}
+        return rest | {"published": {"name": PUBLISHED, **published, "dtype": values["dtype"]}}
 
 
 class Recipe(Config):
@@ -197,8 +214,13 @@ def is_within_reach(config: LanguageModelConfig) -> bool:
     """Whether a model's weights are on disk: a folder, or in the hub's cache. Nothing is downloaded to find out."""
     if config.name in PACKAGED:
         return is_installed(config.name)
-    if Path(config.name).exists():
+    if Path(config.name).expanduser().exists():
         return True
     from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
-    return isinstance(try_to_load_from_cache(config.name, "config.json", revision=config.revision), str)
+    try:
+        found = [try_to_load_from_cache(config.name, file, revision=config.revision) for file in WEIGHTS]
+    except HFValidationError:  # the path of another machine's folder or file
+        return False
+    return any(isinstance(file, str) for file in found)

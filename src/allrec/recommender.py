@@ -24,7 +24,7 @@ from allrec.hybrid.fusion import Scope
 from allrec.hybrid.ranking import FusedRanker, Scored, first_that_fit
 from allrec.parallel import Engine, Observer, ignore
 from allrec.runs.recommend_all import USERS_A_PART, recommend_all
-from allrec.runs.run_folder import METRICS_FILE, REFIT, RunFolder, describe, open_run, refitted_run
+from allrec.runs.run_folder import METRICS_FILE, NO_LLM, REFIT, RunFolder, describe, llm_label, open_run, refitted_run
 from allrec.runs.trained_model import TrainedModel, load_language_model
 
 if TYPE_CHECKING:
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from allrec.training.distributed import Group
 
 FORMAT_VERSION = 2
-NO_LLM = {"name": "none"}
-"""In place of a language model's fingerprint where a run has none."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ class Recommendation:
             whatever their scores.
         cf: x_u · E_i, the backbone's logit.
         is_cold: whether the item is embedded by its text.
-        llm_log_prob: log-likelihood of the title (sum or mean over its tokens, as the recipe says); None where the
+        llm_log_prob: the language model's score of the title as ``evaluation.normalize`` says; None where the
             language model did not read the item.
         contributions: what each evidence adds to ``score``; None without a fusion, empty for items that were retrieved
             and not fused.
@@ -123,6 +121,8 @@ class AllRec:
         begun = RunFolder.find(run, resume)
         known = [] if begun is None else [begun]
         model = load_language_model(recipe, device, known) if recipe.llm.enabled else None
+        if model is not None:
+            recipe = settled_by(recipe, model)
         if not known:
             check_before_training(dataset, recipe, model, is_evaluated)
         training = begin_training(dataset, run, recipe, model, resume=resume, cache=cache, device=device)
@@ -463,9 +463,14 @@ def begin_training(
     from allrec.runs.stages import Training
 
     if llm is not None:
-        recipe = settled(recipe, str(llm.dtype).removeprefix("torch."), llm.num_weights)
+        recipe = settled_by(recipe, llm)
     folder = RunFolder.create(run, recipe, describe(dataset), NO_LLM if llm is None else llm.fingerprint, resume)
     return Training(TrainedModel(folder, llm, device), dataset, cache or default_cache())
+
+
+def settled_by(recipe: Recipe, llm: LanguageModel) -> Recipe:
+    """The recipe with what it leaves open decided by the language model that was loaded."""
+    return settled(recipe, str(llm.dtype).removeprefix("torch."), llm.num_weights)
 
 
 def plan_of(recipe: Recipe, folder: Path, observer: Observer = ignore) -> Plan:
@@ -486,6 +491,6 @@ def head_of(run: RunFolder, dataset: Dataset) -> dict[str, Any]:
         "dataset": {key: value for key, value in describe(dataset).items() if key != "wording"},
         "recipe": run.manifest["recipe"],
         "seed": run.manifest["seed"],
-        "llm": run.manifest["llm"],
+        "llm": run.manifest["llm"] | {"label": llm_label(run)},
         "seconds": seconds_of(run, dataset.seconds),
     }

@@ -1,5 +1,6 @@
 """Models that packages carry: found without running them, checked, converted once; and SmolLM2 itself."""
 
+import struct
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from allrec.config import choose_language_model, load_recipe, settled
+from allrec.config import choose_language_model, is_within_reach, load_recipe, settled
 from allrec.errors import InputError, Wording
 from allrec.files import sha256_file
 from allrec.llm import loading, packaged
@@ -88,6 +89,37 @@ def test_a_killed_conversion_is_made_again(made, monkeypatch):
         converted("tiny")
     monkeypatch.setattr(packaged, "_convert", honest)
     assert (converted("tiny") / "model.safetensors").is_file()
+
+
+def test_a_conversion_that_lost_bytes_is_made_again(made):
+    weights = converted("tiny") / "model.safetensors"
+    weights.write_bytes(CONTENT[:5])
+    assert (converted("tiny") / "model.safetensors").read_bytes() == CONTENT
+    weights.unlink()
+    assert (converted("tiny") / "model.safetensors").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("length", [4, 10, 24, 40])
+def test_a_gguf_file_that_is_cut_off_is_refused(tmp_path, monkeypatch, length):
+    monkeypatch.setenv("ALLREC_CACHE", str(tmp_path / "cache"))
+    header = b"GGUF" + struct.pack("<IQQ", 3, 1, 1) + struct.pack("<Q", 20) + b"general.architecture"
+    (tmp_path / "cut.gguf").write_bytes(header[:length])
+    with pytest.raises(InputError, match=r"cut\.gguf cannot be read: .*; cut off, damaged"):
+        converted(str(tmp_path / "cut.gguf"))
+    assert not list(tmp_path.rglob("*.part"))
+
+
+@pytest.mark.parametrize("name", ["/models/smollm2", "~/models/one.gguf", "models/a/b/c", "./here", "a model"])
+def test_a_path_of_another_machine_is_out_of_reach(name):
+    assert not is_within_reach(LanguageModelConfig(name=name))
+
+
+def test_the_precision_alone_is_set_for_whichever_model_is_chosen():
+    recipe = load_recipe("a-llmrec", ("llm.dtype=float32",))
+    assert recipe.llm.published.dtype == "float32"
+    assert recipe.llm.published.name == "facebook/opt-6.7b"
+    assert recipe.llm.published.revision == load_recipe("a-llmrec").llm.published.revision
+    assert choose_language_model(recipe, "some/model").llm.chosen.dtype == "float32"
 
 
 def test_a_gguf_file_that_is_none_is_refused(tmp_path):

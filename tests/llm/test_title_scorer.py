@@ -126,11 +126,10 @@ def test_bare_prompts_are_scored_once_for_all_runs(llm, tmp_path, monkeypatch):
 
 def test_soft_tokens_belong_to_a_run_and_are_never_taken_from_another(llm, tmp_path):
     scorer = scorer_of(llm, "sum")
-    scorer.cache = tmp_path
     users, histories, candidates = torch.randn(1, 3), [np.array([0])], np.array([[1, 2]])
-    before = scorer.log_probs(users, histories, candidates)
+    before = scorer.log_probs(users, histories, candidates, cache=tmp_path)
     assert not list(tmp_path.rglob("*.safetensors"))
-    bare = scorer.log_probs(users, histories, candidates, "llm-no-soft")
-    assert np.array_equal(scorer.log_probs(users, histories, candidates, "llm-no-soft"), bare)
+    bare = scorer.log_probs(users, histories, candidates, "llm-no-soft", tmp_path)
+    assert np.array_equal(scorer.log_probs(users, histories, candidates, "llm-no-soft", tmp_path), bare)
     assert len(list(tmp_path.rglob("*.safetensors"))) == 1
     assert not np.array_equal(bare, before)

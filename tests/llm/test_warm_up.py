@@ -7,13 +7,14 @@ from tests.killing import Killed, killed_at
 from tests.tiny import save_tiny
 from tests.training.histories import bytes_of, dataset_of, make_backbone
 
+from allrec.backbones.base import represent_users
 from allrec.errors import Wording
 from allrec.llm.language_model import LanguageModel
 from allrec.llm.loading import LanguageModelConfig
 from allrec.llm.prompt import PromptBuilder, PromptConfig
 from allrec.llm.soft_token_training import WarmUpConfig, WarmUpMatch, kept_coordinates, title_embeddings, warm_up
 from allrec.llm.soft_tokens import SoftTokens
-from allrec.training.examples import initialized
+from allrec.training.examples import initialized, training_examples
 
 NUM_ITEMS = 12
 
@@ -31,7 +32,9 @@ def scene():
 def warmed(config, seed=0, **arguments):
     dataset, backbone, joint = scene()
     soft_tokens = initialized(lambda: SoftTokens(backbone.dim, joint.shape[1], 16), 0, 2)
-    warm_up(soft_tokens, dataset, backbone, joint, 0.3, config, seed=seed, **arguments)
+    examples = training_examples(dataset, "every")
+    users = represent_users(backbone, dataset, examples.users, examples.positions)
+    warm_up(soft_tokens, dataset, examples, users, joint, 0.3, config, seed=seed, **arguments)
     return soft_tokens
 
 

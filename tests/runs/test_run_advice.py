@@ -181,11 +181,14 @@ def test_prompts_are_made_to_fit(world, tmp_path, positions, sets):
     dataset = small(tmp_path, "long", rows, "item_id,title\n" + titles)
     tight = save_tiny(tmp_path / "tight", max_position_embeddings=150)
     given = ("--recipe", world.recipe, *next(iter(long.items())), "--set", 'evaluation.protocols=["full"]')
+    given = (*given, "--set", "prompt.lists_candidates=true")
     with refused("Lower prompt.max_title_tokens or soft_tokens.num_candidates, or take a model that reads more."):
         program("train", dataset, "--run", tmp_path / "run", "--llm", tight, *given)
     wide = save_tiny(tmp_path / "wide", max_position_embeddings=positions)
     program("train", dataset, "--run", tmp_path / "run", "--llm", wide, *given, *sets)
     assert RunFolder.open(tmp_path / "run").is_done("language_model")
+    # A small model lists no candidates where that is left open, and needs no room for them.
+    program("train", dataset, "--run", tmp_path / "small", "--llm", tight, *given[:-2])
 
 
 # Recommending

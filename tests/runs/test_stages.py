@@ -19,7 +19,7 @@ from allrec.errors import InputError
 from allrec.llm import soft_token_training as stage_two
 from allrec.llm.likelihood import score_candidates
 from allrec.llm.prompt import USER, PromptBuilder, PromptConfig
-from allrec.llm.soft_token_training import SoftTokensStageConfig, new_soft_tokens, train_soft_tokens
+from allrec.llm.soft_token_training import SoftTokensStageConfig, WarmUpConfig, new_soft_tokens, train_soft_tokens
 from allrec.llm.soft_tokens import SoftTokens, SoftTokensConfig, project
 from allrec.training.examples import initialized, sampled_groups, training_examples
 from allrec.training.loop import LoopConfig
@@ -270,6 +270,23 @@ def test_stage_2_overfits_eight_users(scene):
     assert (scores.argmax(1) == 3).sum() >= 7
     assert not soft_tokens.training
     assert not any(parameter.requires_grad for parameter in soft_tokens.parameters())
+
+
+def test_the_warm_up_learns_from_the_targets_of_stage_2_alone(scene, monkeypatch):
+    seen = []
+    monkeypatch.setattr(stage_two, "warm_up", lambda *given, **_: seen.append((given[2], given[3])))
+    warm = WarmUpConfig(epochs=1, towards="titles")
+    for positions, sample, expected in (
+        ("last", 5, 5),
+        ("every", None, len(training_examples(scene.dataset, "every"))),
+    ):
+        config = soft_config(1, positions=positions, sample=sample, warm_up=warm)
+        _, report = train_on(scene, config)
+        examples, users = seen.pop()
+        assert len(examples) == len(users) == expected
+        assert report.examples == {"stage 2": expected, "warm-up": expected}
+    _, report = train_on(scene, soft_config(1, sample=5))
+    assert (seen, report.examples) == ([], {"stage 2": 5, "warm-up": 0})
 
 
 def test_stage_2_moves_nothing_but_the_soft_tokens(scene):

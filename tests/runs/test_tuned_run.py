@@ -9,11 +9,10 @@ from tests.killing import Killed, killed_at
 
 from allrec.config import load_recipe
 from allrec.data import load_dataset
-from allrec.experiments.summary import llm_label
 from allrec.files import load_tensors, read_json, sha256_file
 from allrec.llm.title_scorer import title_priors
 from allrec.recommender import AllRec
-from allrec.runs.run_folder import RunFolder
+from allrec.runs.run_folder import RunFolder, llm_label
 from allrec.runs.stages import stage_inputs
 from allrec.runs.trained_model import ADAPTER
 from worlds import make_world
@@ -86,11 +85,12 @@ def test_rank_is_by_the_tuned_model(trained):
 
 
 def test_its_label_and_its_inputs_say_so(trained):
-    recipe = trained.system.model.recipe
-    assert "tuned (LoRA)" in llm_label(recipe)
-    assert "(LoRA)" not in llm_label(
-        recipe.model_copy(update={"llm": recipe.llm.model_copy(update={"tuning": "none"})})
-    )
+    run = RunFolder.open(trained.folder / "run")
+    num_targets = read_json(run.path / "language_model" / "training.json")["examples"]["stage 2"]
+    label = llm_label(run)
+    assert label.startswith(f"{trained.llm}, float32, tuned (LoRA), stage 2 {num_targets} targets")
+    assert label.endswith(" in place of facebook/opt-6.7b")
+    assert run.metrics()["llm"]["label"] == label
     inputs = stage_inputs(RunFolder.open(trained.folder / "run"), "language_model")
     assert inputs["tuning"] == "lora"
     assert inputs["lora"]["rank"] == 2

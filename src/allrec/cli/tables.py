@@ -97,7 +97,7 @@ def show_results(run: RunFolder) -> None:
     from allrec.evaluation.results import own_results
 
     metrics = run.metrics()
-    llm, dataset = metrics["llm"]["name"], metrics["dataset"]
+    llm, dataset = metrics["llm"].get("label", metrics["llm"]["name"]), metrics["dataset"]
     scenario = dataset.get("scenario", "standard")
     name = dataset["name"] + ("" if scenario == "standard" else f", scenario {scenario}")
     split = "test" if any(row["split"] == "test" for row in metrics["results"]) else "valid"
@@ -168,27 +168,38 @@ def _recommendation(
     return [str(rank), item.item_id, title, mark, f"{item.score:.2f}", log_prob, f"{item.cf:.2f}", why]
 
 
+LLM_COLUMN = {
+    "sum": "log P of the title, in nats",
+    "mean": "log P of the title, in nats a token",
+    "pmi": "log P of the title less that without a history, in nats",
+    "pmi-mean": "log P of the title less that without a history, in nats a token",
+}
+
+
 def show_evidence(system: AllRec, user: str) -> None:
-    """Prints the contributions of evidence to a user's recommendations, and the language model's scores."""
+    """Prints the contributions of evidence to a user's recommendations, and the language model's scores, if any."""
     import numpy as np
 
     from allrec.hybrid.features import families
 
     recommended, model = system.recommend(user=user, k=5), system.model
     items = np.array([[model.catalogue.item(item.item_id) for item in recommended]])
-    scores = model.llm_scores([system.history_of(user, None)], items)[0]
     shares = [families(item.contributions or {}) for item in recommended]
     say(f"\n{user}: the evidence for")
     for number, item in enumerate(recommended, 1):
         say(f"    {number}  {item.title or item.item_id}")
     numbers = [str(number) for number in range(1, len(recommended) + 1)]
     lines = [(name, [share[name] for share in shares]) for name in shares[0]]
-    lines += [("score", [item.score for item in recommended]), ("language model", scores.tolist())]
+    lines += [("score", [item.score for item in recommended])]
+    if model.has_llm:
+        lines += [("language model", model.llm_scores([system.history_of(user, None)], items)[0].tolist())]
     rows = [[name, *(f"{value:+.2f}" for value in values)] for name, values in lines]
     show_table(None, ["evidence", *numbers], rows)
-    is_read = any(item.llm_log_prob is not None for item in recommended)
+    if not model.has_llm:
+        return
+    is_read, normalize = any(item.llm_log_prob is not None for item in recommended), model.recipe.evaluation.normalize
     say(
-        "The language model's column is log P of the title less that without a history, in nats; "
+        f"The language model's column is {LLM_COLUMN[normalize]}; "
         + ("fusion reads it." if is_read else "fusion leaves it out, since it did not help on validation targets.")
     )
 

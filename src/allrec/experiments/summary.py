@@ -18,10 +18,9 @@ from allrec.evaluation.metrics import METRICS
 from allrec.evaluation.results import StoredRanks, load_ranks
 from allrec.evaluation.significance import MARGIN, Comparison, bootstrap_interval, holm
 from allrec.evaluation.significance import compare as compare_users
-from allrec.runs.run_folder import REFIT, RunFolder
+from allrec.runs.run_folder import IN_PLACE, REFIT, RunFolder, llm_label
 from allrec.runs.scorers import SCORERS
 
-IN_PLACE = " in place of "
 FUSION = "fusion"
 
 SHOWN = {name: METRICS[name].by_user for name in ("NDCG@10", "HR@10", "HR@1")}
@@ -180,7 +179,7 @@ def table_row(result: Result, scorer: str, first: Result | None) -> dict[str, An
         "name": result.row.name if first is not None else result.row.recipe.name,
         "run": result.row.run,
         "scorer": scorer,
-        "llm": llm_label(result.runs[0].recipe()) if scorer.startswith("llm") else "",
+        "llm": llm_label(result.runs[0]) if scorer.startswith("llm") else "",
         "seeds": len(result.runs),
         "seconds": seconds(result, scorer),
         "users": {split: len(ranks[0][0]) for split in SPLITS if (ranks := result.ranks(split, scorer))},
@@ -251,15 +250,6 @@ def cell(values: Float[ndarray, "*seeds users"], clusters: Int[ndarray, "users"]
 def values_of(metric: str, ranks: Sequence[Int[ndarray, "users"]] | Int[ndarray, "seeds users"]) -> ndarray:
     """A metric of every user under every seed."""
     return np.stack([SHOWN[metric](one) for one in ranks])
-
-
-def llm_label(recipe: Recipe) -> str:
-    """The language model that was used, and the one that it replaces."""
-    chosen, published = recipe.llm.chosen, recipe.llm.published
-    tuned = ", tuned (LoRA)" if recipe.llm.tuning == "lora" else ""
-    if chosen is None or chosen.name == published.name:
-        return published.name + tuned
-    return f"{chosen.name}{tuned}{IN_PLACE}{published.name}"
 
 
 Cells = list[list[str]]

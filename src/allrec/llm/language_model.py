@@ -127,9 +127,10 @@ class LanguageModel:
 
     @property
     def identity(self) -> list[Any]:
-        """What tells these weights from all others: fingerprint, precision and the adapter's digest."""
+        """What tells these weights from all others: fingerprint, precision, bits if packed, the adapter's digest."""
         digest = None if self.adapter is None else self.adapter.digest
-        return [self.fingerprint, str(self.dtype), *([] if digest is None else [digest])]
+        packed = [f"{bits}bit" for bits in (8, 4) if getattr(self._model, f"is_loaded_in_{bits}bit", False)]
+        return [self.fingerprint, str(self.dtype), *packed, *([] if digest is None else [digest])]
 
     @property
     def learning(self) -> list[Parameter]:
@@ -277,8 +278,8 @@ class LanguageModel:
 
     @cached_property
     def num_weights(self) -> int:
-        """Parameters of the whole model."""
-        return sum(parameter.numel() for parameter in self._model.parameters())
+        """Parameters of the whole model; of packed ones, which hold several, as many as they hold."""
+        return int(self._model.num_parameters())
 
     def logits(self, hidden: Float[Tensor, "*places hidden_dim"]) -> Float[Tensor, "*places vocabulary"]:
         """Logits of the next token, in float32."""

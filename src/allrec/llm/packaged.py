@@ -126,14 +126,23 @@ def _parts(package: str) -> list[Path]:
 
 def _converted(parts: list[Path], sha256: str, name: str) -> Path:
     folder = models_cache() / f"{sha256[:16]}-{FORM}"
-    if not (folder / SOURCE).is_file():
+    if not _is_whole(folder):
         with staging(folder, lambda path: (path / SOURCE).is_file(), "converted model") as new:
             with atomic_path(new / "model.gguf") as whole:
                 _join(parts, whole, sha256, name)
             _convert(new, name)
             (new / "model.gguf").unlink()
-            write_json(new / SOURCE, {"name": Path(name).name, "sha256": sha256})
+            written = {file.name: file.stat().st_size for file in new.glob("*.safetensors")}
+            write_json(new / SOURCE, {"name": Path(name).name, "sha256": sha256, "bytes": written})
     return folder
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a converted model is there with all bytes of its weights; one of an earlier day does not say how many."""
+    if not (folder / SOURCE).is_file():
+        return False
+    written = read_json(folder / SOURCE).get("bytes", {})
+    return all((folder / name).is_file() and (folder / name).stat().st_size == size for name, size in written.items())
 
 
 def _join(parts: list[Path], whole: Path, sha256: str, name: str) -> None:
@@ -158,11 +167,15 @@ def _convert(folder: Path, name: str) -> None:
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, **given)
             model = AutoModelForCausalLM.from_pretrained(folder, **given, dtype=torch.float32)
-        except (ValueError, NotImplementedError, KeyError, RuntimeError, ImportError) as error:
+        except BaseException as error:
+            # What a damaged file may raise is not foreseen: struct's errors, and panics of tokenizers in Rust.
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
             reason = (str(error).strip() or type(error).__name__).splitlines()[0].removesuffix(".")
             raise InputError(
-                f"the GGUF file {name} cannot be read: {reason}. transformers reads the architectures of Llama, "
-                f"Qwen, Gemma and others; packaged models are {', '.join(PACKAGED)}."
+                f"the GGUF file {name} cannot be read: {reason}; cut off, damaged, or of an architecture that "
+                "transformers does not read, as it does those of Llama, Qwen, Gemma and others; packaged models are "
+                f"{', '.join(PACKAGED)}."
             ) from error
         # Weights are whole from here on: what is saved must not say that they are packed.
         vars(model).pop("hf_quantizer", None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -51,7 +52,7 @@ class WarmUpBatch(NamedTuple):
 class WarmUpConfig(Config):
     """How soft tokens learn to find each other before the language model reads them."""
 
-    epochs: int = Field(0, ge=0, description="Passes over every training position; 0 leaves the warm-up out.")
+    epochs: int = Field(0, ge=0, description="Passes over the targets of stage 2; 0 leaves the warm-up out.")
     towards: Literal["items", "titles"] = Field(
         "items",
         description="What a user's soft token is drawn to: the next item's, or the mean of the model's own embeddings "
@@ -122,7 +123,8 @@ class WarmUpMatch(nn.Module):
 def warm_up(
     soft_tokens: SoftTokens,
     dataset: Dataset,
-    backbone: Backbone,
+    examples: Examples,
+    users: Float[Tensor, "examples dim"],
     item_inputs: Float[Tensor, "items joint"],
     embedding_scale: float,
     config: WarmUpConfig,
@@ -139,8 +141,9 @@ def warm_up(
 
     Args:
         soft_tokens: what learns.
-        dataset: every training position is learned from.
-        backbone: frozen; gives x_u.
+        dataset: says which items were seen in training.
+        examples: the targets that are learned from: those of stage 2.
+        users: x_u before each of them.
         item_inputs: what F_I reads of every item; items without training interactions are not in the softmax.
         embedding_scale: root mean square of the language model's token embeddings.
         config: steps, coordinates, size.
@@ -150,8 +153,6 @@ def warm_up(
         checkpoint: where progress is kept.
         on_progress: receives each step's loss.
     """
-    examples = training_examples(dataset, "every")
-    users = represent_users(backbone, dataset, examples.users, examples.positions)
     seen = np.flatnonzero(dataset.train_counts())
     targets, items = torch.from_numpy(np.searchsorted(seen, examples.items)), item_inputs[torch.from_numpy(seen)]
     seen_titles = torch.zeros(0) if titles is None else titles[torch.from_numpy(seen)]
@@ -236,6 +237,21 @@ class SoftTokensStageConfig(Config):
     loop: LoopConfig = LoopConfig(epochs=5, learning_rate=1e-4)
 
 
+@dataclass(frozen=True)
+class StageTwoReport(FitReport):
+    """The outcome of stage 2.
+
+    Attributes:
+        examples: how many targets each part learned from.
+    """
+
+    examples: dict[str, int]
+
+
+NOTHING = StageTwoReport(0, 0, [], [], None, {"stage 2": 0, "warm-up": 0})
+"""Where nothing can learn."""
+
+
 def train_soft_tokens(
     dataset: Dataset,
     backbone: Backbone,
@@ -249,7 +265,7 @@ def train_soft_tokens(
     checkpoint: Path | None = None,
     on_progress: OnProgress | None = None,
     on_warm_up: OnProgress | None = None,
-) -> tuple[SoftTokens, FitReport]:
+) -> tuple[SoftTokens, StageTwoReport]:
     """Stage 2: F_U and F_I learn to steer a frozen language model towards the title of the next item.
 
     Each epoch draws other negatives and another order of the candidates. Where the prompt has no soft token and the
@@ -271,16 +287,16 @@ def train_soft_tokens(
     Source: arXiv:2404.11343, section 4.3, equations 8 to 10.
     """
     if builder.config.is_bare and not llm.learning:
-        unused = new_soft_tokens(torch.zeros(1, backbone.dim), item_inputs, llm, config.soft_tokens, seed)
-        return freeze(unused), FitReport(steps=0, epochs=0, losses=[], validations=[], best_epoch=None)
-    chance = seeds.rng(seed, "soft tokens", "sample")
+        nobody = torch.zeros(1, backbone.dim)
+        return freeze(new_soft_tokens(nobody, item_inputs, llm, config.soft_tokens, seed)), NOTHING
     every = training_examples(dataset, config.positions)
+    chance = seeds.rng(seed, "soft tokens", "sample")
     examples = sampled_groups(every, shared_beginnings(every, builder), config.sample, chance)
     users = represent_users(backbone, dataset, examples.users, examples.positions)
     soft_tokens = new_soft_tokens(users, item_inputs, llm, config.soft_tokens, seed)
     own: dict[str, Any] = {"seed": seed, "checkpoint": checkpoint, "on_progress": on_progress}
-    warmed = own | {"on_progress": on_warm_up}
-    _warm_up_for(llm, builder, config.warm_up, soft_tokens, dataset, backbone, item_inputs, **warmed)
+    given = (soft_tokens, dataset, examples, users, item_inputs)
+    num_warm = _warm_up_for(llm, builder, config.warm_up, *given, **own | {"on_progress": on_warm_up})
 
     def loss(batch: tuple[ndarray, ndarray]) -> Tensor:
         rows, candidates = batch
@@ -295,18 +311,21 @@ def train_soft_tokens(
     share = _share_of(examples, builder, config)
     report = fit(learner, batches, loss, config.loop, stream="soft tokens", share=share, **own)
     learner.requires_grad_(False)
-    return soft_tokens, report
+    return soft_tokens, StageTwoReport(**vars(report), examples={"stage 2": len(examples), "warm-up": num_warm})
 
 
 def _warm_up_for(
     llm: LanguageModel, builder: PromptBuilder, config: WarmUpConfig, soft_tokens: SoftTokens, dataset: Dataset,
-    backbone: Backbone, item_inputs: Float[Tensor, "items joint"], *, checkpoint: Path | None, **given: Any,
-) -> None:  # fmt: skip
-    """The warm-up, where it is wanted and the prompt has the soft tokens that are compared in it."""
+    examples: Examples, users: Float[Tensor, "examples dim"], item_inputs: Float[Tensor, "items joint"], *,
+    checkpoint: Path | None, **given: Any,
+) -> int:  # fmt: skip
+    """The warm-up, where it is wanted and the prompt has what is compared in it; how many targets it learned from."""
     given["checkpoint"] = None if checkpoint is None else checkpoint.with_name(f"warm-up-{checkpoint.name}")
     titles = title_embeddings(llm, builder) if config.towards == "titles" else None
-    if config.epochs and (builder.config.has_both or titles is not None):
-        warm_up(soft_tokens, dataset, backbone, item_inputs, llm.embedding_scale, config, titles, **given)
+    is_wanted = config.epochs > 0 and (builder.config.has_both or titles is not None)
+    if is_wanted:
+        warm_up(soft_tokens, dataset, examples, users, item_inputs, llm.embedding_scale, config, titles, **given)
+    return len(examples) if is_wanted else 0
 
 
 def _objective(

@@ -47,7 +47,6 @@ class TitleScorer:
             beginnings; "pmi" and "pmi-mean" are the same less the prior, log P(title | prompt) - log P(title | no
             history), so that a title that is common anyway is not preferred.
         tokens_per_batch: tokens read at one time.
-        cache: folder of what was scored before without any soft token, by any run; see ``cached_scores``.
 
     Source: pointwise mutual information in place of likelihood, Holtzman et al., arXiv:2104.08315, equation 2.
     """
@@ -63,9 +62,7 @@ class TitleScorer:
         seed: int,
         normalize: Normalize,
         tokens_per_batch: int,
-        cache: Path | None = None,
     ) -> None:
-        self.cache = cache
         self.llm, self.builder, self.soft_tokens, self.item_inputs = llm, builder, soft_tokens, item_inputs
         self.priors, self.seed, self.normalize, self.tokens_per_batch = priors, seed, normalize, tokens_per_batch
 
@@ -88,6 +85,7 @@ class TitleScorer:
         histories: Sequence[Int[ndarray, "length"]],
         candidates: Int[ndarray, "users candidates"],
         variant: str = "llm",
+        cache: Path | None = None,
     ) -> Float[ndarray, "users candidates"]:
         """Score of every candidate, in nats or nats a token, larger is better.
 
@@ -96,8 +94,9 @@ class TitleScorer:
             histories: oldest first.
             candidates: in the order in which the prompt lists them; -1 pads, and has minus infinity.
             variant: one of ``VARIANTS``.
+            cache: folder of what was scored before without any soft token, by any run; see ``cached_scores``.
         """
-        scores = self.log_probs(users, histories, candidates, variant)
+        scores = self.log_probs(users, histories, candidates, variant, cache)
         if self.normalize.startswith("pmi"):
             scores -= self.of_titles(candidates, PRIOR, padding=0)
         if self.normalize.endswith("mean"):
@@ -110,6 +109,7 @@ class TitleScorer:
         histories: Sequence[Int[ndarray, "length"]],
         candidates: Int[ndarray, "users candidates"],
         variant: str = "llm",
+        cache: Path | None = None,
     ) -> Float[ndarray, "users candidates"]:
         """log P(title | prompt) of every candidate, in nats, the sum over its tokens; see ``score``."""
         builder, item_inputs = self._variant(variant)
@@ -122,7 +122,7 @@ class TitleScorer:
             with torch.no_grad():
                 soft = project(self.soft_tokens, users[rows], item_inputs, prompts.soft_items)
             given = (self.llm, prompts, answers, is_candidate, soft)
-            scores[rows] = cached_scores(*given, tokens_per_batch=self.tokens_per_batch, cache=self.cache).numpy()
+            scores[rows] = cached_scores(*given, tokens_per_batch=self.tokens_per_batch, cache=cache).numpy()
         return scores
 
     def of_titles(
@@ -153,7 +153,10 @@ def cached_scores(
     tokens_per_batch: int,
     cache: Path | None,
 ) -> Float[Tensor, "users candidates"]:
-    """``score_candidates``; prompts without a soft token depend on no run, and are scored once for all of them."""
+    """``score_candidates``; prompts without a soft token depend on no run, and are scored once for all of them.
+
+    Kept are the users who were scored together, as one file: other users beside them are scored anew.
+    """
 
     def compute() -> Tensor:
         return score_candidates(llm, prompts, answers, is_candidate, soft, tokens_per_batch=tokens_per_batch)

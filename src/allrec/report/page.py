@@ -28,7 +28,7 @@ from allrec.report.figures import (
     stage_times,
 )
 from allrec.report.view import RunView, load_view
-from allrec.runs.run_folder import MANIFEST
+from allrec.runs.run_folder import MANIFEST, llm_label
 from allrec.runs.stages import EVALUATE, STAGES
 
 if TYPE_CHECKING:
@@ -218,11 +218,9 @@ def _provenance(view: RunView) -> list[str]:
     manifest = view.run.manifest
     dataset, llm = manifest["dataset"], manifest["llm"]
     versions = ", ".join(f"{name} {version}" for name, version in manifest["versions"].items())
-    published = view.recipe.llm.published.name
-    stands_in = f", in place of {published}" if llm["name"] != published else ""
     return [
         view.name, str(manifest["seed"]),
-        f"{llm['name']}{stands_in}" + (f", revision {llm['revision']}" if llm.get("revision") else ""),
+        llm_label(view.run) + (f", revision {llm['revision']}" if llm.get("revision") else ""),
         f"{dataset['name']}: {dataset['users']:,} users, {dataset['items']:,} items, "
         f"{dataset['interactions']:,} interactions, {dataset['sha256'][:12]}", manifest.get("machine", "not recorded"),
         versions,

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from allrec.config import Recipe, dump_recipe, load_recipe
+from allrec.config import Recipe, chosen_of, dump_recipe, load_recipe
 from allrec.data.dataset import Dataset
 from allrec.errors import InputError, Wording
 from allrec.files import FullError, check_sha256, link_or_copy, read_json, sha256_file, write_json, write_text
@@ -25,6 +25,9 @@ CHECKPOINT = "checkpoint.safetensors"
 ADDED = "added"
 REFIT, REFITTED = "refit", "run"
 """The stage that trains the parts again, and the folder of the run that it writes inside its own."""
+NO_LLM = {"name": "none"}
+"""What the manifest of a run without a language model says of it."""
+IN_PLACE = " in place of "
 PARTS = ".*.part"
 """What a kill leaves of a file that was being written."""
 LIBRARIES = ("allrec", "torch", "transformers", "sentence-transformers", "polars", "numpy")
@@ -296,6 +299,22 @@ def describe(dataset: Dataset) -> dict[str, Any]:
         "interactions": dataset.num_interactions, "wording": dataset.wording.model_dump(),
         "scenario": dataset.scenario,
     }  # fmt: skip
+
+
+def llm_label(run: RunFolder) -> str:
+    """A run's language model as tables name it: precision, tuning, targets it learned from, and what it replaces."""
+    recipe = run.recipe()
+    if not recipe.llm.enabled:
+        return NO_LLM["name"]
+    chosen, published = chosen_of(recipe), recipe.llm.published
+    said: list[str] = [] if chosen.dtype == "auto" else [chosen.dtype]
+    said += [] if chosen.weights == "whole" else [chosen.weights]
+    said += ["tuned (LoRA)"] if recipe.llm.tuning == "lora" else []
+    report = run.path / "language_model" / "training.json"
+    examples = read_json(report).get("examples", {}) if report.is_file() else {}
+    said += [f"{part} {count:,} targets" for part, count in examples.items() if count]
+    label = f"{chosen.name}, {', '.join(said)}" if said else chosen.name
+    return label if chosen.name == published.name else f"{label}{IN_PLACE}{published.name}"
 
 
 def open_run(location: Path | str) -> RunFolder:

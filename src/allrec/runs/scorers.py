@@ -18,7 +18,7 @@ from allrec.hybrid.fitting import folds_of
 from allrec.hybrid.fusion import LENGTH, PRIOR
 from allrec.hybrid.ranking import LlmReader
 from allrec.hybrid.similarity import DenseSpace
-from allrec.llm.score_files import SCORES, USERS_A_CHUNK, chunk_name, stored
+from allrec.llm.score_files import SCORES, USERS_A_CHUNK, chunk_name, score_cache, stored
 from allrec.runs.trained_model import TrainedModel
 
 TEXT = "text"
@@ -111,7 +111,8 @@ def stored_reader(model: TrainedModel, request: RankingRequest, lists: str, vari
         file = chunk_name(f"{request.split}-{lists}-{scorer}", int(places[0]), rows, candidates)
 
         def compute() -> Tensor:
-            return torch.from_numpy(model.llm_scores(_histories(request, rows), candidates, scorer))
+            scores = model.llm_scores(_histories(request, rows), candidates, scorer, score_cache())
+            return torch.from_numpy(scores)
 
         scores = stored(request.folders, file, SCORES, compute).numpy()
         done = float(places[-1] + 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from importlib.util import find_spec
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -289,7 +290,10 @@ class TrainedModel:
     @property
     def is_llm_within_reach(self) -> bool:
         """Whether the run has a language model, and it is in memory or its weights are on disk."""
-        return self.has_llm and (self._llm is not None or is_within_reach(chosen_of(self.recipe)))
+        if not self.has_llm or self._llm is not None:
+            return self.has_llm
+        has_adapters = self.recipe.llm.tuning == "none" or find_spec("peft") is not None
+        return has_adapters and is_within_reach(chosen_of(self.recipe))
 
     @property
     def llm(self) -> LanguageModel:
@@ -351,14 +355,12 @@ class TrainedModel:
     @cached_property
     def titles(self) -> TitleScorer:
         """Scores titles with the language model."""
-        from allrec.llm.score_files import score_cache
         from allrec.llm.title_scorer import TitleScorer
 
         config = self.recipe.evaluation
         return TitleScorer(
             self.tuned_llm, self.builder, self.soft_tokens, self.item_inputs, lambda: self.title_priors,
             seed=self.recipe.seed, normalize=config.normalize, tokens_per_batch=config.llm_tokens_per_batch,
-            cache=score_cache(),
         )  # fmt: skip
 
     @cached_property
@@ -366,7 +368,8 @@ class TrainedModel:
         """log P(title | no history) of the first items, as far as the run has it, in nats."""
         folders = [self.run.verified_folder("language_model"), *self.run.added()]
         files = takewhile(Path.is_file, (folder / PRIORS for folder in folders))
-        return np.concatenate([load_tensors(file)["priors"].numpy() for file in files])
+        nothing = np.zeros(0, np.float32)
+        return np.concatenate([nothing, *(load_tensors(file)["priors"].numpy() for file in files)])
 
     @cached_property
     def title_priors(self) -> Float[ndarray, "items"]:
@@ -429,6 +432,7 @@ class TrainedModel:
         histories: Sequence[Int[ndarray, "length"]],
         candidates: Int[ndarray, "users candidates"],
         name: str = "llm",
+        cache: Path | None = None,
     ) -> Float[ndarray, "users candidates"]:
         """The language model's score of every candidate, larger is better; -1 pads, and has minus infinity.
 
@@ -438,11 +442,13 @@ class TrainedModel:
             name: "llm" and its controls give log P(title | prompt) as ``evaluation.normalize`` has it; "title_prior"
                 and "title_length" what that may leave out; "readout" the head's dot products, of a prompt that
                 lists no candidates.
+            cache: where scores of prompts without soft tokens are kept for all runs. Evaluations ask again for the same
+                users; whoever is served does not, and would fill the disk.
         """
         if name in (PRIOR, LENGTH):
             return self.titles.of_titles(candidates, name)
         if name != "readout":
-            return self.titles.score(self.represent(histories), histories, candidates, name)
+            return self.titles.score(self.represent(histories), histories, candidates, name, cache)
         items = self.readout_items[torch.from_numpy(candidates.clip(min=0)).long()]
         scores = torch.einsum("ud,ucd->uc", self.read(histories), items)
         return np.where(candidates >= 0, scores.numpy(), np.float32(-np.inf))
@@ -511,15 +517,15 @@ def load_language_model(recipe: Recipe, device: str | None, runs: Iterable[RunFo
     Args:
         recipe: names it.
         device: where it goes; None is the accelerator where there is one.
-        runs: that it is loaded to go on with; where one has settled the precision that the recipe leaves open, that is
-            taken, so that results of two precisions never mix.
+        runs: that it is loaded to go on with, or to be compared with; where one has settled the precision that the
+            recipe leaves open, that is taken, whatever its model, so that results of two precisions never mix.
     """
     from allrec.llm.language_model import LanguageModel
 
     chosen = chosen_of(recipe)
-    settled = (chosen_of(run.recipe()) for run in runs)
-    same = (one for one in settled if one.model_copy(update={"dtype": chosen.dtype}) == chosen)
-    chosen = next(same, chosen) if chosen.dtype == "auto" else chosen
+    if chosen.dtype == "auto":
+        settled = (chosen_of(run.recipe()).dtype for run in runs if run.recipe().llm.enabled)
+        chosen = chosen.changed(dtype=next((dtype for dtype in settled if dtype != "auto"), "auto"))
     return LanguageModel.load(chosen, device_of(device))
 
 
