@@ -5,7 +5,7 @@
 #   sbatch deploy/slurm.sh train /shared/data/DATASET --run /shared/runs/RUN
 #
 # Nodes share a file system, and an environment with allrec[cluster] that VENV names. A job that was killed goes on where
-# it was: submit it again (train with --resume).
+# it was: submit it again (train with --resume, which a job that Slurm itself began again gets here).
 #SBATCH --job-name=allrec
 #SBATCH --nodes=4
 #SBATCH --ntasks-per-node=1
@@ -45,5 +45,8 @@ until [ "$(nodes)" -eq "$SLURM_JOB_NUM_NODES" ]; do
     sleep 2
 done
 
+if [ "$1" = train ] && [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ]; then
+    set -- "$@" --resume
+fi
 # One CPU stays free: workers that take all of them would starve the tasks beside them.
 allrec "$@" --engine ray://auto --workers $((SLURM_JOB_NUM_NODES * cpus - 1))

@@ -58,6 +58,15 @@ def exists(location: str) -> bool:
     return bool(system.exists(path))
 
 
+def size(location: str) -> int | None:
+    """Bytes of a file; None where there is none."""
+    if not is_url(location):
+        return Path(location).stat().st_size if Path(location).is_file() else None
+    system, path = _system(location)
+    system.invalidate_cache()
+    return int(system.size(path)) if system.exists(path) else None
+
+
 @contextmanager
 def whole_file(location: str) -> Iterator[Path]:
     """Yields a local path; when the block ends well its file is at ``location``, whole.
@@ -201,8 +210,10 @@ def is_used(folder: str) -> bool:
 
 
 def remove(folder: str) -> None:
-    """Removes a folder with all that is in it; none is no error."""
+    """Removes a file, or a folder with all that is in it; none is no error."""
     if not is_url(folder):
+        if Path(folder).is_file():
+            Path(folder).unlink()
         shutil.rmtree(folder, ignore_errors=True)
         return
     system, path = _system(folder)
@@ -218,6 +229,7 @@ def remove_leftovers(folder: str) -> None:
 
 def _system(location: str) -> tuple[Any, str]:
     try:
-        return fsspec.core.url_to_fs(location)
+        made = {"auto_mkdir": True} if location.startswith("file://") else {}
+        return fsspec.core.url_to_fs(location, **made)
     except (ImportError, ValueError) as error:
         raise InputError(f"{location}: {error} Give a path, or install what reads such URLs.") from None

@@ -131,6 +131,42 @@ def test_with_a_language_model_another_process_writes_the_same_bytes(trained, tm
     assert bytes_of(tmp_path / "here") == bytes_of(tmp_path / "process")
 
 
+def test_a_part_that_was_lost_or_damaged_is_made_again(fused, tmp_path):
+    done = fused.recommend_all(tmp_path / "out", k=3, users_a_part=20)
+    whole = bytes_of(tmp_path / "out")
+    lost, damaged, *_ = done["parts"]
+    (tmp_path / "out" / "parts" / lost).unlink()
+    (tmp_path / "out" / "parts" / damaged).write_bytes(b"junk")
+    assert fused.recommend_all(tmp_path / "out", k=3, users_a_part=20) == done
+    assert bytes_of(tmp_path / "out") == whole
+
+
+def test_a_damaged_job_is_told_in_a_sentence(fused, tmp_path):
+    fused.recommend_all(tmp_path / "out", k=3, users_a_part=20)
+    (tmp_path / "out" / DONE).unlink()
+    (tmp_path / "out" / "users").mkdir()
+    file = tmp_path / "out" / "users" / "000000.parquet"
+    file.write_bytes(b"junk")
+    with refused("is damaged: {}. Delete it, and run the command again."):
+        fused.recommend_all(tmp_path / "out", k=3, users_a_part=20)
+    file.unlink()
+    fused.recommend_all(tmp_path / "out", k=3, users_a_part=20)
+    (tmp_path / "out" / REQUEST).write_text("[]")
+    with refused("{} is damaged, expected an object. Give another --out."):
+        fused.recommend_all(tmp_path / "out", k=3, users_a_part=20)
+    fused.recommend_all(tmp_path / "another", k=3, users_a_part=20)
+
+
+def test_a_run_that_has_changed_is_loaded_anew(fused, tmp_path):
+    shutil.copytree(fused.run.path, tmp_path / "run")
+    system = AllRec.from_pretrained(tmp_path / "run")
+    system.recommend_all(tmp_path / "first", k=3, engine=ThisProcess())
+    system.add_items([{"item_id": "new", "title": "a new item"}])
+    system.recommend_all(tmp_path / "second", k=3, engine=ThisProcess())
+    (worker,) = module._loaded.values()
+    assert worker.catalogue.item_ids[-1] == "new"
+
+
 class Seen:
     """Notes what tasks ask for and where they would compute; recommends to nobody."""
 

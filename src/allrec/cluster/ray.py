@@ -56,10 +56,14 @@ class RayEngine:
         ahead, running = iter(parts), deque[Any]()
         try:
             while True:
-                room = AHEAD * self.workers - len(running)
+                at_work = _unfinished(running)
+                room = min(self.workers - len(at_work), AHEAD * self.workers - len(running))
                 running.extend(task.remote(shared, part, needs.cpus) for part in islice(ahead, room))
                 if not running:
                     return
+                if running[0] in _unfinished(running):
+                    ray.wait(_unfinished(running), num_returns=1)
+                    continue
                 with said_plainly():
                     done = ray.get(running[0])
                 running.popleft()
@@ -67,6 +71,13 @@ class RayEngine:
         finally:
             for one in running:
                 ray.cancel(one)
+
+
+def _unfinished(tasks: Iterable[Any]) -> list[Any]:
+    import ray
+
+    asked = list(tasks)
+    return list(ray.wait(asked, num_returns=len(asked), timeout=0)[1]) if asked else []
 
 
 def _done(work: Callable[[Part], Result], part: Part, threads: int) -> Result:
@@ -88,8 +99,9 @@ def connect(address: str, cpus: int | None = None) -> None:
     if ray.is_initialized():
         return
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    if address == LOCAL:
+    if address in (LOCAL, "auto"):
         check_shared_memory()
+    if address == LOCAL:
         ray.init(num_cpus=cpus, include_dashboard=False, **quiet)
         return
     try:

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 
 from allrec.data.catalogue import Catalogue
+from allrec.errors import InputError
 
 
 class UserHistories(NamedTuple):
@@ -50,8 +51,16 @@ def write_histories(path: Path, histories: UserHistories) -> None:
 
 
 def read_histories(path: Path) -> UserHistories:
-    """Reads what ``write_histories`` wrote."""
-    table = pl.read_parquet(path, glob=False)
+    """Reads what ``write_histories`` wrote.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    try:
+        table = pl.read_parquet(path, glob=False)
+    except pl.exceptions.PolarsError as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"{path} is damaged: {reason}. Delete it, and run the command again.") from None
     # polars counts in uint32, whose sums beside an int64 would become floats.
     lengths = table["history"].list.len().to_numpy().astype(np.int64)
     items = table["history"].explode(empty_as_null=False).to_numpy().astype(np.int64)

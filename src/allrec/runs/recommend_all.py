@@ -33,7 +33,7 @@ USERS_A_PART = 4_096
 """Users of one file: seconds of work without a language model, and what a kill costs at most, a worker."""
 REQUEST, DONE = "request.json", "recommendations.json"
 """What is being made, written first; and what was made, written last."""
-USERS, SHARED = "users", "shared"
+USERS, SHARED, PARTS = "users", "shared", "parts"
 """Folders of what workers read, until all is made."""
 FORMAT_VERSION = 1
 NOT_SERVED = ("evaluate", REFIT)
@@ -115,7 +115,7 @@ class RecommendUsers(ShardTask):
         with storage.local_file(shard.location) as file:
             users = read_histories(file)
         sequences = np.split(users.items, users.offsets[1:-1])
-        recipe, model = self.recipe, loaded(self.run, self.device, self.shared)
+        recipe, model = self.recipe, loaded(self)
         if fingerprint(model.run) != recipe["run"]:
             raise InputError(f"{self.run} has changed since this job began. Begin anew with another --out.")
         ranked = model.best_of_catalogue(sequences, recipe["k"], use_llm=recipe["use_llm"])
@@ -130,15 +130,20 @@ class RecommendUsers(ShardTask):
         write_recommendations(path, user_ids, item_ids, ranks, scores, contributions)
 
 
-_loaded: dict[tuple[str, str | None, Shared], TrainedModel] = {}
+_loaded: dict[tuple[Any, ...], TrainedModel] = {}
 
 
-def loaded(run: str, device: str | None, shared: Shared) -> TrainedModel:
-    """What a run serves without its users, loaded once a process."""
-    if (run, device, shared) not in _loaded:
+def loaded(task: RecommendUsers) -> TrainedModel:
+    """What a run serves without its users, loaded once a process; once more where the run has changed since."""
+    key = _key(task)
+    if key not in _loaded:
         _loaded.clear()
-        _loaded[run, device, shared] = _load(open_run(run), device, shared)
-    return _loaded[run, device, shared]
+        _loaded[key] = _load(open_run(task.run), task.device, task.shared)
+    return _loaded[key]
+
+
+def _key(task: RecommendUsers) -> tuple[Any, ...]:
+    return task.run, task.recipe["run"], task.device, task.shared
 
 
 def _load(run: RunFolder, device: str | None, shared: Shared) -> TrainedModel:
@@ -205,15 +210,16 @@ def recommend_all(
         return done
     num_users, parts = len(catalogue.user_ids), list[str]()
     shared = Shared() if engine is None else _share(model, out, engine, min(users_a_part, num_users))
-    task = RecommendUsers(storage.join(out, "parts"), run, json.dumps(request), device, shared)
+    task = RecommendUsers(storage.join(out, PARTS), run, json.dumps(request), device, shared)
     if engine is None:
         engine = ThisProcess()
-        _loaded[task.run, task.device, shared] = model
+        _loaded[_key(task)] = model
     for part in engine.map(task, _shards(out, model, users_a_part), needs):
         parts.append(part)
         users = min(num_users, len(parts) * users_a_part)
         on_progress(users / num_users, {"users": float(users)})
     done = {"request": request, "users": num_users, "parts": [Path(part).name for part in parts]}
+    done["bytes"] = [storage.size(part) for part in parts]
     storage.remove_leftovers(task.out)
     storage.write_json(storage.join(out, DONE), done)
     for folder in (USERS, SHARED):
@@ -226,6 +232,8 @@ def _begin(out: str, request: dict[str, Any]) -> dict[str, Any] | None:
     noted = storage.join(out, REQUEST)
     if storage.exists(noted):
         earlier = storage.read_json(noted)
+        if not isinstance(earlier, dict):
+            raise InputError(f"{noted} is damaged, expected an object. Give another --out.")
         different = [name for name in request if earlier.get(name) != request[name]]
         if different:
             raise InputError(
@@ -236,7 +244,17 @@ def _begin(out: str, request: dict[str, Any]) -> dict[str, Any] | None:
     else:
         storage.write_json(noted, request)
     done = storage.join(out, DONE)
-    return dict(storage.read_json(done)) if storage.exists(done) else None
+    return _whole(out, dict(storage.read_json(done))) if storage.exists(done) else None
+
+
+def _whole(out: str, done: dict[str, Any]) -> dict[str, Any] | None:
+    """What has been made, if every part is there with all of its bytes; others are removed, to be made again."""
+    parts = [storage.join(storage.join(out, PARTS), name) for name in done["parts"]]
+    sizes = done.get("bytes") or [storage.size(part) for part in parts]
+    damaged = [part for part, size in zip(parts, sizes, strict=True) if size is None or storage.size(part) != size]
+    for part in damaged:
+        storage.remove(part)
+    return None if damaged else done
 
 
 def _place(device: str, use_llm: bool, gpus: float | None) -> tuple[str, Needs]:
