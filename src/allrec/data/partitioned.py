@@ -37,6 +37,7 @@ from allrec.data.writing import (
     write_rejected,
     write_splits,
 )
+from allrec.files import atomic_path
 from allrec.parallel import Engine
 
 TOGETHER = 16
@@ -148,7 +149,9 @@ class SeeFirst:
         """Writes both, and returns the users'."""
         for name, part in NUMBERS.items():
             first = scan_accepted(self.work, number).group_by(name).agg(pl.col(ROW).min())
-            first.sink_parquet(named(self.work, f"first-{part}", number))
+            # Aside and renamed, as each of these: a part that is done twice at once is whole all the same.
+            with atomic_path(named(self.work, f"first-{part}", number)) as path:
+                first.sink_parquet(path)
         return named(self.work, "first-user", number)
 
 
@@ -164,7 +167,8 @@ class Code:
         for name, part in NUMBERS.items():
             ids = pl.scan_parquet(named(self.work, "ids", part), glob=False)
             frame = frame.join(ids.with_row_index(part).select(name, pl.col(part).cast(pl.Int32)), on=name)
-        frame.drop(*ID_PARTS).sink_parquet(path, compression="uncompressed")
+        with atomic_path(path) as aside:
+            frame.drop(*ID_PARTS).sink_parquet(aside, compression="uncompressed")
         return path
 
 
@@ -214,14 +218,17 @@ class Order:
         """Writes the ordered interactions and, beside them, what was filtered."""
         coded = pl.read_parquet(named(self.work, "coded", number), glob=False)
         reasons, path = np.load(self.work / f"reasons-{number}.npy"), named(self.work, "ordered", number)
-        name_reasons(coded, reasons).write_parquet(named(self.work, "filtered", number))
+        with atomic_path(named(self.work, "filtered", number)) as aside:
+            name_reasons(coded, reasons).write_parquet(aside)
         kept = coded.filter(pl.Series(reasons == 0))
         users, places = np.load(self.work / "users.npy"), np.load(self.work / "places.npy")
         numbered = [
             pl.Series("user", users[kept["user"].to_numpy()]),
             pl.Series("item", places[kept["item"].to_numpy()]),
         ]
-        put_in_order(kept.with_columns(numbered)).write_parquet(path, row_group_size=ROW_GROUP, compression="lz4")
+        ordered = put_in_order(kept.with_columns(numbered))
+        with atomic_path(path) as aside:
+            ordered.write_parquet(aside, row_group_size=ROW_GROUP, compression="lz4")
         return path
 
 
