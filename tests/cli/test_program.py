@@ -254,8 +254,8 @@ def test_what_could_only_fail_later_is_refused_before_anything_is_written(
     (tmp_path / "items.csv").write_text(items)
     call("prepare", tmp_path / "log.csv", "--items", tmp_path / "items.csv", "--out", tmp_path / "dataset")
     llm = save_tiny(tmp_path / "llm", max_position_embeddings=positions)
+    listing = ("--set", "prompt.lists_candidates=true")
     with pytest.raises(InputError, match=message):
-        listing = ("--set", "prompt.lists_candidates=true")
         call("train", tmp_path / "dataset", "--run", tmp_path / "run", "--llm", llm, *listing)
     assert not (tmp_path / "run").exists()
 
