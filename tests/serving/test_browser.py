@@ -5,6 +5,7 @@ import threading
 from contextlib import contextmanager
 from time import monotonic, sleep
 
+import httpx
 import pytest
 import uvicorn
 from axe_playwright_python.sync_playwright import Axe
@@ -52,15 +53,14 @@ def service(run, system, tmp_path_factory):
     folder, catalogue = tmp_path_factory.mktemp("browsed"), system.model.catalogue
     config = ServeConfig(run, f"sqlite:///{folder}/store.db", with_llm=False, cache=folder / "cache")
     with listening(config) as (address, app):
-        with sync_playwright() as playwright:
-            asking = playwright.request.new_context(base_url=address)
+        # Not by playwright, which runs once at a time: the browser may be there already.
+        with httpx.Client(base_url=address) as asking:
             groups = {"now": {"share": 1}, "diverse": {"share": 1}}
-            asking.put("/v1/experiments/home", data={"groups": groups})
-            asking.post("/v1/events", data={"events": [event(1, "u", catalogue.item_ids[0])]})
-            asking.post("/v1/items", data={"items": [{"item_id": "new", "fields": {"title": "rose " * 60}}]})
+            asking.put("/v1/experiments/home", json={"groups": groups})
+            asking.post("/v1/events", json={"events": [event(1, "u", catalogue.item_ids[0])]})
+            asking.post("/v1/items", json={"items": [{"item_id": "new", "fields": {"title": "rose " * 60}}]})
             for number in range(8):
-                asking.post("/v1/recommendations", data={"user_id": f"u{number}", "experiment": "home"})
-            asking.dispose()
+                asking.post("/v1/recommendations", json={"user_id": f"u{number}", "experiment": "home"})
         app.state.recorder.close()
         user, (item, other) = catalogue.user_ids[0], catalogue.item_ids[:2]
         yield address, {"user": user, "item": item, "other": other}
