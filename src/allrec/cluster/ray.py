@@ -58,11 +58,12 @@ class RayEngine:
             while True:
                 at_work = _unfinished(running)
                 room = min(self.workers - len(at_work), AHEAD * self.workers - len(running))
-                running.extend(task.remote(shared, part, needs.cpus) for part in islice(ahead, room))
+                begun = [task.remote(shared, part, needs.cpus) for part in islice(ahead, room)]
+                running.extend(begun)
                 if not running:
                     return
-                if running[0] in _unfinished(running):
-                    ray.wait(_unfinished(running), num_returns=1)
+                if running[0] in (*at_work, *begun):
+                    ray.wait([*at_work, *begun], num_returns=1)
                     continue
                 with said_plainly():
                     done = ray.get(running[0])
@@ -74,6 +75,7 @@ class RayEngine:
 
 
 def _unfinished(tasks: Iterable[Any]) -> list[Any]:
+    """The tasks that wait or are at work."""
     import ray
 
     asked = list(tasks)

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from time import monotonic, time
 from typing import Annotated, Any
 
@@ -12,7 +13,6 @@ from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
-from allrec.data.catalogue import Catalogue
 from allrec.errors import InputError, nearest
 from allrec.serving import service as serving
 from allrec.serving.access import KNOWN, READ, Caller
@@ -30,8 +30,9 @@ from allrec.serving.tracing import step
 
 router = APIRouter(prefix="/v1", tags=["recommend"], responses=PROBLEMS, dependencies=[KNOWN])
 OWN = ("filter", "boost", "diversity", "with_history")
-PAGED = ("filter", "user_id")
 MONTH = 30 * 86_400.0
+COUNTED = 1_000
+"""Items that popular, trending and latest look through; all where a category is asked for, which keeps few."""
 
 
 @router.post("/recommendations", response_model=Recommendations)
@@ -92,11 +93,9 @@ async def recommended(request: Request, body: Recommend, caller: Caller) -> dict
 
 def _next_page(service: Service, page: Page, caller: Caller) -> dict[str, Any]:
     """A further page, under the user's fields of now; they are not in the token, which whoever asks can read."""
-    snapshot, text, user_id = service.tenant(caller.tenant).snapshot, *(page.settings.get(name) for name in PAGED)
-    user: Mapping[str, Any] = {}
-    if text is not None and user_id is not None and snapshot.expressions.compiled("filter", text).asks_user:
-        user = service.store.user_fields(caller.tenant, user_id) or {}
-    return page_of(snapshot, page, user)
+    snapshot, settings = service.tenant(caller.tenant).snapshot, page.settings
+    asked = serving.Request(caller.tenant, settings.get("user_id"), settings={"filter": settings.get("filter")})
+    return page_of(snapshot, page, service.user_fields(snapshot, asked))
 
 
 def _by_text(answered: Answered, query: str, is_for_somebody: bool) -> Answered:
@@ -225,13 +224,11 @@ def popular(request: Request, k: K = 10, category: Category = None, caller: Call
     """
     service, now = _service(request), time()
     snapshot, fallback = service.tenant(caller.tenant).snapshot, None
-    scores: dict[str, float] = dict(service.store.popular(caller.tenant, since=now - MONTH, limit=None))
+    scores = dict(service.store.popular(caller.tenant, since=now - MONTH, limit=_looked_through(category)))
     found = _kept(snapshot, scores, category, now)
     if len(found.items) < k:
-        fallback, catalogue = "too few items had events: by training interactions", snapshot.model.catalogue
-        counts = {catalogue.item_ids[item]: float(catalogue.train_counts[item]) for item in _by_count(catalogue)}
-        behind = {item: 0.0 if scores else count for item, count in counts.items() if item not in scores}
-        found = _kept(snapshot, scores | behind, category, now)
+        fallback = "too few items had events: by training interactions"
+        found = _filled(snapshot, found, k, category, now)
     return _listed(request, caller, snapshot, found, k, "popular", fallback=fallback)
 
 
@@ -240,7 +237,7 @@ def trending(request: Request, k: K = 10, category: Category = None, caller: Cal
     """Items that get more events today than is usual for them."""
     service, now = _service(request), time()
     snapshot = service.tenant(caller.tenant).snapshot
-    scores = dict(service.store.trending(caller.tenant, now=now, limit=None))
+    scores = dict(service.store.trending(caller.tenant, now=now, limit=_looked_through(category)))
     return _listed(request, caller, snapshot, _kept(snapshot, scores, category, now), k, "trending")
 
 
@@ -249,15 +246,23 @@ def latest(request: Request, k: K = 10, category: Category = None, caller: Calle
     """Items by when they were added, the newest first; scores are seconds since 1970-01-01 UTC."""
     service, now = _service(request), time()
     snapshot = service.tenant(caller.tenant).snapshot
-    added = service.store.latest_items(caller.tenant, limit=None)
+    added = service.store.latest_items(caller.tenant, limit=_looked_through(category))
     scores = {item.item_id: item.created_at for item in added if item.created_at}
     return _listed(request, caller, snapshot, _kept(snapshot, scores, category, now), k, "latest")
 
 
-def _by_count(catalogue: Catalogue) -> list[int]:
-    """Positions of all items, those of most training interactions first."""
-    order: list[int] = np.argsort(-catalogue.train_counts, kind="stable").tolist()
-    return order
+def _looked_through(category: str | None) -> int | None:
+    return COUNTED if category is None else None
+
+
+def _filled(snapshot: Snapshot, found: Ranked, k: int, category: str | None, now: float) -> Ranked:
+    """Items with, behind them, those of most training interactions, up to k; these score 0 behind others."""
+    counts, available, known = snapshot.model.catalogue.train_counts, snapshot.available(now), {*found.items.tolist()}
+    order = (int(item) for item in np.argsort(-counts, kind="stable") if available[item] and item not in known)
+    kept = (item for item in order if category is None or _is_of(snapshot.items.fields[item], category))
+    more = np.array(list(islice(kept, k - len(known))), np.int64)
+    scores = np.zeros(len(more)) if known else counts[more].astype(np.float64)
+    return Ranked(np.concatenate([found.items, more]), np.concatenate([found.scores, scores]))
 
 
 def _kept(snapshot: Snapshot, scores: Mapping[str, float], category: str | None, now: float) -> Ranked:

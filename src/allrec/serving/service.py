@@ -235,7 +235,7 @@ class Service:
     def _resolved(self, snapshot: Snapshot, request: Request, known: Mapping[str, tuple[int, ...]]) -> Answered:
         """A request in positions, along the chain: user, session, similar items, popular ones."""
         history, fallback = history_of(snapshot, request, known)
-        user = self._user_fields(snapshot, request)
+        user = self.user_fields(snapshot, request)
         exclude = frozenset(snapshot.positions(request.exclude).tolist())
         scorer = "cf" if snapshot.model.fused_ranker is None else "fusion"
         if not history:
@@ -267,7 +267,7 @@ class Service:
         """``user_histories`` of one."""
         return self.user_histories(snapshot, tenant, [user_id])[user_id]
 
-    def _user_fields(self, snapshot: Snapshot, request: Request) -> dict[str, Any]:
+    def user_fields(self, snapshot: Snapshot, request: Request) -> dict[str, Any]:
         """Fields of the user, where an expression reads them."""
         kinds: tuple[Kind, ...] = ("filter", "boost")
         texts = {kind: text for kind in kinds if (text := request.settings.get(kind)) is not None}
