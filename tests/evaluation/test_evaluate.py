@@ -66,7 +66,7 @@ class System:
     def fits_each(self, candidates):
         return (candidates >= 0).sum(axis=1) <= self.room
 
-    def llm_scores(self, histories, candidates, name):
+    def llm_scores(self, histories, candidates, name, cache=None):
         self.requested.append((name, len(histories)))
         rows = zip(histories, candidates, strict=True)
         scores = [

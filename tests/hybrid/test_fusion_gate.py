@@ -42,7 +42,7 @@ def train(folder, lead):
             history = dataset.items[dataset.offsets[user] :][:place]
             following.setdefault(tuple(history.tolist()), set()).add(int(item))
 
-    def scores(self, histories, candidates, name="llm"):
+    def scores(self, histories, candidates, name="llm", cache=None):
         rows = []
         for history, row in zip(histories, candidates, strict=True):
             rng = np.random.default_rng(crc32(np.concatenate([history, row]).astype(np.int64).tobytes()))
