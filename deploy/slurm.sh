@@ -5,7 +5,8 @@
 #   sbatch deploy/slurm.sh train /shared/data/DATASET --run /shared/runs/RUN
 #
 # Nodes share a file system, and an environment with allrec[cluster] that VENV names. A job that was killed goes on where
-# it was: submit it again (train with --resume, which a job that Slurm itself began again gets here).
+# it was: submit it again, with --resume but for recommend-all and prepare (where Slurm itself begins a job again it is
+# added here).
 #SBATCH --job-name=allrec
 #SBATCH --nodes=4
 #SBATCH --ntasks-per-node=1
@@ -16,7 +17,7 @@
 set -euo pipefail
 
 if [ "$#" -lt 2 ]; then
-    echo "usage: sbatch deploy/slurm.sh COMMAND ARGUMENTS: recommend-all, train or prepare of allrec" >&2
+    echo "usage: sbatch deploy/slurm.sh COMMAND ARGUMENTS: recommend-all, train, prepare, compare or baselines of allrec" >&2
     exit 2
 fi
 # shellcheck source=/dev/null
@@ -45,8 +46,8 @@ until [ "$(nodes)" -eq "$SLURM_JOB_NUM_NODES" ]; do
     sleep 2
 done
 
-if [ "$1" = train ] && [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ]; then
-    set -- "$@" --resume
+if [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ]; then
+    case "$1" in train | compare | baselines) set -- "$@" --resume ;; esac
 fi
 # One CPU stays free: workers that take all of them would starve the tasks beside them.
 allrec "$@" --engine ray://auto --workers $((SLURM_JOB_NUM_NODES * cpus - 1))

@@ -7,10 +7,11 @@ object store shows an object once it is whole.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,14 @@ from typing import Any
 import fsspec
 
 from allrec import files
-from allrec.errors import InputError
+from allrec.errors import FULL, InputError
 from allrec.files import atomic_path
 
 NAME_LENGTH = 32
 """Hexadecimal digits of a hash that name a file: 128 bits."""
 CURRENT = "current.json"
 """Behind a URL, names the folder of what is there now; without it all that is there counts. See ``uploads``."""
+CHECK = "Check that it exists, the store's endpoint, and the credentials."
 SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]+)://")
 
 
@@ -112,8 +114,7 @@ def local_folder(location: str, cache: Path) -> Path:
     """
     if not is_url(location):
         return Path(location)
-    if exists(join(location, CURRENT)):
-        location = join(location, read_json(join(location, CURRENT))["folder"])
+    location = current(location)
     system, root = _system(location)
     system.invalidate_cache()
     found: dict[str, Any] = system.find(root, detail=True)
@@ -124,6 +125,12 @@ def local_folder(location: str, cache: Path) -> Path:
     if not copy.is_dir():
         _copy_folder(system, root, sorted(found), copy)
     return copy
+
+
+def current(location: str) -> str:
+    """The URL of the folder that is there now: of the version that ``uploads`` has put last, or the URL itself."""
+    named = join(location, CURRENT)
+    return join(location, read_json(named)["folder"]) if exists(named) else location
 
 
 def local_copy(location: str, cache: Path) -> Path:
@@ -170,7 +177,7 @@ def is_version(name: str) -> bool:
     return re.fullmatch(f"[0-9a-f]{{{NAME_LENGTH}}}", name) is not None
 
 
-def _copy_folder(system: Any, root: str, names: list[str], copy: Path) -> None:
+def _copy_folder(system: _Store, root: str, names: list[str], copy: Path) -> None:
     copy.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=".", suffix=".part", dir=copy.parent))
     try:
@@ -227,9 +234,41 @@ def remove_leftovers(folder: str) -> None:
         path.unlink(missing_ok=True)
 
 
-def _system(location: str) -> tuple[Any, str]:
+class _Store:
+    """A file system of fsspec; what it raises, of any class, is told by the URL."""
+
+    def __init__(self, system: Any, location: str) -> None:
+        self._system, self._location = system, location
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        method = getattr(self._system, name)
+
+        def told(*args: Any, **options: Any) -> Any:
+            try:
+                return method(*args, **options)
+            except Exception as error:
+                if isinstance(error, OSError) and _is_of_this_machine(error):
+                    raise
+                raise InputError(f"{self._location}: {_reason(error)} {CHECK}") from error
+
+        return told
+
+
+def _is_of_this_machine(error: OSError) -> bool:
+    """Whether a disk here is full or a file here is gone, which is not the store's business."""
+    return error.errno in FULL or os.path.isabs(str(error.filename or ""))
+
+
+def _reason(error: Exception) -> str:
+    """An error's class and first line, as a sentence."""
+    first = str(error).strip().split("\n", 1)[0].rstrip(".")
+    return f"{type(error).__name__}: {first}." if first else f"{type(error).__name__}."
+
+
+def _system(location: str) -> tuple[_Store, str]:
     try:
         made = {"auto_mkdir": True} if location.startswith("file://") else {}
-        return fsspec.core.url_to_fs(location, **made)
+        system, path = fsspec.core.url_to_fs(location, **made)
     except (ImportError, ValueError) as error:
         raise InputError(f"{location}: {error} Give a path, or install what reads such URLs.") from None
+    return _Store(system, location), path

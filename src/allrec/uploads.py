@@ -63,6 +63,29 @@ def put_at_end(
     shutil.rmtree(folder)
 
 
+@contextmanager
+def changed_at_end(location: str, cache: Path) -> Iterator[Path]:
+    """Yields a local folder to change: the path itself, or a copy that replaces what is behind the URL at the end.
+
+    Args:
+        location: a path, or a URL behind which ``put_at_end`` has put a folder.
+        cache: folder of the copies; that of a killed block is made anew.
+
+    Raises:
+        InputError: nothing is behind the URL, or another program has put it there, or is still writing it.
+    """
+    if not storage.is_url(location):
+        yield Path(location)
+        return
+    if not storage.exists(storage.join(location, CURRENT)):
+        raise InputError(f"{location} is no whole folder that allrec has put there. Copy it here, and give that path.")
+    copy = cache / sha256_text(location)[:NAME_LENGTH]
+    shutil.rmtree(copy, ignore_errors=True)
+    storage.copy_folder(storage.current(location), copy)
+    with put_at_end(location, cache, is_replaced=True) as folder:
+        yield folder
+
+
 def _check_free(location: str, is_replaced: bool) -> None:
     names = storage.names_in(location)
     is_own = all(name in (CURRENT, BEGUN) or storage.is_version(name) for name in names)

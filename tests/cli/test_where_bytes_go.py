@@ -239,7 +239,11 @@ main()
 def test_what_was_stopped_is_resumed(world: Path, whole: dict[str, str], tmp_path: Path) -> None:
     result = run(*training(world, tmp_path / "run"), environment=cache(world), program=STOPPED)
     assert result.returncode == 130
-    advises(result.stderr, "train and compare continue with --resume, data fetch by itself.\n")
+    advises(
+        result.stderr,
+        "with --resume train, scenario, compare and baselines go on; recommend-all, refresh and data fetch do when the "
+        "same command is given again.\n",
+    )
     result = run(*training(world, tmp_path / "run"), "--resume", environment=cache(world), program=STOPPED)
     assert result.returncode == 0, result.stderr
     assert contents(tmp_path / "run") == whole

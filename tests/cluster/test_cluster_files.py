@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -66,8 +67,15 @@ def test_the_slurm_script_is_a_script_and_passes_options_that_its_commands_have(
     assert used == {"--engine", "--workers"}
     named = re.search(r"COMMAND ARGUMENTS: ([a-z, -]+) or ([a-z]+) of allrec", script.read_text())
     commands = [*named[1].split(", "), named[2]]
-    assert commands == ["recommend-all", "train", "prepare"]
+    assert commands == ["recommend-all", "train", "prepare", "compare", "baselines"]
     assert all(used <= options_of(command) for command in commands)
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
+@pytest.mark.parametrize("script", ["deploy/slurm.sh", ".ci/run"])
+def test_shell_scripts_have_no_known_mistake(script):
+    found = subprocess.run(["shellcheck", str(DEPLOY.parent / script)], capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stdout
 
 
 def test_the_slurm_script_says_what_is_missing():

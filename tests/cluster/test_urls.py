@@ -1,10 +1,11 @@
 """Runs and recommendations behind URLs: an S3 of this machine in place of the cloud's."""
 
+import errno
 import socket
 import time
+from contextlib import suppress
 
 import pytest
-from tests.killing import Killed
 from tests.remedies import refused
 
 from allrec import storage, uploads
@@ -15,7 +16,7 @@ from allrec.errors import InputError
 from allrec.files import read_json
 from allrec.parallel import Processes, ThisProcess
 from allrec.recommender import AllRec
-from allrec.uploads import put_at_end
+from allrec.uploads import changed_at_end, put_at_end
 from cluster.shard_work import Upper, lines_of, write_shards
 from worlds import FUSED, make_world
 
@@ -26,6 +27,10 @@ typer_testing = pytest.importorskip("typer.testing")
 
 # Of the libraries of AWS alone, which set their own clocks and sockets.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+
+
+class Killed(BaseException):
+    """No error of a store: those are told in another class."""
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +124,31 @@ def test_a_url_that_nothing_reads_is_said():
         storage.exists("xyz://a/b")
 
 
+def test_a_store_that_refuses_or_does_not_answer_is_told_in_a_sentence(bucket, tmp_path, monkeypatch):
+    advice = "Check that it exists, the store's endpoint, and the credentials."
+    with refused(advice) as caught:
+        storage.write_json("s3://elsewhere/file.json", {})
+    assert str(caught.value).startswith("s3://elsewhere/file.json: FileNotFoundError: The specified bucket does not")
+    with refused(advice):
+        storage.local_folder("s3://elsewhere/run", tmp_path)
+    with refused("holds no file. Is this the URL that you meant?"):
+        storage.local_folder(f"{bucket}/nothing", tmp_path)
+
+    class Silent:
+        def exists(self, path):
+            raise TimeoutError
+
+        def get_file(self, source, target):
+            raise OSError(errno.ENOSPC, "No space left on device", target)
+
+    monkeypatch.setattr(fsspec.core, "url_to_fs", lambda location: (Silent(), location))
+    with pytest.raises(InputError, match=r"^s3://bucket/run: TimeoutError\. Check that it exists"):
+        storage.remove("s3://bucket/run")
+    # A disk here is not the store's business.
+    with pytest.raises(OSError, match="No space left"), storage.local_file("s3://bucket/run"):
+        pass
+
+
 def test_a_run_and_its_recommendations_may_lie_behind_urls(bucket, tmp_path, monkeypatch):
     monkeypatch.setenv("ALLREC_CACHE", str(tmp_path / "cache" / "texts"))
     dataset, _, recipe = make_world(tmp_path, (*FUSED, "llm.enabled=false"))
@@ -166,6 +196,37 @@ def test_prepare_and_train_read_and_write_behind_urls(bucket, tmp_path, monkeypa
     assert there.run.manifest["stages"]["backbone"]["sha256"] == here.run.manifest["stages"]["backbone"]["sha256"]
     assert there.recommend(user=local.user_ids[0], k=3) == here.recommend(user=local.user_ids[0], k=3)
     assert not list((tmp_path / "cache" / "runs" / "written").iterdir())
+
+    run_program("recommend", f"{bucket}/trained", "--user", local.user_ids[0], "--json")
+    before = read_json(there.run.path / "metrics.json")["results"]
+    run_program("evaluate", f"{bucket}/trained", f"{bucket}/data", "--protocol", "full-repeat")
+    changed = AllRec.from_pretrained(f"{bucket}/trained").run
+    after = read_json(changed.path / "metrics.json")["results"]
+    assert {row["protocol"] for row in after} - {row["protocol"] for row in before} == {"full-repeat"}
+    assert changed.manifest["stages"]["backbone"] == there.run.manifest["stages"]["backbone"]
+    assert not list((tmp_path / "cache" / "runs" / "changed").iterdir())
+
+
+def test_a_run_that_another_program_has_put_there_is_not_changed(bucket, tmp_path):
+    fsspec.filesystem("s3").pipe_file("bucket/plain/manifest.json", b"{}")
+    changed = changed_at_end(f"{bucket}/plain", tmp_path)
+    with refused("{} is no whole folder that allrec has put there. Copy it here, and give that path."), changed:
+        pass
+    # Followed: what is copied here can be changed.
+    with changed_at_end(str(storage.local_folder(f"{bucket}/plain", tmp_path)), tmp_path) as folder:
+        assert (folder / "manifest.json").read_text() == "{}"
+
+
+def test_a_change_that_was_killed_leaves_what_was_there(bucket, tmp_path):
+    put(f"{bucket}/changing", tmp_path / "put", "old")
+    for text in ("half", "new"):
+        with suppress(Killed), changed_at_end(f"{bucket}/changing", tmp_path / "changed") as folder:
+            assert {path.name: path.read_text() for path in folder.iterdir()} == {"a.json": "old", "b.json": "old"}
+            (folder / "a.json").write_text(text)
+            if text == "half":
+                raise Killed
+        expected = {"a.json": "new" if text == "new" else "old", "b.json": "old"}
+        assert texts_of(f"{bucket}/changing", tmp_path / "copies") == expected
 
 
 def put(location, cache, text="{}", **given):

@@ -14,6 +14,7 @@ from allrec.data import load_dataset
 from allrec.errors import InputError
 from allrec.experiments import baselines
 from allrec.experiments.baselines import Measured, run_baselines, summarise_baselines
+from allrec.parallel import Processes
 from allrec.runs.run_folder import RunFolder
 from allrec.runs.stages import STAGES
 from worlds import FUSED
@@ -88,6 +89,16 @@ def test_resuming_does_nothing_twice_and_gives_the_same(world, small_world, monk
         dataset, folder / "out", seeds=(0, 1), recipe=recipe, bce=recipe.backbone, cache=small_world.cache, resume=True
     )
     assert json.loads(json.dumps(again)) == result
+
+
+def test_seeds_at_the_same_time_give_the_same(world, small_world, tmp_path):
+    _, dataset, recipe, result = world
+    again = run_baselines(
+        dataset, tmp_path / "out", seeds=(0, 1), recipe=recipe, bce=recipe.backbone, cache=small_world.cache,
+        engine=Processes(2),
+    )  # fmt: skip
+    assert again["results"] == result["results"]
+    assert again["comparisons"] == result["comparisons"]
 
 
 def test_the_softmax_and_the_fusion_are_those_of_one_run(world):

@@ -4,6 +4,7 @@ import csv
 import os
 import shutil
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from allrec.experiments import compare as module
 from allrec.experiments.compare import COMPARISON, compare, rows_of
 from allrec.experiments.summary import Row
 from allrec.files import read_json, sha256_file
+from allrec.parallel import Processes
 from allrec.runs.run_folder import RunFolder
 from allrec.runs.stages import STAGES, stage_inputs
 from worlds import make_world
@@ -35,10 +37,10 @@ class World:
             path.write_text(dump_recipe(one))
         self.rows = rows_of([str(path) for path in self.paths])
 
-    def compare(self, out, seeds=(0, 1), watch=module.unwatched, resume=False, rows=None):
+    def compare(self, out, seeds=(0, 1), watch=module.unwatched, resume=False, rows=None, engine=None):
         return compare(
             self.dataset, rows or self.rows, out, seeds=seeds, llm=str(self.llm), cache=self.folder / "cache",
-            watch=watch, resume=resume,
+            watch=watch, resume=resume, engine=engine,
         )  # fmt: skip
 
 
@@ -90,6 +92,23 @@ def test_a_row_of_a_comparison_is_what_it_is_alone(world, compared, tmp_path):
         names = (compared[0], tmp_path / "alone")
         shas = {sha256_file(name / "runs" / "other-seed1" / stage / "model.safetensors") for name in names}
         assert len(shas) == 1, stage
+
+
+def test_seeds_at_the_same_time_give_the_same_table_and_weights(world, compared, tmp_path):
+    said = []
+
+    def watch(sentence):
+        said.append(sentence)
+        return nullcontext(lambda stage, share, values: said.append((stage, share)))
+
+    result = world.compare(tmp_path / "out", engine=Processes(2), watch=watch)
+    assert without_seconds(result["table"]) == without_seconds(compared[1]["table"])
+    # Here nothing is left to do.
+    assert said == ["2 seeds, several at a time", ("seeds", 0.0), ("seeds", 0.5), ("seeds", 1.0)]
+    weights = {path.relative_to(compared[0]) for path in (compared[0] / "runs").rglob("model.safetensors")}
+    assert len(weights) >= 12
+    different = [path for path in weights if sha256_file(tmp_path / "out" / path) != sha256_file(compared[0] / path)]
+    assert not different
 
 
 def test_the_table_is_written_in_three_forms(compared):
@@ -169,8 +188,6 @@ def test_killed_and_resumed_it_ends_in_the_same_numbers(world, compared, tmp_pat
     killed = []
 
     def watch(sentence):
-        from contextlib import nullcontext
-
         def observer(name, share, values):
             if name == stage and not killed and not sentence.startswith("whole-seed0"):
                 killed.append(sentence)

@@ -10,7 +10,7 @@ import time
 import numpy as np
 import polars as pl
 import pytest
-from tests.remedies import refused
+from tests.remedies import program, refused
 
 from allrec.config import dump_recipe
 from allrec.errors import InputError
@@ -196,6 +196,23 @@ def test_a_task_that_reads_asks_for_an_accelerator(trained, tmp_path, monkeypatc
     seen = Seen()
     trained.recommend_all(tmp_path / "out", k=3, use_llm=use_llm, engine=seen, gpus=gpus)
     assert seen.tasks == [expected]
+
+
+def test_accelerators_a_task_need_an_engine(fused, tmp_path):
+    given = [
+        "recommend-all",
+        fused.run.path,
+        "--out",
+        tmp_path / "out",
+        "--gpus",
+        "0",
+        "--users-a-part",
+        "40",
+        "--no-llm",
+    ]
+    with refused("got --gpus {} for the engine here, which has --device. Give another --engine."):
+        program(*given)
+    program(*given, "--engine", "processes")
 
 
 @pytest.mark.parametrize("gpus", [-1.0, 1.5, float("nan"), float("inf")])

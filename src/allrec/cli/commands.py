@@ -17,6 +17,7 @@ from allrec.data.protocols import EvaluationProtocol
 from allrec.errors import FULL, InputError
 
 if TYPE_CHECKING:
+    from allrec import parallel
     from allrec.config import Recipe
     from allrec.data.config import PrepareConfig
     from allrec.data.dataset import Dataset
@@ -68,13 +69,19 @@ Database = Annotated[
 Engine = Annotated[
     str, typer.Option(help="here, processes (of this machine), ray://local, ray://auto, or ray://HOST:PORT.")
 ]
+SeedEngine = Annotated[
+    str, typer.Option(help="Trains seeds at the same time: processes, ray://local, ray://auto or ray://HOST:PORT.")
+]
 Workers = Annotated[int, typer.Option(min=1, help="Workers at a time, each with a model in memory of its own.")]
 Partitions = Annotated[
     int, typer.Option(min=1, help="Parts, one at a time in memory, for more than memory holds; the same bytes.")
 ]
 Run = Annotated[Path, typer.Argument(help="A run folder, written by train.", metavar="RUN")]
+RunOrUrl = Annotated[
+    str, typer.Argument(help="A run folder, written by train, or its URL, such as s3://BUCKET/RUN.", metavar="RUN")
+]
 NewRun = Annotated[Path, typer.Option(help="The run folder to write.")]
-DatasetFolder = Annotated[Path, typer.Argument(help="A data set folder, written by prepare.")]
+DatasetFolder = Annotated[str, typer.Argument(help="A data set folder, written by prepare, or its URL.")]
 RecipeName = Annotated[str | None, typer.Option(help="A recipe's name, or a TOML file; a-llmrec if left out.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue where the run stopped.")]
 User = Annotated[str | None, typer.Option(help="A known user's id.")]
@@ -119,8 +126,8 @@ def run_app() -> int | str | None:
 def say_stopped() -> None:
     """Says, after Ctrl-C, how to go on; within a command typer turns that into an exit code."""
     sys.stderr.write(
-        "allrec: stopped. Nothing that was finished is lost: train and compare continue with --resume, "
-        "data fetch by itself.\n"
+        "allrec: stopped. Nothing that was finished is lost: with --resume train, scenario, compare and baselines go "
+        "on; recommend-all, refresh and data fetch do when the same command is given again.\n"
     )
 
 
@@ -271,7 +278,7 @@ def prepare(
 
 @app.command()
 def train(
-    dataset: Annotated[str, typer.Argument(help="A data set folder, written by prepare, or its URL.")],
+    dataset: DatasetFolder,
     run: Annotated[str, typer.Option(help="The run folder to write, or its URL, such as s3://BUCKET/RUN.")],
     recipe: RecipeName = None,
     llm: Llm = None,
@@ -282,22 +289,23 @@ def train(
     workers: Workers = 1,
 ) -> None:
     """Train a recipe's stages and evaluate them on validation and test; several workers share the three stages."""
-    from allrec import storage
     from allrec.cli.engines import open_group
     from allrec.runs.run_folder import MANIFEST
     from allrec.uploads import put_at_end
 
-    group, cache = open_group(engine, workers), _cache("data")
+    group = open_group(engine, workers)
     with put_at_end(run, _cache("runs") / "written", resumed_by=MANIFEST) as folder:
         chosen = _recipe(folder, recipe, sets, resume)
         given: dict[str, Any] = {"resume": resume, "llm": llm, "device": device, "group": group}
-        _train(storage.local_copy(dataset, cache), folder, chosen, **given)
+        _train(_here(dataset), folder, chosen, **given)
 
 
 @app.command()
 def evaluate(
-    run: Run,
-    dataset: Annotated[Path, typer.Argument(help="The data set that the run was trained on; another: cross-domain.")],
+    run: RunOrUrl,
+    dataset: Annotated[
+        str, typer.Argument(help="The data set that the run was trained on, or its URL; another: cross-domain.")
+    ],
     protocol: Annotated[
         list[str] | None, typer.Option(help=f"{', '.join(EvaluationProtocol)}; may be repeated.")
     ] = None,
@@ -314,19 +322,21 @@ def evaluate(
     from allrec.experiments.scenarios import CROSS_DOMAIN, evaluate_scenario
     from allrec.recommender import AllRec, plan_of
 
-    system = AllRec.from_pretrained(run, device=device)
-    if scenario == CROSS_DOMAIN:
-        rows = evaluate_cross_domain(system, load_dataset(dataset), protocols=protocol or ())
-        tables.show_foreign(rows, system.run)
-        return
-    recipe = system.run.recipe()
-    if protocol:
-        values = recipe.evaluation.model_dump() | {"protocols": protocol}
-        recipe = recipe.changed(evaluation=type(recipe.evaluation)(**values))
-    with observing() as observer:
-        own = system.run.manifest["dataset"].get("scenario", "standard")
-        evaluate_scenario(system, dataset, scenario or own, plan_of(recipe, run / "evaluate", observer))
-    tables.show_results(system.run)
+    with _changed(run) as folder:
+        system = AllRec.from_pretrained(folder, device=device)
+        if scenario == CROSS_DOMAIN:
+            rows = evaluate_cross_domain(system, load_dataset(_here(dataset)), protocols=protocol or ())
+            tables.show_foreign(rows, system.run)
+            return
+        recipe = system.run.recipe()
+        if protocol:
+            values = recipe.evaluation.model_dump() | {"protocols": protocol}
+            recipe = recipe.changed(evaluation=type(recipe.evaluation)(**values))
+        with observing() as observer:
+            own = system.run.manifest["dataset"].get("scenario", "standard")
+            plan = plan_of(recipe, folder / "evaluate", observer)
+            evaluate_scenario(system, _here(dataset), scenario or own, plan)
+        tables.show_results(system.run)
 
 
 @app.command()
@@ -351,15 +361,15 @@ def scenario(
     chosen = _recipe(out, recipe, sets, resume)
     with observing() as observer:
         system = train_scenario(
-            dataset, scenario, out, recipe=chosen, llm=llm, resume=resume, device=device, observer=observer
+            _here(dataset), scenario, out, recipe=chosen, llm=llm, resume=resume, device=device, observer=observer
         )
     show_results(system.run)
 
 
 @app.command()
 def diagnose(
-    run: Run,
-    dataset: Annotated[Path, typer.Argument(help="The data set that the run was trained on.")],
+    run: RunOrUrl,
+    dataset: Annotated[str, typer.Argument(help="The data set that the run was trained on, or its URL.")],
     users: Annotated[int, typer.Option(min=1, help="Test users, a fixed sample.")] = 500,
     orders: Annotated[int, typer.Option(min=1, help="Random orders of each prompt's candidates.")] = 5,
     device: Device = None,
@@ -370,11 +380,11 @@ def diagnose(
     from allrec.experiments import diagnostics
     from allrec.recommender import AllRec
 
-    system = AllRec.from_pretrained(run, device=device)
-    with observing() as observer:
-        result = diagnostics.diagnose(system, dataset, num_users=users, num_orders=orders, observer=observer)
+    with _changed(run) as folder, observing() as observer:
+        system = AllRec.from_pretrained(folder, device=device)
+        result = diagnostics.diagnose(system, _here(dataset), num_users=users, num_orders=orders, observer=observer)
     show_diagnostics(result)
-    say(f"Written: {run / diagnostics.DIAGNOSTICS}")
+    say(f"Written: {run.rstrip('/')}/{diagnostics.DIAGNOSTICS}")
 
 
 @app.command()
@@ -396,6 +406,8 @@ def compare(
     sets: Sets = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue where the comparison stopped.")] = False,
     device: Device = None,
+    engine: SeedEngine = "here",
+    workers: Workers = 1,
 ) -> None:
     """Train and evaluate recipes over seeds, each shared stage once, and write one table of them all."""
     from allrec.cli.progress import say
@@ -406,8 +418,10 @@ def compare(
 
     named = tuple(sets or ())
     rows = rows_of(_parts(recipes), ablations=ablations, backbones=_parts(backbones or ""), sets=named)
-    given: dict[str, Any] = {"seeds": _seeds(seeds), "llm": llm, "resume": resume, "device": device}
-    show_comparison(compare_rows(dataset, rows, out, watch=_watching, **given))
+    given: dict[str, Any] = {
+        "seeds": _seeds(seeds), "llm": llm, "resume": resume, "device": device, "engine": _engine(engine, workers)
+    }  # fmt: skip
+    show_comparison(compare_rows(_here(dataset), rows, out, watch=_watching, **given))
     say(f"Written: {out / 'table.csv'}, {out / 'table.md'}, {write_report(out)}")
 
 
@@ -417,15 +431,17 @@ def baselines(
     out: Annotated[Path, typer.Option(help="The folder to write.")],
     seeds: Annotated[str, typer.Option(help="Seeds of what is drawn, with commas.")] = "0",
     resume: Annotated[bool, typer.Option("--resume", help="Continue where the baselines stopped.")] = False,
+    engine: SeedEngine = "here",
+    workers: Workers = 1,
 ) -> None:
     """Choose every baseline on validation, rank the test targets with it, and write one table of them all."""
     from allrec.cli.progress import observing, say
     from allrec.cli.tables import show_baselines
     from allrec.experiments.baselines import BASELINES, run_baselines
 
-    numbers = _seeds(seeds)
+    given: dict[str, Any] = {"seeds": _seeds(seeds), "resume": resume, "engine": _engine(engine, workers)}
     with observing() as observer:
-        result = run_baselines(dataset, out, seeds=numbers, resume=resume, observer=observer)
+        result = run_baselines(_here(dataset), out, observer=observer, **given)
     show_baselines(result)
     say(f"Written: {out / BASELINES}")
 
@@ -444,7 +460,7 @@ def report(
 
 @app.command()
 def recommend(
-    run: Run,
+    run: RunOrUrl,
     user: User = None,
     history: History = None,
     k: Annotated[int, typer.Option("-k", min=1, help="How many.")] = 10,
@@ -475,7 +491,7 @@ def recommend(
 
 @app.command("recommend-all")
 def recommend_all(
-    run: Annotated[str, typer.Argument(help="A run folder or its URL, such as s3://BUCKET/RUN.", metavar="RUN")],
+    run: RunOrUrl,
     out: Annotated[str, typer.Option(help="Folder or URL to write; of the same job where it was stopped.")],
     k: Annotated[int, typer.Option("-k", "--k", min=1, help="How many items a user.")] = 10,
     engine: Engine = "here",
@@ -488,21 +504,23 @@ def recommend_all(
     device: Device = None,
 ) -> None:
     """Recommend items to every user, into Parquet files; the same command goes on where it was stopped."""
-    from allrec.cli.engines import open_engine
+    from allrec.cli.engines import HERE
     from allrec.cli.progress import noting, observing, say
     from allrec.recommender import AllRec
 
-    chosen = open_engine(engine, workers)
+    chosen = _engine(engine, workers)
+    if gpus is not None and engine == HERE:
+        raise InputError(f"got --gpus {gpus:g} for the engine here, which has --device. Give another --engine.")
     with noting(), observing() as observer:
         system = AllRec.from_pretrained(run, device=device)
-        options: dict[str, Any] = {"engine": None if engine == "here" else chosen, "users_a_part": part, "gpus": gpus}
+        options: dict[str, Any] = {"engine": chosen, "users_a_part": part, "gpus": gpus}
         done = system.recommend_all(out, k=k, use_llm=not no_llm, observer=observer, **options)
     say(f"Written: {done['users']:,} users in {len(done['parts']):,} files of {out}/parts")
 
 
 @app.command("add-items")
 def add_items(
-    run: Run,
+    run: RunOrUrl,
     items: Annotated[
         Path, typer.Argument(help="JSON lines: item_id, title, description, genres.", metavar="ITEMS.jsonl")
     ],
@@ -514,8 +532,8 @@ def add_items(
     from allrec.recommender import AllRec
 
     rows = read_new_items(items)
-    with noting():
-        system = AllRec.from_pretrained(run, device=device)
+    with noting(), _changed(run) as folder:
+        system = AllRec.from_pretrained(folder, device=device)
         added = system.add_items(rows)
     noun = "item" if len(added) == 1 else "items"
     say(f"{len(added):,} {noun} added to {run}, which has {system.model.catalogue.num_items:,} now.")
@@ -523,7 +541,7 @@ def add_items(
 
 @app.command()
 def generate(
-    run: Run,
+    run: RunOrUrl,
     task: Annotated[str, typer.Option(help="title or genres.")],
     user: User = None,
     history: History = None,
@@ -634,6 +652,30 @@ def _prepare_from(source: str, out: str, items: str | None, config: PrepareConfi
         table = None if items is None else storage.local_copy(items, cache)
         show_counts(_prepare(storage.local_copy(source, cache), folder, table, config, **given))
         show_times(folder)
+
+
+def _engine(name: str, workers: int) -> parallel.Engine | None:
+    """The engine of a name; None is this process, which needs none."""
+    from allrec.cli.engines import HERE, open_engine
+
+    chosen = open_engine(name, workers)
+    return None if name == HERE else chosen
+
+
+def _here(dataset: str) -> Path:
+    """A data set's folder, of this machine."""
+    from allrec import storage
+
+    return storage.local_copy(dataset, _cache("data"))
+
+
+@contextmanager
+def _changed(run: str) -> Iterator[Path]:
+    """A run's folder to change; what is behind a URL is replaced at the end."""
+    from allrec.uploads import changed_at_end
+
+    with changed_at_end(run, _cache("runs") / "changed") as folder:
+        yield folder
 
 
 def _cache(kind: str) -> Path:

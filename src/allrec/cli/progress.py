@@ -39,6 +39,7 @@ STAGE_NAMES = {
     "fusion": "fusion",
     "evaluate": "evaluation",
     "recommend_all": "recommendations",
+    "seeds": "runs of all seeds",
 }
 UNITS = {
     "step": ("steps", 1.0),
@@ -46,10 +47,11 @@ UNITS = {
     "titles": ("titles", 1.0),
     "users": ("users", 1.0),
     "rows": ("rows", 1.0),
+    "seeds": ("seeds", 1.0),
     "bytes": ("MB", 1e6),
 }
 """Progress value -> the unit's name, and the value of one unit."""
-COUNTED_FROM_ZERO = ("texts", "titles", "users", "rows")
+COUNTED_FROM_ZERO = ("texts", "titles", "users", "rows", "seeds")
 """Values that a stage counts from its own beginning; the others may continue from an earlier process."""
 SHOWN = {"total": "loss", "validation": "valid NDCG@10"}
 WINDOW = 10.0

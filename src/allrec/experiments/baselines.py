@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -29,14 +30,14 @@ from allrec.evaluation.metrics import ndcg_at
 from allrec.evaluation.ranks import candidate_ranks, catalogue_ranks, excluded_of
 from allrec.evaluation.results import Clusters, Ranking, chances, clusters_of, corrected, masks_of, result_rows
 from allrec.evaluation.significance import compare
-from allrec.experiments.compare import RUNS, Runs, begin_experiment, check_seeds
+from allrec.experiments.compare import RUNS, Runs, begin_experiment, by_engine, check_seeds
 from allrec.experiments.summary import SHOWN, cell, values_of
 from allrec.files import load_tensors, read_json, save_tensors, write_json
 from allrec.hybrid.content import Vocabulary
 from allrec.hybrid.features import RECALLED, Histories, histories_before, largest_similarity
 from allrec.hybrid.fitting import FusionStageConfig
 from allrec.hybrid.similarity import DenseSpace, Neighbours
-from allrec.parallel import Observer, ignore
+from allrec.parallel import Engine, Observer, ignore
 from allrec.runs.run_folder import describe
 from allrec.runs.scorers import SCORERS
 from allrec.runs.stages import train_stages
@@ -409,6 +410,7 @@ def run_baselines(
     bce: BackboneConfig | None = None,
     resume: bool = False,
     cache: Path | None = None,
+    engine: Engine | None = None,
     observer: Observer = ignore,
 ) -> dict[str, Any]:
     """Chooses every baseline on validation, ranks the test targets, and writes ``baselines.json``.
@@ -421,6 +423,7 @@ def run_baselines(
         bce: the SASRec with binary cross-entropy; that of ``a-llmrec`` if None.
         resume: continue where it was stopped.
         cache: folder of cached text embeddings.
+        engine: does several seeds at a time, see ``compare``; this process where None.
         observer: receives the progress.
 
     Returns:
@@ -438,13 +441,55 @@ def run_baselines(
     other = begin_experiment(folder / BASELINES, "baselines", head, resume)["dataset"]
     if other["sha256"] != dataset.sha256:
         raise InputError(f"{folder} holds baselines of {other['name']!r}, got {dataset.name!r}. Give another --out.")
-    runs, measured = Runs(folder / RUNS, dataset, cache or default_cache()), dict[str, Measured]()
+    cache, measured = cache or default_cache(), dict[str, Measured]()
+    if engine is not None:
+        work = BaselinesOfSeed(folder.absolute(), dataset.path.absolute(), recipes, cache.absolute(), seeds[0])
+        by_engine(engine, work, seeds, None, lambda _: nullcontext(observer))
+    runs = Runs(folder / RUNS, dataset, cache)
     for seed in seeds:
-        models = {name: _trained(runs, name, one, seed, observer) for name, one in recipes.items()}
-        _measure_all(folder / f"seed{seed}", dataset, models, seed, measured, observer)
+        _measure_seed(runs, recipes, seed, seed == seeds[0], measured, observer)
     result = head | {"seeds": list(seeds)} | summarise_baselines(list(measured.values()), dataset, seeds)
     write_json(folder / BASELINES, result)
     return result
+
+
+@dataclass(frozen=True)
+class BaselinesOfSeed:
+    """Every baseline with one seed: a task of an engine, whose part is the seed.
+
+    Attributes:
+        folder: of the baselines; every worker sees it, and the data set.
+        dataset: the data set's folder.
+        recipes: what is trained, by name.
+        cache: folder of cached text embeddings.
+        first: the seed with which baselines are run that do not depend on it.
+    """
+
+    folder: Path
+    dataset: Path
+    recipes: dict[str, Recipe]
+    cache: Path
+    first: int
+
+    def __call__(self, seed: int) -> Path:
+        """Does what is not done yet; the folder of the seed."""
+        runs = Runs(self.folder / RUNS, load_dataset(self.dataset), self.cache)
+        return _measure_seed(runs, self.recipes, seed, seed == self.first, {}, ignore)
+
+
+def _measure_seed(
+    runs: Runs,
+    recipes: Mapping[str, Recipe],
+    seed: int,
+    is_first: bool,
+    measured: dict[str, Measured],
+    observer: Observer,
+) -> Path:
+    """Trains and measures what is not done yet with a seed, and adds it to what is measured."""
+    folder = runs.folder.parent / f"seed{seed}"
+    models = {name: _trained(runs, name, one, seed, observer) for name, one in recipes.items()}
+    _measure_all(folder, runs.dataset, models, seed, is_first, measured, observer)
+    return folder
 
 
 def _backbone_alone(recipe: Recipe, backbone: BackboneConfig) -> Recipe:
@@ -464,6 +509,7 @@ def _measure_all(
     dataset: Dataset,
     models: Mapping[str, TrainedModel],
     seed: int,
+    is_first: bool,
     measured: dict[str, Measured],
     observer: Observer,
 ) -> None:
@@ -476,7 +522,7 @@ def _measure_all(
         measures[FUSION] = partial(_of_fusion, whole, dataset)
     for number, (name, measure) in enumerate(measures.items(), 1):
         own = measured.setdefault(name, Measured(name))
-        if name in DRAWN or not own.facts:
+        if name in DRAWN or is_first:
             _measure(folder, own, measure)
         observer("baselines", number / len(measures), {})
 

@@ -16,12 +16,12 @@ from allrec.errors import InputError, nearest
 from allrec.experiments.evidence_worth import check_ablated, evidence_names, is_measured, measure_left_out, parts_of
 from allrec.experiments.summary import FUSION, Row, run_name, summarise, to_csv, to_markdown
 from allrec.files import read_json, write_json, write_text
-from allrec.parallel import Observer, ignore
+from allrec.parallel import Engine, Needs, Observer, ignore
 from allrec.recommender import AllRec, begin_training
 from allrec.runs.run_folder import MANIFEST, METRICS_FILE, RunFolder, describe
 from allrec.runs.stages import Training, adopt_stages, train_stages
 from allrec.runs.tensorboard import recording
-from allrec.runs.trained_model import TrainedModel, load_language_model
+from allrec.runs.trained_model import TrainedModel, device_of, load_language_model
 
 if TYPE_CHECKING:
     from allrec.llm.language_model import LanguageModel
@@ -211,6 +211,21 @@ class Runs:
         with watch(f"{name} ({place}){taken}") as observer, recording(run.path / "events", observer) as recorder:
             AllRec(train_stages(replace(training, observer=recorder))).evaluate(self.dataset, observer=observer)
 
+    def finish_all(
+        self,
+        rows: Sequence[Row],
+        seeds: Sequence[int],
+        llm: str | None,
+        watch: Watch,
+        noted: Callable[[], object] = lambda: None,
+    ) -> None:
+        """Trains and evaluates what is not done yet of every row with every seed; ``noted`` is called after each."""
+        wanted = _wanted(rows, seeds, llm)
+        for place, (name, recipe) in enumerate(wanted.items(), 1):
+            self.finish(name, recipe, watch, f"{place} of {len(wanted)}")
+            self.measure_left_out(name, [row for row in rows if row.left_out and name in _names(row, seeds)], watch)
+            noted()
+
     def measure_left_out(self, name: str, rows: Sequence[Row], watch: Watch) -> None:
         """Ranks by the run's fusion without what rows leave out, where that is not done yet."""
         run = RunFolder.open(self.folder / name)
@@ -223,6 +238,44 @@ class Runs:
         """Total time of every stage in the folder, each shared one once."""
         entries = [entry for run in self.all() for entry in run.manifest["stages"].values()]
         return float(sum(entry.get("seconds", 0.0) for entry in entries if "adopted" not in entry))
+
+
+@dataclass(frozen=True)
+class RunsOfSeed:
+    """Trains and evaluates every row with one seed: a task of an engine, whose part is the seed.
+
+    Attributes:
+        folder: of the comparison; every worker sees it, and the data set.
+        dataset: the data set's folder.
+        rows: what is trained.
+        llm: see ``compare``.
+        cache: folder of cached text embeddings.
+        device: "cpu", "cuda", ...
+    """
+
+    folder: Path
+    dataset: Path
+    rows: tuple[Row, ...]
+    llm: str | None
+    cache: Path
+    device: str | None
+
+    def __call__(self, seed: int) -> Path:
+        """Does what is not done yet; the folder of the runs."""
+        runs = Runs(self.folder / RUNS, load_dataset(self.dataset), self.cache, self.device)
+        runs.finish_all(self.rows, [seed], self.llm, unwatched)
+        return runs.folder
+
+
+def by_engine(
+    engine: Engine, work: Callable[[int], Path], seeds: Sequence[int], device: str | None, watch: Watch
+) -> None:
+    """Does the work of every seed somewhere, an accelerator a task where there is one; what follows finds it done."""
+    needs = Needs(gpus=1.0 if device_of(device).startswith("cuda") else 0.0)
+    with watch(f"{len(seeds)} seeds, several at a time") as observer:
+        observer("seeds", 0.0, {"seeds": 0.0})
+        for done, _ in enumerate(engine.map(work, seeds, needs), 1):
+            observer("seeds", done / len(seeds), {"seeds": float(done)})
 
 
 def check_seeds(seeds: Sequence[int]) -> None:
@@ -264,6 +317,7 @@ def compare(
     resume: bool = False,
     cache: Path | None = None,
     device: str | None = None,
+    engine: Engine | None = None,
     watch: Watch = unwatched,
 ) -> dict[str, Any]:
     """Trains and evaluates every row with every seed, and writes ``compare.json``, ``table.csv`` and ``table.md``.
@@ -277,6 +331,8 @@ def compare(
         resume: continue where a comparison was stopped.
         cache: folder of cached text embeddings.
         device: "cpu", "cuda", ...; the accelerator where there is one.
+        engine: trains the runs of several seeds at a time, such as ``Processes(3)``, with a thread each; its workers
+            see the folders of data set and comparison. This process, one run after the other, where None.
         watch: opens an observer for each run.
 
     Returns:
@@ -291,21 +347,26 @@ def compare(
     spent = NOTHING | spent.get("seconds", {})
     dataset = dataset if isinstance(dataset, Dataset) else load_dataset(dataset)
     runs = Runs(folder / RUNS, dataset, cache or default_cache(), device)
-    before, wanted = runs.seconds(), _wanted(rows, seeds, llm)
-    head = {"format": FORMAT_VERSION, "dataset": describe(dataset), "seeds": list(seeds)}
-    for place, (name, recipe) in enumerate(wanted.items(), 1):
-        runs.finish(name, recipe, watch, f"{place} of {len(wanted)}")
-        runs.measure_left_out(name, [row for row in rows if row.left_out and name in _names(row, seeds)], watch)
+    before, head = runs.seconds(), {"format": FORMAT_VERSION, "dataset": describe(dataset), "seeds": list(seeds)}
+    if engine is not None:
+        # One process chooses the language models' precision, for all of them.
+        for name, recipe in _wanted(rows, seeds, llm).items():
+            runs.begin(name, recipe)
+        work = RunsOfSeed(folder.absolute(), dataset.path.absolute(), tuple(rows), llm, runs.cache.absolute(), device)
+        by_engine(engine, work, seeds, device, watch)
+
+    def note(table: dict[str, Any] | None = None) -> dict[str, Any]:
         cost = _cost(spent, time.perf_counter() - start, runs.seconds() - before)
-        write_json(folder / COMPARISON, head | {"seconds": cost, "table": None})
+        noted = head | {"seconds": cost, "table": table}
+        write_json(folder / COMPARISON, noted)
+        return noted
+
+    runs.finish_all(rows, seeds, llm, watch, note)
     table = summarise(folder / RUNS, rows, seeds)
     write_text(folder / "table.csv", to_csv(table["rows"]))
     write_text(folder / "evidence.csv", to_csv(table["evidence"]))
     write_text(folder / "table.md", to_markdown(table))
-    cost = _cost(spent, time.perf_counter() - start, runs.seconds() - before)
-    result = head | {"seconds": cost, "table": table}
-    write_json(folder / COMPARISON, result)
-    return result
+    return note(table)
 
 
 def is_comparison(folder: Path) -> bool:

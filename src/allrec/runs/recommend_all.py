@@ -209,6 +209,7 @@ def recommend_all(
     if done is not None:
         return done
     num_users, parts = len(catalogue.user_ids), list[str]()
+    on_progress(0.0, {"users": 0.0})
     shared = Shared() if engine is None else _share(model, out, engine, min(users_a_part, num_users))
     task = RecommendUsers(storage.join(out, PARTS), run, json.dumps(request), device, shared)
     if engine is None:
@@ -222,9 +223,14 @@ def recommend_all(
     done["bytes"] = [storage.size(part) for part in parts]
     storage.remove_leftovers(task.out)
     storage.write_json(storage.join(out, DONE), done)
-    for folder in (USERS, SHARED):
-        storage.remove(storage.join(out, folder))
+    _remove(out, USERS, SHARED)
     return done
+
+
+def _remove(out: str, *folders: str) -> None:
+    """Removes folders of a job that nothing needs any more."""
+    for folder in folders:
+        storage.remove(storage.join(out, folder))
 
 
 def _begin(out: str, request: dict[str, Any]) -> dict[str, Any] | None:
