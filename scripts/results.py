@@ -194,13 +194,13 @@ def _scores(result: Mapping[str, Any]) -> Iterator[list[str]]:
 
 
 def segments(results: Sequence[Mapping[str, Any]]) -> Cells:
-    """HR@1 under protocol ``paper`` by segment of the target, a mean over the seeds."""
+    """HR@1 under protocol ``paper`` by segment of the target, a mean over the seeds; scorers may have fewer users."""
     lines = [
-        [one["entry"]["dataset"], row["name"],
+        [one["entry"]["dataset"], row["name"], f"{mean_of(one, row['scorer'], 'paper', 'all', 'users') or 0:,.0f}",
          *(number(mean_of(one, row["scorer"], "paper", segment, "HR@1")) for segment in ("all", *SEGMENTS))]
         for one in results for row in one["rows"]
     ]  # fmt: skip
-    return [["data set", "scorer", "all", *SEGMENTS], *lines]
+    return [["data set", "scorer", "users", "all", *SEGMENTS], *lines]
 
 
 def worth(results: Sequence[Mapping[str, Any]]) -> Cells:

@@ -91,8 +91,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 def main() -> None:
     """Runs the program; a mistake that the user can mend ends it with one sentence and exit code 2."""
-    # Set before torch is imported: tokenizers would warn of every fork.
+    # Set before torch is imported: tokenizers would warn of every fork, DDP of every part without a branch.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     open_streams()
     raise SystemExit(flushed(run_app()))
 
