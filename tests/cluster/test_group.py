@@ -226,9 +226,14 @@ def test_shares_cover_a_batch_once_and_weigh_one_in_all(rows, size):
 
 def test_a_run_whose_workers_share_its_stages_is_that_of_one_process(tmp_path):
     dataset, _, recipe = make_world(tmp_path, ("llm.enabled=false", *QUIET))
+    ends = dict[str, dict[str, float]]()
     for name, group in (("one", None), ("two", Workers(2))):
+        seen = ends[name] = {}
         given = {"recipe": recipe, "cache": tmp_path / "cache", "is_evaluated": False, "group": group}
+        given["observer"] = lambda stage, share, values, seen=seen: seen.update({stage: (share, values.get("step"))})
         AllRec.train(dataset, run=tmp_path / name, **given)
+    assert ends["two"] == {stage: ends["one"][stage] for stage in ("backbone", "alignment")}
+    assert not (tmp_path / "two" / "progress.json").exists()
     one, two = (AllRec.from_pretrained(tmp_path / name) for name in ("one", "two"))
     assert two.run.state() == one.run.state()
     for stage in ("backbone", "alignment"):

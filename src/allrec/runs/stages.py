@@ -39,7 +39,7 @@ from allrec.runs.refit import begin_refit, refit_dataset
 from allrec.runs.run_folder import CHECKPOINT, REFIT, RunFolder, describe
 from allrec.runs.scorers import stored_reader
 from allrec.runs.trained_model import ADAPTER, PRIORS, SHAPE, TrainedModel, read_backbone, read_texts
-from allrec.training.distributed import Group, place
+from allrec.training.distributed import Group, Teller, following, place
 from allrec.training.loop import FitReport
 
 if TYPE_CHECKING:
@@ -119,7 +119,9 @@ def train_stages(training: Training) -> TrainedModel:
                 if training.group is None or not stage.is_shared:
                     stage.train(training, folder)
                 else:
-                    training.group.run(SharedStage.of(stage, training, folder))
+                    shared = SharedStage.of(stage, training, folder)
+                    with following(shared.told, training.observer):
+                        training.group.run(shared)
     return training.model.complete()
 
 
@@ -150,10 +152,16 @@ class SharedStage:
         run, dataset, folder, cache = (path.absolute() for path in paths)
         return cls(stage.name, run, dataset, folder, cache, training.model.device)
 
+    @property
+    def told(self) -> Path:
+        """The file by which rank 0 tells of its progress."""
+        return self.run / "progress.json"
+
     def __call__(self) -> None:
         """Trains the stage together with the others of the group."""
         model = TrainedModel(RunFolder.open(self.run), None, self.device)
-        STAGES[self.name].train(Training(model, load_dataset(self.dataset), self.cache), self.folder)
+        observer = Teller(self.told) if place().rank == 0 else ignore
+        STAGES[self.name].train(Training(model, load_dataset(self.dataset), self.cache, observer), self.folder)
 
 
 def seconds_of(run: RunFolder, prepare: float) -> dict[str, float]:

@@ -8,10 +8,12 @@ import multiprocessing.connection
 import multiprocessing.queues
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
+from threading import Event, Thread
 from typing import NamedTuple, Protocol, TypeVar
 
 import torch
@@ -19,11 +21,15 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from allrec.errors import InputError
+from allrec.files import read_json, write_json
+from allrec.parallel import Observer
 
 Batch = TypeVar("Batch")
 
 FAILED = 1
 """Exit code of a worker that has said what it failed of."""
+TOLD_EVERY = 0.5
+"""Seconds between two reports of a worker."""
 TIMEOUT = timedelta(minutes=30)
 """After which a worker gives up the others: rank 0 validates while they wait."""
 
@@ -184,6 +190,53 @@ class Workers:
                 )
             if any(codes):
                 raise failures.get()
+
+
+class Teller:
+    """An observer in a worker that tells of its progress by a file, a few times a second at most.
+
+    Args:
+        path: of the file, which ``following`` reads.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.told = path, -TOLD_EVERY
+
+    def __call__(self, stage: str, share: float, values: dict[str, float]) -> None:
+        now = time.monotonic()
+        if share >= 1 or now - self.told >= TOLD_EVERY:
+            self.told = now
+            write_json(self.path, [stage, share, values])
+
+
+@contextmanager
+def following(path: Path, observer: Observer) -> Iterator[None]:
+    """While the block lasts, gives an observer what a ``Teller`` tells by the file, which is removed at the end."""
+    ended, seen = Event(), None
+
+    def look() -> None:
+        nonlocal seen
+        # Not there yet, or on a store of files that does not answer: the next look finds it.
+        with suppress(OSError, InputError):
+            told = read_json(path)
+            if told != seen:
+                seen = told
+                observer(*told)
+
+    def look_again_and_again() -> None:
+        while not ended.wait(TOLD_EVERY):
+            look()
+
+    path.unlink(missing_ok=True)
+    thread = Thread(target=look_again_and_again, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        look()
+        path.unlink(missing_ok=True)
 
 
 def _wait_for_all(processes: list[multiprocessing.context.SpawnProcess]) -> list[int | None]:
